@@ -1,0 +1,1 @@
+"""Spatial niches of tissue, the same names on every slide."""

@@ -1,0 +1,120 @@
+"""All metrics of several labellings in one table."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from stage_sc.metrics import _read
+from stage_sc.metrics._agreement import ari_of, both, jsd_of, nmi_of
+from stage_sc.metrics._space import asw_of, check_max_cells, fide_of, pas_of
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+COLUMNS = ["ARI", "NMI", "FIDE", "JSD", "PAS", "ASW"]
+
+
+def evaluate(
+    adata: AnnData,
+    keys: str | Sequence[str],
+    *,
+    reference: str | None = None,
+    library_key: str | None = None,
+    connectivities_key: str = "spatial_connectivities",
+    spatial_key: str = "spatial",
+    max_cells: int | None = 20_000,
+    rng: int | np.random.Generator | None = 0,
+) -> pd.DataFrame:
+    """Table of all metrics for one or more labellings, per slide and on average.
+
+    Put the reference among the `keys` too: FIDE, JSD, PAS and ASW have no best value, and an over-smoothed labelling
+    beats the expert in all of them. Good is what comes close to the expert's row.
+
+    Parameters
+    ----------
+    adata
+        Annotated data with coordinates and a spatial graph, as ``st.pp.build_graph`` writes it.
+    keys
+        Columns of ``obs`` with the labels to score.
+    reference
+        Column of ``obs`` to compare them with; without it, ARI and NMI are NaN.
+    library_key
+        Column of ``obs`` that names the slides. Required for more than one slide, as their coordinates overlap.
+    connectivities_key
+        Key of ``obsp`` with the graph for FIDE.
+    spatial_key
+        Key of ``obsm`` with the coordinates for PAS and ASW.
+    max_cells, rng
+        Sample for ASW on large slides, see :func:`asw`.
+
+    Returns
+    -------
+    Data frame with the float64 columns ARI, NMI, FIDE, JSD, PAS and ASW. Without `library_key` it has one row per key.
+    With it, rows are indexed by ``key`` and ``slide``: one per slide, then ``"mean"``, the mean of the slides where the
+    figure is defined; JSD, which compares the slides, stands in the row ``"mean"`` alone. ARI and NMI there do not ask
+    for the same names on every slide, which :func:`ari` without `library_key` does.
+
+    Raises
+    ------
+    KeyError
+        If a column, the graph or the coordinates are missing.
+    TypeError
+        If labels are continuous numbers.
+    ValueError
+        If `keys` is empty, a column has no label or none where `reference` has, slides are missing or one is called
+        "mean", coordinates are unusable, or `max_cells` is below 3.
+
+    Notes
+    -----
+    The time is that of ASW, see there.
+
+    Examples
+    --------
+    >>> import anndata as ad, numpy as np, pandas as pd, stage_sc as st
+    >>> from scipy import sparse
+    >>> obs = pd.DataFrame({"found": list("aaabbb") * 2, "expert": list("xxxyyx") * 2}, index=list("abcdefghijkl"))
+    >>> adata = ad.AnnData(obs=obs)
+    >>> adata.obsm["spatial"] = np.column_stack([np.arange(12.0), np.zeros(12)])
+    >>> adata.obsp["spatial_connectivities"] = sparse.csr_matrix(np.eye(12, k=1) + np.eye(12, k=-1))
+    >>> table = st.metrics.evaluate(adata, ["found", "expert"], reference="expert")
+    >>> table["ARI"].round(2).to_dict()
+    {'found': 0.4, 'expert': 1.0}
+    """
+    keys = [keys] if isinstance(keys, str) else list(keys)
+    if not keys:
+        raise ValueError("`keys` is empty: name at least one column of adata.obs")
+    check_max_cells(max_cells)
+    codes_of = {key: _read.labels(adata, key) for key in keys}
+    known_of = {} if reference is None else {key: both(adata, key, reference)[1] for key in keys}
+    xy, graph = _read.coordinates(adata, spatial_key), _read.graph(adata, connectivities_key)
+    rows_of = _read.slides(adata, library_key)
+    if "mean" in rows_of:
+        raise ValueError(f"a slide in adata.obs[{library_key!r}] is called 'mean', as the table's last row: rename it")
+    names = np.asarray(adata.obs_names, dtype=str)
+
+    table: dict[tuple[str, Hashable], dict[str, float]] = {}
+    for slide, rows in rows_of.items():
+        slide_graph = graph[rows][:, rows]
+        for key, all_codes in codes_of.items():
+            codes, known = all_codes[rows], known_of[key][rows] if known_of else None
+            table[key, slide] = {
+                "ARI": np.nan if known is None else ari_of(codes, known),
+                "NMI": np.nan if known is None else nmi_of(codes, known),
+                "FIDE": fide_of(codes, slide_graph),
+                "JSD": np.nan,
+                "PAS": pas_of(codes, xy[rows]),
+                "ASW": asw_of(codes, xy[rows], names[rows], max_cells, rng),
+            }
+    if library_key is None:
+        return pd.DataFrame([table[key, ""] for key in keys], index=pd.Index(keys, name="key"), columns=COLUMNS)
+
+    index = [(key, slide) for key in keys for slide in (*rows_of, "mean")]
+    for key in keys:
+        figures = {name: _read.mean([table[key, slide][name] for slide in rows_of]) for name in COLUMNS}
+        table[key, "mean"] = figures | {"JSD": jsd_of(codes_of[key], rows_of)}
+    rows = pd.MultiIndex.from_tuples(index, names=["key", "slide"])
+    return pd.DataFrame([table[entry] for entry in index], index=rows, columns=COLUMNS)

@@ -1,0 +1,179 @@
+"""Colours of categories: niches after the tree, everything else as far apart as possible."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from matplotlib.colors import is_color_like, to_hex
+
+from ._read import categories, children_of
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from anndata import AnnData
+
+MISSING_COLOR = "#dcdcdc"
+
+# OKLab to linear sRGB, in two steps: https://bottosson.github.io/posts/oklab
+_LAB_TO_LMS = np.array(
+    [[1, 0.3963377774, 0.2158037573], [1, -0.1055613458, -0.0638541728], [1, -0.0894841775, -1.2914855480]]
+)
+_LMS_TO_RGB = np.array(
+    [
+        [4.0767416621, -3.3077115913, 0.2309699292],
+        [-1.2684380046, 2.6097574011, -0.3413193965],
+        [-0.0041960863, -0.7034186147, 1.7076147010],
+    ]
+)
+# What a red-blind and a green-blind eye make of linear sRGB (Machado et al. 2009, severity 1).
+_COLOUR_BLIND = np.array(
+    [
+        [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]],
+        [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881]],
+    ]
+)
+
+
+def category_colors(
+    adata: AnnData, key: str, *, key_added: str = "stage", palette: Mapping[str, str] | None = None
+) -> dict[object, str]:
+    """Colour of each category of `obs[key]`; remembered in `uns[f"{key}_colors"]`, in the order of the categories.
+
+    In order of precedence: `palette`, the colours in `uns` where there are as many as categories, and the
+    defaults: :func:`tree_colors` for niches and paths, :func:`distinct_colors` otherwise (domains by their number).
+    A view is not written to, because that would turn it into a copy.
+    """
+    if palette is not None:
+        if not isinstance(palette, Mapping):
+            raise TypeError(
+                f"`palette` must map names to colours, such as {{'N3': 'gold'}}, not {type(palette).__name__}"
+            )
+        wrong = {name: color for name, color in palette.items() if not is_color_like(color)}
+        if wrong:
+            raise ValueError(f"`palette` has colours that matplotlib does not know: {wrong}")
+    names = categories(adata, key)
+    stored = adata.uns.get(f"{key}_colors")
+    if stored is not None and len(stored) == len(names) and all(is_color_like(color) for color in stored):
+        colors = [to_hex(color) for color in stored]
+    else:
+        stored, colors = None, _default_colors(adata, key, names, key_added)
+    if palette is not None:
+        colors = [to_hex(palette.get(name, color)) for name, color in zip(names, colors, strict=True)]
+    if not adata.is_view and (stored is None or palette is not None):
+        adata.uns[f"{key}_colors"] = colors
+    return dict(zip(names, colors, strict=True))
+
+
+def tree_colors(tree: pd.DataFrame) -> dict[str, str]:
+    """Colour of every node, from its place in the tree alone: the same on each slide that a checkpoint labels.
+
+    The niches of level 1 share the circle of hues in OKLCH, a space where equal steps look equal. A descendant stays in
+    the sector of its level-1 niche; siblings lie far apart in lightness and in chroma, cousins interleave. With tens of
+    niches in use, most can be told apart; with hundreds, the family can.
+    """
+    children = children_of(tree)
+    roots = children.get("", [])
+    # More than ten hues cannot be told apart: neighbours then share a hue and split the range of lightness.
+    bands = 1 if len(roots) <= 10 else 2 if len(roots) <= 24 else 3
+    sectors = -(-len(roots) // bands)
+    nodes, lightness, chroma, hue = [], [], [], []
+
+    def place(node: str, band: tuple[float, float], start: float, width: float, shade: float, turn: int) -> None:
+        """Colour `node`, then give each child its part of the sector and its own shade of the band."""
+        low, high = band
+        nodes.append(node)
+        hue.append(start + width / 2)
+        lightness.append(low + shade * (high - low))
+        chroma.append((0.17, 0.095)[turn % 2])
+        below = children.get(node, [])
+        part = width / max(len(below), 1)
+        for i, (child, step) in enumerate(zip(below, _far_apart(len(below)), strict=True)):
+            place(child, band, start + i * part, part, (step + shade) / len(below), turn + int(step))
+
+    edges = np.linspace(0.40, 0.88, bands + 1)
+    for k, root in enumerate(roots):
+        sector, band = divmod(k, bands)
+        width = 360 / sectors
+        place(root, (edges[band], edges[band + 1]), 10 + (sector + 0.08) * width, 0.84 * width, 0.5, 0)
+        if bands == 1:  # yellow is a light hue and blue a dark one; hues side by side differ in lightness too
+            at = nodes.index(root)
+            lightness[at] = 0.66 + 0.09 * np.cos(np.deg2rad(hue[at] - 100)) + 0.04 * (-1) ** k
+    rgb = _fit_gamut(np.array(lightness), np.array(chroma), np.array(hue))
+    return dict(zip(nodes, (to_hex(color) for color in rgb), strict=True))
+
+
+def distinct_colors(n: int) -> list[str]:
+    """`n` colours, each as far as can be from those before it, for normal and for red- or green-blind eyes.
+
+    Farthest-point sampling in OKLab, so that the first colours do not depend on `n`.
+    """
+    lightness, chroma, hue = (
+        grid.ravel() for grid in np.meshgrid(np.linspace(0.45, 0.9, 10), [0.10, 0.14, 0.18], np.arange(0, 360, 9))
+    )
+    linear = _linear_rgb(lightness, chroma, hue)
+    linear = linear[_in_gamut(linear)]
+    taken = np.array([[1.0] * 3, [0.0] * 3, [0.71] * 3])  # white, black and the grey of missing labels
+    views = _views(linear)
+    nearest = np.min([_distance(views, _views(color[None])) for color in taken], axis=0)
+    chosen: list[int] = []
+    for _ in range(min(n, len(linear))):
+        chosen.append(int(np.argmax(nearest)))
+        nearest = np.minimum(nearest, _distance(views, views[:, chosen[-1:]]))
+    rgb = _gamma(linear[chosen])
+    return [to_hex(rgb[i % len(rgb)]) for i in range(n)]
+
+
+def _default_colors(adata: AnnData, key: str, names: Sequence[object], key_added: str) -> list[str]:
+    result = adata.uns.get(key_added, {})
+    if key in [*result.get("levels", []), f"{key_added}_path"]:
+        of_node = tree_colors(result["tree"])
+        nodes = [str(name).rsplit(">", 1)[-1] for name in names]
+        if all(node in of_node for node in nodes):  # else the user has renamed them
+            return [of_node[node] for node in nodes]
+    numbers = [str(name).removeprefix("D") for name in names]
+    if key == f"{key_added}_domain" and all(number.isdecimal() and int(number) > 0 for number in numbers):
+        palette = distinct_colors(max(map(int, numbers), default=0))
+        return [palette[int(number) - 1] for number in numbers]
+    return distinct_colors(len(names))
+
+
+def _far_apart(n: int) -> np.ndarray:
+    """0…n-1, ordered so that those next to each other differ by about 0.38 n."""
+    stride = next((s for s in range(max(1, round(0.382 * n)), n) if np.gcd(s, n) == 1), 1)
+    return np.arange(n) * stride % max(n, 1)
+
+
+def _linear_rgb(lightness: np.ndarray, chroma: np.ndarray, hue: np.ndarray) -> np.ndarray:
+    angle = np.deg2rad(hue)
+    lab = np.stack([lightness, chroma * np.cos(angle), chroma * np.sin(angle)], axis=-1)
+    return (lab @ _LAB_TO_LMS.T) ** 3 @ _LMS_TO_RGB.T
+
+
+def _in_gamut(linear: np.ndarray) -> Any:
+    return np.all((linear >= -1e-6) & (linear <= 1 + 1e-6), axis=-1)
+
+
+def _fit_gamut(lightness: np.ndarray, chroma: np.ndarray, hue: np.ndarray) -> np.ndarray:
+    """Convert OKLCH to sRGB, with as much of the chroma as a screen can show."""
+    shares = np.linspace(1, 0, 51)[:, None]
+    linear = _linear_rgb(np.broadcast_to(lightness, (51, len(lightness))), shares * chroma, hue)
+    return _gamma(linear[_in_gamut(linear).argmax(axis=0), np.arange(len(lightness))])
+
+
+def _gamma(linear: np.ndarray) -> np.ndarray:
+    linear = linear.clip(0, 1)
+    return np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
+
+
+def _views(linear: np.ndarray) -> np.ndarray:
+    """OKLab coordinates as a normal, a red-blind and a green-blind eye see them: (3, n, 3)."""
+    seen = np.concatenate([linear[None], linear @ _COLOUR_BLIND.transpose(0, 2, 1)]).clip(0, 1)
+    return np.cbrt(seen @ np.linalg.inv(_LMS_TO_RGB).T) @ np.linalg.inv(_LAB_TO_LMS).T
+
+
+def _distance(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """Distance of colours: what a normal eye sees, or twice what the worst of the colour-blind ones sees, if less."""
+    normal, *blind = np.linalg.norm(one - other, axis=-1)
+    return np.minimum(normal, 2 * np.min(blind, axis=0))

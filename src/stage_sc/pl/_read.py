@@ -1,0 +1,103 @@
+"""What the plots read from an AnnData, with errors that say what to do."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+
+def niche_result(adata: AnnData, key_added: str) -> dict[str, Any]:
+    """`uns[key_added]`, as `st.tl.stage_niches` writes it."""
+    if key_added not in adata.uns or "tree" not in adata.uns[key_added]:
+        call = "st.tl.stage_niches(adata" + (")" if key_added == "stage" else f", key_added={key_added!r})")
+        raise KeyError(f"no niches in adata.uns[{key_added!r}]: run {call} first")
+    return adata.uns[key_added]
+
+
+def children_of(tree: pd.DataFrame) -> dict[str, list[str]]:
+    """Children of each node in the table's order; those of level 1 under the empty name."""
+    grouped = tree.groupby(tree["parent"].astype(str), sort=False)
+    return {str(parent): [str(node) for node in nodes] for parent, nodes in grouped.groups.items()}
+
+
+def labels(adata: AnnData, key: str) -> pd.Categorical:
+    """`obs[key]` as categories; strings and bools are taken as such, numbers are refused."""
+    if key not in adata.obs:
+        raise KeyError(f"no column {key!r} in adata.obs, which has {list(adata.obs.columns)}")
+    column = adata.obs[key]
+    if isinstance(column.dtype, pd.CategoricalDtype):
+        return pd.Categorical(column)
+    if pd.api.types.is_numeric_dtype(column) and not pd.api.types.is_bool_dtype(column):
+        raise TypeError(
+            f"adata.obs[{key!r}] holds numbers ({column.dtype}), but categories are needed: use .astype('category'), "
+            "or squidpy.pl.spatial_scatter(adata, color=..., shape=None) to draw values"
+        )
+    return pd.Categorical(column.astype(object))
+
+
+def categories(adata: AnnData, key: str) -> list[Any]:
+    """Return the categories of `obs[key]`, in their order."""
+    return list(labels(adata, key).categories)
+
+
+def coordinates(adata: AnnData, spatial_key: str) -> np.ndarray:
+    """Return x and y of each cell, float64 (n, 2); further columns of `obsm[spatial_key]` are left out."""
+    if spatial_key not in adata.obsm:
+        raise KeyError(
+            f"no coordinates in adata.obsm[{spatial_key!r}], which has {list(adata.obsm)}: set `spatial_key`"
+        )
+    xy = np.asarray(adata.obsm[spatial_key], dtype=float)
+    if xy.ndim != 2 or xy.shape[1] < 2:
+        raise ValueError(
+            f"adata.obsm[{spatial_key!r}] must have at least two columns, x and y; its shape is {xy.shape}"
+        )
+    if len(xy) == 0:
+        raise ValueError("adata has no cells to draw")
+    xy = xy[:, :2]
+    bad = int((~np.isfinite(xy).all(axis=1)).sum())
+    if bad:
+        raise ValueError(
+            f"adata.obsm[{spatial_key!r}] is NaN or infinite for {bad} of {len(xy)} cells: leave them out with "
+            f"adata[np.isfinite(adata.obsm[{spatial_key!r}]).all(axis=1)]"
+        )
+    return xy
+
+
+def slides(
+    adata: AnnData, library_key: str | None, key_added: str, libraries: Sequence[str] | None
+) -> dict[str, np.ndarray]:
+    """Cells of each slide to draw as boolean masks, by name; all cells under "" where there is one slide only.
+
+    Without `library_key`, it is the one with which the niches were computed.
+    """
+    if library_key is None:
+        library_key = adata.uns.get(key_added, {}).get("params", {}).get("library_key") or None
+    if library_key is None:
+        if libraries is not None:
+            raise ValueError(
+                "`libraries` chooses slides by name and needs `library_key`, the column of obs that names them"
+            )
+        return {"": np.ones(adata.n_obs, dtype=bool)}
+    column = labels(adata, library_key)
+    if (column.codes < 0).any():
+        missing = int((column.codes < 0).sum())
+        raise ValueError(
+            f"adata.obs[{library_key!r}] is missing for {missing} of {adata.n_obs} cells: name their slide"
+        )
+    codes = column.remove_unused_categories()
+    present = [str(name) for name in codes.categories]
+    if isinstance(libraries, str):
+        libraries = [libraries]
+    chosen = present if libraries is None else [str(name) for name in libraries]
+    if not chosen:
+        raise ValueError(f"`libraries` is empty: name some of {present}, or leave it out for all")
+    unknown = [name for name in chosen if name not in present]
+    if unknown:
+        raise KeyError(f"no slides {unknown} in adata.obs[{library_key!r}], which has {present}")
+    return {name: codes.codes == present.index(name) for name in chosen}

@@ -1,0 +1,135 @@
+"""Quality control before the graph: genes seen too rarely, cells without a place."""
+
+from __future__ import annotations
+
+import logging
+import math
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+
+from stage_sc._checks import check_anndata, check_positive
+from stage_sc.pp._genes import is_control
+from stage_sc.pp._normalize import expression, to_csr
+
+logger = logging.getLogger("stage_sc.pp")
+
+
+def filter_cells(adata: AnnData, *, spatial_key: str = "spatial", copy: bool = False) -> AnnData | int:
+    """Remove the cells that have no coordinates (NaN or infinite ones).
+
+    Cells without any counts stay: they have a place and neighbours, and get their niche from these.
+
+    Parameters
+    ----------
+    adata
+        Cells in memory.
+    spatial_key
+        Entry of ``adata.obsm`` with the coordinates.
+    copy
+        Return a filtered copy instead of changing `adata`.
+
+    Returns
+    -------
+    Number of removed cells, or the filtered copy if ``copy=True``.
+
+    Raises
+    ------
+    KeyError
+        If the coordinates do not exist.
+    ValueError
+        If no cell would be left, or `adata` is backed.
+
+    Examples
+    --------
+    >>> import anndata as ad, numpy as np, stage_sc as st
+    >>> adata = ad.AnnData(np.ones((3, 2)), obsm={"spatial": np.array([[0.0, 1.0], [np.nan, 1.0], [2.0, 2.0]])})
+    >>> st.pp.filter_cells(adata)
+    1
+    >>> adata.n_obs
+    2
+    """
+    _check_in_memory(adata)
+    if spatial_key not in adata.obsm:
+        raise KeyError(
+            f"`adata.obsm[{spatial_key!r}]` does not exist, obsm holds: {', '.join(adata.obsm) or 'nothing'}."
+        )
+    stored = adata.obsm[spatial_key]
+    stored = stored.to_numpy() if isinstance(stored, pd.DataFrame) else np.asarray(stored)
+    keep = np.isfinite(stored.astype(np.float64)).all(axis=1)
+    if not keep.any():
+        raise ValueError(f"None of the {adata.n_obs} cells has coordinates in `adata.obsm[{spatial_key!r}]`.")
+    removed = int((~keep).sum())
+    logger.info("Removed %d of %d cells, which have no coordinates.", removed, adata.n_obs)
+    adata = adata.copy() if copy else adata
+    if removed:
+        adata._inplace_subset_obs(keep)
+    return adata if copy else removed
+
+
+def filter_genes(adata: AnnData, *, min_cells: int = 50, layer: str | None = None, copy: bool = False) -> AnnData | int:
+    """Remove genes that are seen in too few cells, and control probes.
+
+    Parameters
+    ----------
+    adata
+        Cells in memory.
+    min_cells
+        A gene stays if it has counts in at least this many cells, or in 1 % of the cells where that is less, so that a
+        section of a few hundred cells keeps its genes.
+    layer
+        Entry of ``adata.layers`` to look at, instead of ``adata.X``.
+    copy
+        Return a filtered copy instead of changing `adata`.
+
+    Returns
+    -------
+    Number of removed genes, or the filtered copy if ``copy=True``.
+
+    Raises
+    ------
+    KeyError
+        If the layer does not exist.
+    ValueError
+        If no gene would be left, values are negative, NaN or infinite, or `adata` is backed.
+
+    Notes
+    -----
+    The paper filters its corpus with 50 cells (F.3.1). Control probes are known by their names (``NegControlProbe_…``,
+    ``BLANK_…`` and the like).
+
+    Examples
+    --------
+    >>> import anndata as ad, numpy as np, pandas as pd, stage_sc as st
+    >>> adata = ad.AnnData(np.array([[1.0, 0, 2], [3, 0, 1]]), var=pd.DataFrame(index=["GAD1", "PVALB", "BLANK_0001"]))
+    >>> st.pp.filter_genes(adata)
+    2
+    >>> adata.var_names.tolist()
+    ['GAD1']
+    """
+    _check_in_memory(adata)
+    check_positive(min_cells, "min_cells", integer=True)
+    seen = to_csr(expression(adata, layer)).getnnz(axis=0)
+    needed = min(min_cells, math.ceil(0.01 * adata.n_obs))
+    rare, control = seen < needed, np.array(is_control(adata.var))
+    keep = ~rare & ~control
+    if not keep.any():
+        raise ValueError(
+            f"None of the {adata.n_vars} genes has counts in {needed} of {adata.n_obs} cells. Is the `layer` right?"
+        )
+    removed = int((~keep).sum())
+    logger.info(
+        "Removed %d of %d genes: %d control probes, %d others seen in fewer than %d cells.",
+        *(removed, adata.n_vars, control.sum(), (rare & ~control).sum(), needed),
+    )
+    adata = adata.copy() if copy else adata
+    if removed:
+        adata._inplace_subset_var(keep)
+    return adata if copy else removed
+
+
+def _check_in_memory(adata: AnnData) -> None:
+    check_anndata(adata)
+    if adata.isbacked:
+        raise ValueError("A backed object cannot be filtered: read it first, `adata = adata.to_memory()`.")

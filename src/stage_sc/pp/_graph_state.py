@@ -1,0 +1,192 @@
+"""The graph in an AnnData: how it is written, and how it is read back without ever trusting a stale one."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+import scipy.sparse as sp
+from anndata import AnnData
+
+from stage_sc._checks import Slides, slide_coordinates
+from stage_sc.pp._neighbors import Pairs, SlideGraph, gaussian_weights, slide_graph
+from stage_sc.pp._units import Request, SlideSettings, resolve_settings
+
+logger = logging.getLogger("stage_sc.pp")
+
+KEYS = ("spatial_connectivities", "spatial_distances", "local_connectivities", "view_connectivities")
+
+
+class Graph(NamedTuple):
+    """Neighbourhoods of all cells, each ``(n_cells, n_cells)`` csr."""
+
+    spatial: sp.csr_matrix
+    """0/1 float32, symmetric: the Delaunay graph."""
+    local: sp.csr_matrix
+    """float32 Gaussian weights of the local neighbourhood, 1 on the diagonal."""
+    view: sp.csr_matrix
+    """float32 Gaussian weights of the view ring."""
+
+
+def write_graph(
+    adata: AnnData, xy: np.ndarray, slides: Slides, settings: list[SlideSettings], params: dict[str, Any]
+) -> Graph:
+    """Build the graph of every slide and store all of it; `adata` is touched only when everything has succeeded."""
+    parts, rows = [], []
+    for code, (name, chosen) in enumerate(zip(slides.names, settings, strict=True)):
+        cells = np.flatnonzero(slides.codes == code)
+        part = slide_graph(xy[cells] * chosen.scale, chosen)
+        sigma = chosen.sigma or _median_edge(part.edges)
+        rows.append(_describe(name, chosen, sigma, part, len(cells)))
+        parts.append((cells, part, sigma))
+    n = adata.n_obs
+    edges = [(cells, part.edges, np.ones(len(part.edges.rows), np.float32)) for cells, part, _ in parts]
+    lengths = [(cells, part.edges, part.edges.distance) for cells, part, _ in parts]
+    local = [(cells, part.local, gaussian_weights(part.local.distance, sigma)) for cells, part, sigma in parts]
+    view = [(cells, part.view, gaussian_weights(part.view.distance, sigma)) for cells, part, sigma in parts]
+    graph = Graph(_assemble(edges, n), _assemble(local, n), _assemble(view, n))
+    distances = _assemble(lengths, n)
+    table = pd.DataFrame(rows).set_index("slide")
+    state = {"params": params, "slides": table, "fingerprint": fingerprint(xy, slides)}
+
+    adata.obsp["spatial_connectivities"], adata.obsp["spatial_distances"] = graph.spatial, distances
+    adata.obsp["local_connectivities"], adata.obsp["view_connectivities"] = graph.local, graph.view
+    adata.uns["spatial_neighbors"] = parts[0][1].squidpy_entry
+    adata.uns["stage_graph"] = state
+    _log_table(table)
+    return graph
+
+
+def read_graph(adata: AnnData, *, spatial_key: str | None = None, library_key: str | None = None) -> Graph:
+    """Read the graph that `build_graph` wrote; rebuild it where it no longer belongs to the cells.
+
+    Subsetting cuts edges, and coordinates or slides may have been changed by hand. Both are noticed by the fingerprint
+    of the coordinates, by the number of edges, and by comparing every stored edge length with the coordinates. The
+    graph is then rebuilt in place with the recorded parameters, and a warning says so. Reordered cells need no rebuild.
+
+    Parameters
+    ----------
+    adata
+        Cells with a graph.
+    spatial_key, library_key
+        As in `build_graph`. ``None``: those that the graph was built with. Others lead to a rebuild.
+
+    Returns
+    -------
+    The matrices.
+
+    Raises
+    ------
+    KeyError
+        If there is no graph.
+    ValueError
+        If a rebuild meets coordinates that `build_graph` refuses.
+    """
+    if "stage_graph" not in adata.uns or any(key not in adata.obsp for key in KEYS):
+        raise KeyError("There is no neighbourhood graph in `adata.obsp` yet: run `st.pp.build_graph(adata)` first.")
+    state = adata.uns["stage_graph"]
+    params = dict(state["params"])
+    params["spatial_key"] = spatial_key or params["spatial_key"]
+    params["library_key"] = library_key or params["library_key"]
+    xy, slides = slide_coordinates(adata, params["spatial_key"], params["library_key"])
+    table = state["slides"]
+    lengths_hold = _lengths_hold(adata.obsp["spatial_distances"], xy, slides, table)
+    whole = adata.obsp["spatial_connectivities"].nnz == table["n_edges"].sum()
+    if lengths_hold and whole and fingerprint(xy, slides) == state["fingerprint"]:
+        return Graph(*(sp.csr_matrix(adata.obsp[KEYS[position]]) for position in (0, 2, 3)))
+    logger.warning(
+        "The graph in `adata.obsp` does not belong to these cells any more (cells were removed, or coordinates or "
+        "slides changed): rebuilding it with the recorded parameters."
+    )
+    # Where cells were only removed, the fewer neighbours of the others say nothing about unit, layout and bandwidth.
+    if lengths_hold and len(xy) < table["n_cells"].sum():
+        names = list(SlideSettings.__dataclass_fields__)
+        settings = [SlideSettings(**row) for row in table.loc[slides.names, names].to_dict("records")]
+    else:
+        given = {str(name): float(row["scale"]) for name, row in table.iterrows() if row["scale_given"]}
+        request = Request(**{name: params[name] for name in Request.__dataclass_fields__})
+        settings = resolve_settings(xy, slides, request, [given.get(name) for name in slides.names])
+    return write_graph(adata, xy, slides, settings, params)
+
+
+def fingerprint(xy: np.ndarray, slides: Slides) -> str:
+    """Digest of the coordinates and slides of all cells, the same for any order of the cells."""
+    order = np.lexsort((xy[:, 1], xy[:, 0], slides.codes))
+    digest = hashlib.sha256(repr((len(xy), slides.names)).encode())
+    digest.update(slides.codes[order].astype("<i8").tobytes())
+    digest.update((xy[order] + 0.0).astype("<f8").tobytes())  # -0.0 becomes 0.0
+    return digest.hexdigest()[:32]
+
+
+def _lengths_hold(distances: Any, xy: np.ndarray, slides: Slides, table: pd.DataFrame) -> bool:
+    """Whether every stored edge joins cells of one slide and is as long as the coordinates say."""
+    if not set(slides.names) <= set(table.index):
+        return False
+    scale = table.loc[slides.names, "scale"].to_numpy(dtype=float)[slides.codes]
+    edges = sp.csr_matrix(distances).tocoo()
+    if (slides.codes[edges.row] != slides.codes[edges.col]).any():
+        return False
+    length = np.hypot(*(xy[edges.row] - xy[edges.col]).T) * scale[edges.row]
+    return bool(np.allclose(edges.data, length, rtol=1e-4, atol=1e-6))
+
+
+def _median_edge(edges: Pairs) -> float:
+    """Median length of the edges between different places, rounded so that rotations give the same value to the bit."""
+    lengths = edges.distance[edges.distance > 0]
+    return float(f"{np.median(lengths):.5g}") if len(lengths) else 10.0
+
+
+def _assemble(parts: list[tuple[np.ndarray, Pairs, np.ndarray]], n: int) -> sp.csr_matrix:
+    """Put the pairs of all slides into one matrix; explicit zeros (distances of coincident cells) stay."""
+    rows = np.concatenate([cells[pairs.rows] for cells, pairs, _ in parts])
+    cols = np.concatenate([cells[pairs.cols] for cells, pairs, _ in parts])
+    matrix = sp.coo_matrix((np.concatenate([values for *_, values in parts]), (rows, cols)), shape=(n, n)).tocsr()
+    matrix.sort_indices()
+    return matrix
+
+
+def _describe(name: str, chosen: SlideSettings, sigma: float, part: SlideGraph, n: int) -> dict[str, Any]:
+    degree = np.bincount(part.edges.rows, minlength=n)
+    in_local = np.bincount(part.local.rows, minlength=n) - 1
+    in_view = np.bincount(part.view.rows, minlength=n)
+    return {
+        "slide": name,
+        "n_cells": n,
+        "scale": chosen.scale,
+        "scale_given": chosen.scale_given,
+        "layout": chosen.layout,
+        "mode": chosen.mode,
+        "radius": float(chosen.radius),
+        "local": float(chosen.local),
+        "view": float(chosen.view),
+        "sigma": sigma,
+        "n_edges": len(part.edges.rows),
+        "mean_degree": round(float(degree.mean()), 2),
+        "mean_local": round(float(in_local.mean()), 2),
+        "mean_view": round(float(in_view.mean()), 2),
+        "isolated": int((degree == 0).sum()),
+        "no_local": int((in_local == 0).sum()),
+        "no_view": int((in_view == 0).sum()),
+    }
+
+
+def _log_table(table: pd.DataFrame) -> None:
+    """Say what was built, and warn where most neighbourhoods are empty."""
+    n = int(table["n_cells"].sum())
+    per_cell = {name: (table[name] * table["n_cells"]).sum() / n for name in ("mean_local", "mean_view")}
+    logger.info(
+        "Graph of %d cells on %d slide(s): %.1f cells in a local neighbourhood, %.1f in a view ring on average; %d "
+        "cells are isolated, %d have an empty ring. Details in `adata.uns['stage_graph']['slides']`.",
+        *(n, len(table), *per_cell.values(), table["isolated"].sum(), table["no_view"].sum()),
+    )
+    sparse = table.index[(table["no_local"] > 0.5 * table["n_cells"]) | (table["no_view"] > 0.2 * table["n_cells"])]
+    if len(sparse):
+        row = table.loc[sparse[0]]
+        logger.warning(
+            "%d slide(s), e.g. %r: %d of %d cells have nobody in their local neighbourhood and %d nobody in their view "
+            'ring. Check `scale` (%g here), or pass mode="hops".',
+            *(len(sparse), sparse[0], row["no_local"], row["n_cells"], row["no_view"], row["scale"]),
+        )

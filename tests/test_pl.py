@@ -1,0 +1,628 @@
+from __future__ import annotations
+
+import io
+
+import anndata as ad
+import matplotlib as mpl
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+import scanpy as sc
+import squidpy as sq
+from matplotlib.axes import Axes
+from matplotlib.collections import EllipseCollection, PathCollection, QuadMesh
+from matplotlib.colors import to_hex
+from matplotlib.figure import Figure
+from mpl_toolkits.axes_grid1.anchored_artists import AnchoredSizeBar
+from scipy.spatial.distance import cdist
+from skimage.color import rgb2lab
+
+from stage_sc.pl import _palette, _points, niche_tree, spatial_domains
+from stage_sc.pl._palette import distinct_colors, tree_colors
+
+
+@pytest.fixture(autouse=True)
+def _no_windows():
+    backend = mpl.get_backend()
+    plt.switch_backend("Agg")
+    yield
+    plt.close("all")
+    plt.switch_backend(backend)
+
+
+def make_tree(*branching: int) -> pd.DataFrame:
+    """A full tree whose nodes are numbered level by level."""
+    rows, above, number = [], [""], 0
+    for level, width in enumerate(branching, start=1):
+        here = []
+        for parent in above:
+            for _ in range(width):
+                rows.append((f"N{number}", level, parent))
+                here.append(f"N{number}")
+                number += 1
+        above = here
+    return pd.DataFrame(rows, columns=["node", "level", "parent"]).set_index("node").rename_axis(None)
+
+
+def label(adata: ad.AnnData, leaf: np.ndarray, tree: pd.DataFrame, library_key: str = "") -> ad.AnnData:
+    """Write what `stage_niches` writes, for the given leaf of each cell."""
+    depth = int(tree["level"].max())
+    order = list(tree.index)  # full trees: within a level, by number is depth-first
+    names = np.asarray(leaf, dtype=object)
+    columns = {}
+    for level in range(depth, 0, -1):
+        columns[level] = names
+        names = tree["parent"].reindex(names).to_numpy(dtype=object)
+    for level in range(1, depth + 1):
+        used = [node for node in order if node in set(columns[level])]
+        adata.obs[f"stage_l{level}"] = pd.Categorical(columns[level], categories=used)
+    path = [">".join(names) for names in zip(*(columns[level] for level in range(1, depth + 1)), strict=True)]
+    adata.obs["stage_path"] = pd.Categorical(path)
+    adata.uns["stage"] = {
+        "params": {"library_key": library_key},
+        "model": {"name": "test", "digest": "0", "version": "1"},
+        "levels": [f"stage_l{level}" for level in range(1, depth + 1)],
+        "tree": tree.assign(n_cells=0),
+    }
+    return adata
+
+
+@pytest.fixture
+def adata() -> ad.AnnData:
+    rng = np.random.default_rng(0)
+    tree = make_tree(4, 3, 5)
+    leaves = tree.index[tree["level"] == 3].to_numpy()
+    xy = rng.uniform(0, 500, (400, 2))
+    adata = ad.AnnData(np.zeros((400, 1), np.float32), obsm={"spatial": xy})
+    adata.obs_names = [f"cell{i}" for i in range(400)]
+    label(adata, leaves[[0, 1, 7, 20, 21, 40, 55, 59]][(xy[:, 0] // 62.5).astype(int)], tree)
+    adata.obs["stage_domain"] = pd.Categorical(np.where(xy[:, 1] < 250, "D1", "D2"))
+    adata.obs["expert"] = np.where(xy[:, 0] < 200, "cortex", "white matter")
+    adata.obs["depth"] = xy[:, 1]
+    return adata
+
+
+@pytest.fixture
+def slides(adata) -> ad.AnnData:
+    adata.obs["slide"] = pd.Categorical(np.resize(["b", "a", "c"], 400), categories=["b", "a", "c", "unused"])
+    adata.uns["stage"]["params"]["library_key"] = "slide"
+    return adata
+
+
+def circles(ax: Axes) -> dict[str, EllipseCollection]:
+    return {str(c.get_label()): c for c in ax.collections if isinstance(c, EllipseCollection)}
+
+
+def by_place(xy: np.ndarray) -> np.ndarray:
+    return xy[np.lexsort(np.asarray(xy).T)]
+
+
+def pixels(fig: Figure) -> np.ndarray:
+    buffer = io.BytesIO()
+    fig.savefig(buffer, dpi=80, format="raw")
+    return np.frombuffer(buffer.getvalue(), np.uint8)
+
+
+def lab(colors) -> np.ndarray:
+    return rgb2lab(np.array([mpl.colors.to_rgb(color) for color in colors]))
+
+
+def nearest_two(colors) -> float:
+    distance = cdist(lab(colors), lab(colors))
+    return distance[~np.eye(len(distance), dtype=bool)].min()
+
+
+# ------------------------------------------------------------------------------------------------------------ colours
+
+
+def test_known_oklch_colours():
+    grid = np.array([1.0, 0.0, 0.62796]), np.array([0.0, 0.0, 0.25768]), np.array([0.0, 0.0, 29.2339])
+    np.testing.assert_allclose(_palette._linear_rgb(*grid), [[1, 1, 1], [0, 0, 0], [1, 0, 0]], atol=1e-4)
+    np.testing.assert_allclose(_palette._views(np.array([[1.0, 0, 0]]))[0], [[0.62796, 0.22486, 0.12585]], atol=1e-4)
+
+
+@pytest.mark.parametrize("branching", [(8, 8, 8), (5, 4, 3), (16, 4), (30, 2), (2, 6, 6), (1, 6, 4), (3,)])
+def test_every_node_has_a_colour_and_siblings_differ(branching):
+    tree = make_tree(*branching)
+    colors = tree_colors(tree)
+    assert list(colors) and set(colors) == set(tree.index)
+    for parent, family in tree.groupby("parent").groups.items():
+        if 1 < len(family):
+            assert nearest_two([colors[node] for node in family]) > (5 if parent or len(family) > 10 else 15)
+
+
+def test_colours_are_a_function_of_the_tree_alone():
+    tree = make_tree(8, 8, 8)
+    assert tree_colors(tree) == tree_colors(tree.assign(n_cells=np.arange(len(tree))))
+    assert tree_colors(tree) == tree_colors(tree.iloc[::-1].iloc[::-1].copy())
+
+
+def test_related_niches_look_related():
+    tree = make_tree(8, 8, 8)
+    colors = tree_colors(tree)
+    leaves = tree.index[tree["level"] == 3]
+    family = tree["parent"].reindex(tree["parent"].reindex(leaves)).to_numpy()
+    hue = np.array([np.arctan2(b, a) for _, a, b in lab([colors[leaf] for leaf in leaves])])
+    within = [abs(np.exp(1j * hue[family == root]).mean()) for root in np.unique(family)]
+    assert min(within) > 0.9 and abs(np.exp(1j * hue).mean()) < 0.5
+
+
+def test_distinct_colours_grow_without_changing():
+    many = distinct_colors(40)
+    assert distinct_colors(5) == many[:5] and distinct_colors(0) == []
+    assert nearest_two(many[:12]) > 15 and nearest_two(many) > 8
+    assert cdist(lab(many), lab(["white", _palette.MISSING_COLOR])).min() > 15
+    assert len(distinct_colors(2000)) == 2000
+
+
+def test_colours_are_remembered_in_category_order(adata):
+    spatial_domains(adata, show=False)
+    of_node = tree_colors(adata.uns["stage"]["tree"])
+    for key in adata.uns["stage"]["levels"]:
+        assert adata.uns[f"{key}_colors"] == [of_node[node] for node in adata.obs[key].cat.categories]
+    assert adata.uns["stage_domain_colors"] == distinct_colors(2)
+
+
+def test_a_niche_keeps_its_colour_in_a_subset_and_on_another_slide(adata):
+    spatial_domains(adata, show=False)
+    everywhere = dict(zip(adata.obs["stage_l3"].cat.categories, adata.uns["stage_l3_colors"], strict=True))
+    few = adata[adata.obsm["spatial"][:, 0] > 300].copy()
+    del few.uns["stage_l3_colors"]
+    spatial_domains(few, keys="stage_l3", show=False)
+    here = dict(zip(few.obs["stage_l3"].cat.categories, few.uns["stage_l3_colors"], strict=True))
+    assert 0 < len(here) < len(everywhere) and here.items() <= everywhere.items()
+    niche_tree(few, show=False)
+    assert few.uns["stage_l3_colors"] == list(here.values())
+
+
+def test_domains_are_coloured_by_their_number(adata):
+    adata.obs["stage_domain"] = pd.Categorical(np.resize(["D2", "D10"], 400), categories=["D2", "D10"])
+    spatial_domains(adata, keys="stage_domain", show=False)
+    assert adata.uns["stage_domain_colors"] == [distinct_colors(10)[1], distinct_colors(10)[9]]
+
+
+def test_paths_have_the_colour_of_their_leaf(adata):
+    spatial_domains(adata, keys=["stage_path", "stage_l3"], show=False)
+    leaf = [path.rsplit(">")[-1] for path in adata.obs["stage_path"].cat.categories]
+    of_leaf = dict(zip(adata.obs["stage_l3"].cat.categories, adata.uns["stage_l3_colors"], strict=True))
+    assert adata.uns["stage_path_colors"] == [of_leaf[node] for node in leaf]
+
+
+def test_stored_colours_of_the_right_length_are_kept_and_others_replaced(adata):
+    adata.uns["stage_domain_colors"] = np.array(["red", "blue"])
+    adata.uns["expert_colors"] = ["red"]
+    domain, expert = spatial_domains(adata, keys=["stage_domain", "expert"], show=False)
+    assert list(adata.uns["stage_domain_colors"]) == ["red", "blue"]
+    assert to_hex(circles(domain)["D1"].get_facecolor()[0]) == to_hex("red")
+    assert adata.uns["expert_colors"] == distinct_colors(2)
+    assert to_hex(circles(expert)["cortex"].get_facecolor()[0]) == distinct_colors(1)[0]
+
+
+def test_renamed_niches_are_drawn_like_any_labels(adata):
+    adata.obs["stage_l1"] = adata.obs["stage_l1"].cat.rename_categories({"N0": "pia"})
+    spatial_domains(adata, keys="stage_l1", show=False)
+    assert adata.uns["stage_l1_colors"] == distinct_colors(adata.obs["stage_l1"].nunique())
+    with pytest.raises(KeyError, match="pia.*not in the tree"):
+        niche_tree(adata, show=False)
+
+
+def test_palette_changes_the_named_niches_only(adata):
+    spatial_domains(adata, keys="stage_l1", show=False)
+    before = list(adata.uns["stage_l1_colors"])
+    ax = spatial_domains(adata, keys="stage_l1", palette={"N1": "gold", "elsewhere": "red"}, show=False)
+    at = list(adata.obs["stage_l1"].cat.categories).index("N1")
+    after = adata.uns["stage_l1_colors"]
+    assert after[at] == to_hex("gold") and after[:at] + after[at + 1 :] == before[:at] + before[at + 1 :]
+    assert to_hex(circles(ax)["N1"].get_facecolor()[0]) == to_hex("gold")
+
+
+# ------------------------------------------------------------------------------------------------------------- tissue
+
+
+def test_default_panels_are_levels_and_domains(adata):
+    axes = spatial_domains(adata, show=False)
+    titles = ["level 1 · 4 niches", "level 2 · 5 niches", "level 3 · 8 niches", "2 domains"]
+    assert [ax.get_title() for ax in axes] == titles
+    del adata.obs["stage_domain"]
+    assert len(spatial_domains(adata, show=False)) == 3
+
+
+@pytest.mark.parametrize("key", ["stage_l2", "expert"])
+def test_each_category_is_drawn_where_its_cells_are(adata, key):
+    ax = spatial_domains(adata, keys=key, show=False)
+    drawn, xy = circles(ax), adata.obsm["spatial"]
+    assert set(drawn) == set(adata.obs[key])
+    names = adata.obs[key].astype("category").cat.categories
+    for name, color in zip(names, adata.uns[f"{key}_colors"], strict=True):
+        np.testing.assert_array_equal(by_place(drawn[name].get_offsets()), by_place(xy[adata.obs[key] == name]))
+        assert to_hex(drawn[name].get_facecolor()[0]) == color
+        assert drawn[name].get_rasterized()
+    assert ax.get_aspect() == 1 and not ax.get_xticks().size and not ax.get_yticks().size
+
+
+def test_y_points_down_as_in_squidpy(adata):
+    adata.obs["expert"] = adata.obs["expert"].astype("category")
+    ours = spatial_domains(adata, keys="expert", show=False)
+    theirs = sq.pl.spatial_scatter(adata, color="expert", shape=None, library_id="x", return_ax=True)
+    assert ours.yaxis_inverted() == theirs.yaxis_inverted() and ours.xaxis_inverted() == theirs.xaxis_inverted()
+
+
+def test_circles_touch_on_a_hexagonal_grid():
+    row, column = (grid.ravel() for grid in np.mgrid[:60, :60])
+    xy = 100 * np.c_[column + 0.5 * (row % 2), row * np.sqrt(3) / 2]
+    spacing = _points.cell_spacing(xy)
+    assert spacing * np.sqrt(2 / np.sqrt(3)) == pytest.approx(100, rel=0.05)
+    assert _points.cell_spacing(7 * xy[::-1] + 3) == pytest.approx(7 * spacing)
+    apart = np.r_[xy, xy + 50_000]  # the empty space between two pieces does not count
+    assert _points.cell_spacing(apart) == pytest.approx(spacing, rel=0.3)
+    assert _points.cell_spacing(np.zeros((3, 2))) == 1 and _points.cell_spacing(np.c_[np.arange(5.0), np.zeros(5)]) == 1
+
+
+def test_size_scales_the_circles(adata):
+    one, half = (circles(spatial_domains(adata, keys="expert", size=s, show=False))["cortex"] for s in (1, 0.5))
+    assert half.get_widths()[0] == pytest.approx(one.get_widths()[0] / 2)
+    assert one.get_widths()[0] == pytest.approx(np.sqrt(2 / np.sqrt(3)) * 25, rel=0.1)  # 400 cells on 500 x 500
+
+
+@pytest.mark.parametrize("most", [10_000, 10], ids=["circles", "picture"])
+def test_picture_does_not_depend_on_the_order_of_cells(adata, monkeypatch, most):
+    monkeypatch.setattr(_points, "MOST_CIRCLES", most)
+    adata.obsm["spatial"][:40] = adata.obsm["spatial"][40:80]  # cells in the same place
+    adata.obs.loc[adata.obs_names[:50], "stage_l3"] = np.nan
+    shuffled = adata[np.random.default_rng(1).permutation(adata.n_obs)].copy()
+    one, other = (spatial_domains(a, keys=["stage_l3", "expert"], return_fig=True) for a in (adata, shuffled))
+    np.testing.assert_array_equal(pixels(one), pixels(other))
+
+
+def test_picture_of_many_cells_shows_the_nearest_cell(adata, monkeypatch):
+    monkeypatch.setattr(_points, "MOST_CIRCLES", 10)
+    monkeypatch.setattr(_points, "PIXELS", 50)
+    adata.obs.loc[adata.obs_names[:60], "stage_l1"] = np.nan
+    ax = spatial_domains(adata, keys="stage_l1", show=False)
+    (image,) = ax.images
+    shown = image.get_array()
+    left, right, bottom, top = image.get_extent()
+    rows, columns = shown.shape[:2]
+    x = left + (np.arange(columns) + 0.5) * (right - left) / columns
+    y = top + (np.arange(rows) + 0.5) * (bottom - top) / rows
+    distance = cdist(np.stack(np.meshgrid(x, y), axis=-1).reshape(-1, 2), adata.obsm["spatial"])
+    names = adata.obs["stage_l1"].astype(object).to_numpy()[distance.argmin(axis=1)]
+    colors = dict(zip(adata.obs["stage_l1"].cat.categories, adata.uns["stage_l1_colors"], strict=True))
+    near = distance.min(axis=1) <= 0.8 * _points.cell_spacing(adata.obsm["spatial"])
+    want = [
+        "#ffffff00" if not ok else f"{colors.get(n, _palette.MISSING_COLOR)}ff"
+        for n, ok in zip(names, near, strict=True)
+    ]
+    assert [to_hex(rgba / 255, keep_alpha=True) for rgba in shown.reshape(-1, 4)] == want
+    assert len(set(want)) == 6  # four niches, missing, nothing
+    assert ax.yaxis_inverted()
+
+
+def test_missing_labels_are_grey_and_below(adata):
+    adata.obs.loc[adata.obs_names[:350], "stage_l1"] = np.nan
+    ax = spatial_domains(adata, keys="stage_l1", show=False)
+    first = next(c for c in ax.collections if isinstance(c, EllipseCollection))
+    assert first.get_label() == "missing" and len(first.get_offsets()) == 350
+    assert to_hex(first.get_facecolor()[0]) == _palette.MISSING_COLOR
+    assert [text.get_text() for text in ax.get_legend().get_texts()][-1] == "missing"
+
+
+def test_legend_lists_the_niches_in_use_in_tree_order(adata):
+    ax = spatial_domains(adata, keys="stage_l3", show=False)
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == list(adata.obs["stage_l3"].cat.categories)
+    colors = [handle.get_color() for handle in ax.get_legend().legend_handles]
+    assert colors == adata.uns["stage_l3_colors"]
+    assert spatial_domains(adata, keys="stage_l3", legend_loc=None, show=False).get_legend() is None
+
+
+def test_too_many_niches_are_counted_instead_of_listed(adata):
+    tree = make_tree(8, 8, 8)
+    leaves = tree.index[tree["level"] == 3].to_numpy()
+    one, two, three = spatial_domains(
+        label(adata, leaves[np.arange(400)], tree), keys=["stage_l1", "stage_l2", "stage_l3"], show=False
+    )
+    assert one.get_legend() is not None and two.get_legend() is None and three.get_legend() is None
+    assert three.get_title() == "level 3 · 400 niches"
+
+
+def test_slides_are_rows_and_keys_are_columns(slides):
+    axes = spatial_domains(slides, keys=["stage_l1", "expert"], libraries=["c", "a"], show=False)
+    assert len(axes) == 4
+    assert [ax.get_ylabel() for ax in axes] == ["c", "", "a", ""]
+    assert [ax.get_title() for ax in axes] == ["level 1 · 4 niches", "expert", "", ""]
+    assert [ax.get_legend() is not None for ax in axes] == [True, True, False, False]
+    for ax, name in zip(axes[1::2], ["c", "a"], strict=True):
+        drawn = np.concatenate([c.get_offsets() for c in circles(ax).values()])
+        want = slides.obsm["spatial"][slides.obs["slide"] == name]
+        np.testing.assert_array_equal(by_place(drawn), by_place(want))
+
+
+def test_one_key_flows_over_slides(slides):
+    axes = spatial_domains(slides, keys="stage_l1", ncols=2, show=False)
+    assert [ax.get_title() for ax in axes] == ["b", "a", "c"]
+    assert len(axes[0].figure.axes) == 3
+    assert [ax.get_legend() is not None for ax in axes] == [False, True, False]
+    assert axes[0].figure.get_suptitle() == "level 1 · 4 niches"
+    one = spatial_domains(slides, keys="stage_l1", libraries="a", show=False)
+    assert isinstance(one, Axes) and one.get_title() == "level 1 · 4 niches"
+
+
+def test_slide_key_given_beats_the_remembered_one(slides):
+    slides.obs["half"] = np.resize(["x", "y"], 400)
+    axes = spatial_domains(slides, keys="expert", library_key="half", show=False)
+    assert [ax.get_title() for ax in axes] == ["x", "y"]
+
+
+@pytest.mark.parametrize(("scale", "text"), [(1.0, "100 µm"), (0.1, "10 µm"), (20.0, "2 mm")])
+def test_scale_bar(adata, scale, text):
+    adata.uns["stage_graph"] = {"params": {"scale": scale}}
+    ax = spatial_domains(adata, keys="expert", show=False)
+    (bar,) = (artist for artist in ax.artists if isinstance(artist, AnchoredSizeBar))
+    assert bar.txt_label.get_text() == text
+    assert bar.size_bar.get_children()[0].get_width() == pytest.approx(100)
+
+
+def test_no_scale_bar_without_a_scale(adata):
+    assert not spatial_domains(adata, keys="expert", show=False).artists
+
+
+def test_own_titles_and_frame(adata):
+    ax = spatial_domains(adata, keys="expert", title="mine", frameon=True, show=False)
+    assert ax.get_title() == "mine" and ax.spines["top"].get_visible()
+    assert not spatial_domains(adata, keys="expert", show=False).spines["top"].get_visible()
+
+
+def test_labels_without_niches_can_be_drawn(adata):
+    del adata.uns["stage"]
+    assert spatial_domains(adata, keys="expert", show=False).get_title() == "expert"
+
+
+# --------------------------------------------------------------------------------------------------------------- tree
+
+
+def nodes_of(ax: Axes) -> tuple[np.ndarray, PathCollection]:
+    (nodes,) = (c for c in ax.collections if isinstance(c, PathCollection))
+    return np.asarray(nodes.get_offsets()), nodes
+
+
+def test_nodes_are_sized_and_coloured_by_use(adata):
+    xy, nodes = nodes_of(niche_tree(adata, show=False))
+    keys = adata.uns["stage"]["levels"]
+    counts = np.concatenate([adata.obs[key].value_counts(sort=False).to_numpy() for key in keys])
+    assert [int((xy[:, 1] == y).sum()) for y in (0, -1, -2)] == [4, 5, 8]
+    np.testing.assert_allclose(nodes.get_sizes() / nodes.get_sizes().max(), counts / counts.max())
+    colors = [color for key in keys for color in adata.uns[f"{key}_colors"]]
+    assert [to_hex(color) for color in nodes.get_facecolors()] == colors
+
+
+def test_leaves_stand_in_tree_order_and_parents_above_their_middle(adata):
+    xy, _ = nodes_of(niche_tree(adata, show=False))
+    names = [node for key in adata.uns["stage"]["levels"] for node in adata.obs[key].cat.categories]
+    x = dict(zip(names, xy[:, 0], strict=True))
+    assert [x[node] for node in adata.obs["stage_l3"].cat.categories] == list(range(8))
+    parent = adata.uns["stage"]["tree"]["parent"]
+    for node in names[: -adata.obs["stage_l3"].nunique()]:
+        below = [x[child] for child in names if parent[child] == node]
+        assert x[node] == pytest.approx((min(below) + max(below)) / 2)
+
+
+def test_tree_text_says_names_and_use(adata):
+    texts = {text.get_text() for text in niche_tree(adata, show=False).texts}
+    assert {"level 1\n4 of 4", "level 2\n5 of 12", "level 3\n8 of 60"} <= texts
+    assert set(adata.obs["stage_l1"]) | set(adata.obs["stage_l3"]) <= texts
+
+
+def test_names_of_hundreds_of_leaves_do_not_overlap(adata):
+    tree = make_tree(8, 8, 8)
+    leaves = tree.index[tree["level"] == 3].to_numpy()
+    ax = niche_tree(label(adata, leaves[np.arange(400) * 512 // 400], tree), show=False)
+    ax.figure.canvas.draw()
+    names = [text for text in ax.texts if text.get_text().startswith("N")]
+    assert 30 < len(names) < 300
+    boxes = [text.get_window_extent() for text in names]
+    overlap = sum(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
+    assert overlap <= 0.02 * len(names)
+
+
+def test_max_level_and_min_cells_prune(adata):
+    xy, _ = nodes_of(niche_tree(adata, max_level=2, show=False))
+    assert len(xy) == 9 and "stage_l3_colors" not in adata.uns
+    few = int(adata.obs["stage_l3"].value_counts().min()) + 1
+    xy, _ = nodes_of(niche_tree(adata, min_cells=few, show=False))
+    counts = pd.concat([adata.obs[key].value_counts() for key in adata.uns["stage"]["levels"]])
+    assert len(xy) == (counts >= few).sum() < 17
+
+
+def test_subset_shows_its_own_use(adata):
+    few = adata[adata.obsm["spatial"][:, 0] < 100]
+    xy, _ = nodes_of(niche_tree(few, show=False))
+    assert len(xy) == sum(few.obs[key].nunique() for key in few.uns["stage"]["levels"]) < 17
+    assert few.is_view
+
+
+@pytest.mark.parametrize("max_level", [None, 2])
+def test_strip_shows_each_slides_share(slides, max_level):
+    ax = niche_tree(slides, max_level=max_level, show=False)
+    (strip,) = (c for c in ax.collections if isinstance(c, QuadMesh))
+    key = f"stage_l{max_level or 3}"
+    want = pd.crosstab(slides.obs["slide"], slides.obs[key], normalize="index") * 100
+    want = want.loc[["b", "a", "c"], list(slides.obs[key].cat.categories)]
+    np.testing.assert_allclose(np.asarray(strip.get_array()).reshape(want.shape), want)
+    assert {"b", "a", "c"} <= {text.get_text() for text in ax.texts}
+
+
+def test_no_strip_for_one_slide(adata):
+    assert not [c for c in niche_tree(adata, show=False).collections if isinstance(c, QuadMesh)]
+
+
+def test_tree_of_one_niche():
+    adata = ad.AnnData(np.zeros((5, 1), np.float32))
+    ax = niche_tree(label(adata, np.array(["N1"] * 5), make_tree(1, 1)), show=False)
+    assert len(nodes_of(ax)[0]) == 2
+
+
+def test_tree_does_not_depend_on_the_order_of_cells(slides):
+    shuffled = slides[np.random.default_rng(2).permutation(slides.n_obs)].copy()
+    one, other = (niche_tree(a, return_fig=True) for a in (slides, shuffled))
+    np.testing.assert_array_equal(pixels(one), pixels(other))
+
+
+# ------------------------------------------------------------------------------------------------------ show and save
+
+BOTH = pytest.mark.parametrize("plot", [spatial_domains, niche_tree])
+
+
+@BOTH
+def test_return_types(adata, plot):
+    kwargs = {"keys": "stage_l1"} if plot is spatial_domains else {}
+    assert isinstance(plot(adata, show=False, **kwargs), Axes)
+    own = plt.figure().add_subplot()
+    for show in (None, False, True):
+        assert plot(adata, ax=own, show=show, **kwargs) is own
+    assert plt.fignum_exists(own.figure.number)
+    plt.close("all")
+    fig = plot(adata, return_fig=True, **kwargs)
+    assert isinstance(fig, Figure) and not plt.get_fignums()
+
+
+@BOTH
+def test_show_leaves_no_figure_open(adata, plot, monkeypatch):
+    shown = []
+    monkeypatch.setattr(plt, "show", lambda: shown.append(plt.get_fignums()))
+    assert plot(adata, show=True) is None and len(shown) == 1 and not plt.get_fignums()
+    before = sc.settings.autoshow
+    try:
+        sc.settings.autoshow = True
+        assert plot(adata) is None and len(shown) == 2 and not plt.get_fignums()
+        sc.settings.autoshow = False
+        assert plot(adata) is not None and len(shown) == 2
+    finally:
+        sc.settings.autoshow = before
+
+
+@BOTH
+def test_save_writes_the_file_and_goes_on(adata, plot, tmp_path):
+    path = tmp_path / "niches.png"
+    assert plot(adata, save=path, show=False) is not None
+    assert plt.imread(path).shape[1] > 600
+    assert plot(adata, save=str(tmp_path / "niches.pdf"), show=True) is None
+    assert (tmp_path / "niches.pdf").read_bytes().startswith(b"%PDF")
+
+
+@BOTH
+def test_nothing_but_colours_changes(slides, plot):
+    before, settings = slides.copy(), dict(mpl.rcParams)
+    plot(slides, show=False)
+    assert dict(mpl.rcParams) == settings
+    added = set(slides.uns) - set(before.uns)
+    assert added and all(key.endswith("_colors") for key in added)
+    pd.testing.assert_frame_equal(slides.obs, before.obs)
+    pd.testing.assert_frame_equal(slides.uns["stage"]["tree"], before.uns["stage"]["tree"])
+    np.testing.assert_array_equal(slides.obsm["spatial"], before.obsm["spatial"])
+
+
+@BOTH
+def test_a_view_stays_a_view(slides, plot):
+    view = slides[slides.obs["slide"] == "a"]
+    assert plot(view, show=False) is not None
+    assert view.is_view and "stage_l1_colors" not in view.uns
+
+
+@BOTH
+@pytest.mark.parametrize("suffix", ["h5ad", "zarr"])
+def test_files_give_the_same_picture(slides, plot, tmp_path, suffix):
+    want = pixels(plot(slides, return_fig=True))
+    path = tmp_path / f"slides.{suffix}"
+    (slides.write_h5ad if suffix == "h5ad" else slides.write_zarr)(path)
+    back = (ad.read_h5ad if suffix == "h5ad" else ad.read_zarr)(path)
+    np.testing.assert_array_equal(pixels(plot(back, return_fig=True)), want)
+    assert list(back.uns["stage_l1_colors"]) == slides.uns["stage_l1_colors"]
+
+
+def test_another_key_added(adata):
+    adata.uns["fine"] = adata.uns.pop("stage") | {"levels": ["fine_l1", "fine_l2", "fine_l3"]}
+    adata.obs = adata.obs.rename(columns=lambda name: name.replace("stage", "fine"))
+    assert len(spatial_domains(adata, key_added="fine", show=False)) == 4
+    assert len(nodes_of(niche_tree(adata, key_added="fine", show=False))[0]) == 17
+
+
+# ---------------------------------------------------------------------------------------------------------- bad input
+
+
+def _nan_coordinates(adata):
+    adata.obsm["spatial"][3] = np.nan
+
+
+def _slide_missing(adata):
+    adata.obs["slide"] = pd.Categorical(["a", None] * 200)
+
+
+def _no_niches(adata):
+    del adata.uns["stage"]
+
+
+def _flat(adata):
+    adata.obsm["spatial"] = adata.obsm["spatial"][:, :1]
+
+
+@pytest.mark.parametrize(
+    ("prepare", "kwargs", "error", "match"),
+    [
+        pytest.param(_no_niches, {}, KeyError, r"run st\.tl\.stage_niches\(adata\) first", id="no-niches"),
+        pytest.param(None, {"key_added": "x"}, KeyError, "key_added='x'", id="other-key-added"),
+        pytest.param(None, {"keys": "layer"}, KeyError, "'layer'.*expert", id="unknown-key"),
+        pytest.param(None, {"keys": []}, ValueError, "empty", id="no-keys"),
+        pytest.param(None, {"keys": "depth"}, TypeError, "numbers.*float64", id="numbers"),
+        pytest.param(None, {"spatial_key": "xy"}, KeyError, "'xy'.*'spatial'", id="no-coordinates"),
+        pytest.param(_flat, {}, ValueError, r"\(400, 1\)", id="one-dimension"),
+        pytest.param(_nan_coordinates, {}, ValueError, "1 of 400 cells", id="nan-coordinates"),
+        pytest.param(None, {"library_key": "slide"}, KeyError, "'slide'", id="no-slide-column"),
+        pytest.param(_slide_missing, {"library_key": "slide"}, ValueError, "200 of 400", id="cells-without-slide"),
+        pytest.param(None, {"library_key": "expert", "libraries": ["z"]}, KeyError, "'z'.*cortex", id="unknown-slide"),
+        pytest.param(None, {"library_key": "expert", "libraries": []}, ValueError, "empty", id="no-slides"),
+        pytest.param(None, {"libraries": ["z"]}, ValueError, "library_key", id="slides-without-key"),
+        pytest.param(None, {"palette": ["red"]}, TypeError, "list", id="palette-list"),
+        pytest.param(None, {"palette": {"N0": "reddish"}}, ValueError, "reddish", id="palette-colour"),
+        pytest.param(None, {"size": 0}, ValueError, "positive", id="size"),
+        pytest.param(None, {"ncols": 0}, ValueError, "at least 1", id="ncols"),
+        pytest.param(None, {"title": ["a", "b"]}, ValueError, "4 keys", id="titles"),
+        pytest.param(None, {"legend_loc": "left"}, ValueError, "left", id="legend"),
+    ],
+)
+def test_spatial_domains_teaches(adata, prepare, kwargs, error, match):
+    if prepare is not None:
+        prepare(adata)
+    keys = set(adata.uns)
+    with pytest.raises(error, match=match):
+        spatial_domains(adata, show=False, **kwargs)
+    assert set(adata.uns) == keys and not plt.get_fignums()
+
+
+def test_axes_for_several_panels_are_refused(adata):
+    with pytest.raises(ValueError, match="4 were asked for"):
+        spatial_domains(adata, ax=plt.figure().add_subplot())
+
+
+def test_no_cells(adata):
+    with pytest.raises(ValueError, match="no cells"):
+        spatial_domains(adata[:0].copy(), show=False)
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "error", "match"),
+    [
+        ({"key_added": "x"}, KeyError, "stage_niches"),
+        ({"max_level": 4}, ValueError, "1 to 3, not 4"),
+        ({"max_level": 0}, ValueError, "1 to 3, not 0"),
+        ({"min_cells": 0}, ValueError, "at least 1"),
+        ({"min_cells": 401}, ValueError, "no niche has 401"),
+        ({"library_key": "slide"}, KeyError, "'slide'"),
+        ({"palette": "tab10"}, TypeError, "str"),
+    ],
+)
+def test_niche_tree_teaches(adata, kwargs, error, match):
+    keys = set(adata.uns)
+    with pytest.raises(error, match=match):
+        niche_tree(adata, show=False, **kwargs)
+    assert set(adata.uns) == keys and not plt.get_fignums()

@@ -1,0 +1,240 @@
+"""Gene names of all kinds become the same tokens; the report tells what happened to each."""
+
+from __future__ import annotations
+
+import gzip
+import subprocess
+import sys
+from importlib.resources import files
+from pathlib import Path
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+import pytest
+
+import stage_sc.pp as pp
+from stage_sc.pp._genes import (
+    GENE_COLUMNS,
+    RENAMED,
+    gene_tokens,
+    is_control,
+    load_gene_table,
+)
+
+SCRIPT = Path(__file__).parents[1] / "scripts" / "make_gene_table.py"
+
+
+def panel(names: list[str], **columns: list[str]) -> ad.AnnData:
+    return ad.AnnData(var=pd.DataFrame(columns, index=pd.Index(names)))
+
+
+def tokens(names: list[str], species: str | None = None, **columns: list[str]) -> list[str]:
+    return gene_tokens(panel(names, **columns).var, species)
+
+
+class TestTokens:
+    @pytest.mark.parametrize(
+        ("human", "mouse", "token"),
+        [
+            pytest.param("SLC17A7", "Slc17a7", "slc17a7", id="same symbol"),
+            pytest.param("TP53", "Trp53", "tp53", id="other symbol"),
+            pytest.param("CA4", "Car4", "ca4", id="prefix differs"),
+            pytest.param("FASLG", "Fasl", "faslg", id="suffix differs"),
+            pytest.param("MYCN", "Mycn", "mycn", id="name wins over a retrocopy said to be the orthologue"),
+            pytest.param("TMSB4X", "Tmsb4x", "tmsb4x", id="name wins over orthology"),
+        ],
+    )
+    def test_orthologues_share_a_token(self, human, mouse, token):
+        assert tokens([human], "human") == tokens([mouse], "mouse") == [token]
+
+    def test_mhc_has_no_one_to_one_orthologues(self):
+        assert tokens(["HLA-A", "HLA-B"], "human") == ["hla-a", "hla-b"]
+        assert tokens(["H2-K1", "H2-D1"], "mouse") == ["h2-k1", "h2-d1"]
+
+    @pytest.mark.parametrize("name", ["ENSG00000104888", "ENSG00000104888.10", "ensg00000104888"])
+    def test_human_ensembl_ids(self, name):
+        assert tokens([name]) == ["slc17a7"]
+
+    @pytest.mark.parametrize("name", ["ENSMUSG00000059552", "ENSMUSG00000059552.14"])
+    def test_mouse_ensembl_ids(self, name):
+        assert tokens([name]) == ["tp53"]
+
+    def test_unknown_ensembl_id_loses_its_version(self):
+        assert tokens(["ENSG99999999999.3", "GAD1"]) == ["ensg99999999999", "gad1"]
+
+    def test_case_does_not_matter(self):
+        assert tokens(["trp53"], "mouse") == tokens(["TRP53"], "mouse") == ["tp53"]
+
+    def test_spelling_of_r(self):
+        assert tokens(["HLA.DRA", "AC008080.4"], "human") == ["hla-dra", "ac008080.4"]
+
+    def test_renamed_genes(self):
+        assert tokens(["CYR61", "CTGF"]) == tokens(["CCN1", "CCN2"])
+        assert tokens(["Cyr61", "Fam19a1"]) == tokens(["Ccn1", "Tafa1"])
+
+    def test_renamed_genes_have_an_official_name(self):
+        symbols = load_gene_table().by_symbol["human"]
+        assert not [old for old in RENAMED if old in symbols]
+        assert not [new for new in RENAMED.values() if new not in symbols]
+
+    @pytest.mark.parametrize("column", ["gene_ids", "gene_symbols", "Ensembl", "feature_name", *GENE_COLUMNS[:3]])
+    def test_columns_are_used_where_names_are_unknown(self, column):
+        assert tokens(["1", "2"], **{column: ["Trp53", "ENSMUSG00000070570"]}) == ["tp53", "slc17a7"]
+
+    def test_names_come_before_columns_gene_by_gene(self):
+        got = tokens(
+            ["GAD1", "LOC1", "odd"], gene_ids=["ENSG00000104888", "ENSG00000104888", ""], note=["", "", "TP53"]
+        )
+        assert got == ["gad1", "slc17a7", "odd"]
+
+    def test_missing_values_in_columns(self):
+        assert tokens(["odd", "GAD1"], gene_ids=[None, np.nan]) == ["odd", "gad1"]
+
+    def test_order_of_genes_does_not_matter(self):
+        names = ["Trp53", "Slc17a7", "odd", "ENSMUSG00000070570"]
+        assert tokens(names[::-1]) == tokens(names)[::-1]
+
+
+class TestSpecies:
+    @pytest.mark.parametrize(
+        ("names", "species"),
+        [
+            (["GAD1", "SLC17A7"], "human"),
+            (["Gad1", "Slc17a7"], "mouse"),
+            (["ENSMUSG00000070570", "x"], "mouse"),
+            (["ENSG00000104888", "x"], "human"),
+            (["trp53", "car4", "gad1"], "mouse"),
+            (["gad1"], "human"),
+        ],
+    )
+    def test_guess(self, names, species):
+        assert pp.match_genes(panel(names)).species == species
+
+    def test_given_species_wins(self):
+        assert pp.match_genes(panel(["GAD1"]), species="mouse").species == "mouse"
+        with pytest.raises(ValueError, match="'human', 'mouse', got 'rat'"):
+            pp.match_genes(panel(["GAD1"]), species="rat")
+
+
+class TestMatch:
+    def test_report(self):
+        names = ["Trp53", "ENSMUSG00000059552.1", "Gad1", "eRNA1", "Blank-3", "Slc17a7"]
+        match = pp.match_genes(panel(names), vocabulary=["TP53", "gad1"])
+        assert match.table["status"].tolist() == ["ambiguous", "ambiguous", "matched", "missing", "control", "missing"]
+        assert match.table.index.tolist() == names
+        assert match.table["source"].tolist() == ["var_names", "var_names", "var_names", "", "", "var_names"]
+        assert (match.n_genes, match.n_matched) == (6, 3)
+        assert match.missing == ["eRNA1", "Slc17a7"]
+        assert match.ambiguous == names[:2]
+        text = repr(match)
+        for part in ("3 of 6 genes", "mouse", "3 symbol", "1 Ensembl id", "missing: 2", "control probes: 1 (Blank-3)"):
+            assert part in text
+
+    def test_without_vocabulary_official_genes_match(self):
+        assert pp.match_genes(panel(["GAD1", "eRNA1"])).missing == ["eRNA1"]
+
+    def test_repeated_names_are_ambiguous(self):
+        with pytest.warns(UserWarning, match="not unique"):
+            adata = panel(["GAD1", "GAD1", "PVALB"])
+        assert pp.match_genes(adata).ambiguous == ["GAD1", "GAD1"]
+
+    def test_reads_only_names(self):
+        adata = panel(["GAD1"], gene_ids=["x"])
+        before = adata.var.copy()
+        pp.match_genes(adata)
+        pd.testing.assert_frame_equal(adata.var, before)
+
+    def test_nothing_matches(self):
+        with pytest.raises(ValueError, match=r"None of the 2 genes.*2 unknown.*'7157', '2571'.*gene_symbols"):
+            pp.match_genes(panel(["7157", "2571"]))
+        with pytest.raises(ValueError, match=r"vocabulary of 1 genes.*1 Ensembl id"):
+            pp.match_genes(panel(["ENSG00000104888"]), vocabulary=["gad1"])
+
+    def test_bad_arguments(self):
+        with pytest.raises(TypeError, match="AnnData"):
+            pp.match_genes(["GAD1"])
+        with pytest.raises(TypeError, match="single string"):
+            pp.match_genes(panel(["GAD1"]), vocabulary="gad1")
+        with pytest.raises(ValueError, match="no genes"):
+            pp.match_genes(panel([]))
+
+
+class TestControls:
+    @pytest.mark.parametrize(
+        "name",
+        ["NegControlProbe_00042", "NegControlCodeword_0500", "BLANK_0069", "Blank-1", "Negative3", "NegPrb12"]
+        + ["SystemControl4", "antisense_PROKR2", "UnassignedCodeword_0001", "DeprecatedCodeword_0001"]
+        + ["Intergenic_Region_1", "FalseCode7"],
+    )
+    def test_probes(self, name):
+        assert is_control(panel([name]).var) == [True]
+
+    def test_no_official_gene_is_a_control(self):
+        symbols = load_gene_table().symbols
+        names = pd.DataFrame(index=sorted(symbols["human"] | symbols["mouse"]))
+        assert not names.index[is_control(names)].tolist()
+
+
+class TestTable:
+    def test_size_and_bytes(self):
+        data = files("stage_sc.pp").joinpath("genes.csv.gz").read_bytes()
+        assert len(data) < 900_000
+        assert data[4:8] == bytes(4)  # no time stamp
+        assert gzip.decompress(data).startswith(b"gene_id,symbol,token\n")
+
+    def test_coverage(self):
+        table = load_gene_table()
+        assert len(table.by_symbol["human"]) > 40_000
+        assert len(table.by_symbol["mouse"]) > 55_000
+        shared = set(table.by_symbol["human"].values()) & set(table.by_symbol["mouse"].values())
+        assert len(shared) > 16_000
+
+    def test_no_two_mouse_symbols_share_a_token(self):
+        tokens = pd.Series(load_gene_table().by_symbol["mouse"])
+        assert not tokens[tokens.duplicated(keep=False)].to_dict()
+
+    def test_script(self, tmp_path):
+        columns = "Gene stable ID,Gene name,{0} gene name,{0} gene stable ID,{0} homology type\n"
+        human = ["ENSG01,TP53,Trp53,ENSMUSG01,ortholog_one2one", "ENSG02,MYCN,Mycs,ENSMUSG02,ortholog_one2one"]
+        human += ["ENSG03,GAD1,Gad1,ENSMUSG04,ortholog_one2one", "ENSG04,,,,"]
+        mouse = ["ENSMUSG01,Trp53,TP53,ENSG01,ortholog_one2one", "ENSMUSG02,Mycs,MYCN,ENSG02,ortholog_one2one"]
+        mouse += [
+            "ENSMUSG03,Mycn,,,",
+            "ENSMUSG04,Gad1,GAD1,ENSG03,ortholog_one2one",
+            "ENSMUSG05,Gm5,A1,,ortholog_one2many",
+        ]
+        paths = [tmp_path / "human.csv", tmp_path / "mouse.csv"]
+        for path, other, rows in zip(paths, ("Mouse", "Human"), (human, mouse), strict=True):
+            path.write_text(columns.format(other) + "\n".join(rows))
+        outs = [tmp_path / "1.csv.gz", tmp_path / "2.csv.gz"]
+        for out in outs:
+            subprocess.run([sys.executable, SCRIPT, *paths, out], check=True)
+        assert outs[0].read_bytes() == outs[1].read_bytes()
+        lines = gzip.decompress(outs[0].read_bytes()).decode().split()
+        assert lines == ["gene_id,symbol,token", "ENSG01,TP53,", "ENSG02,MYCN,", "ENSG03,GAD1,"] + [
+            *("ENSMUSG01,Trp53,tp53", "ENSMUSG02,Mycs,", "ENSMUSG03,Mycn,", "ENSMUSG04,Gad1,", "ENSMUSG05,Gm5,")
+        ]
+
+    def test_script_names_missing_columns(self, tmp_path):
+        path = tmp_path / "bad.csv"
+        path.write_text("Gene stable ID,Gene name\nENSG01,TP53\n")
+        done = subprocess.run([sys.executable, SCRIPT, path, path, path], capture_output=True, text=True)
+        assert done.returncode != 0
+        assert "Mouse homology type" in done.stderr
+
+
+class TestRealSections:
+    @pytest.mark.parametrize(
+        ("path", "species", "share"),
+        [
+            ("dlpfc_visium/151673", "human", 0.93),
+            ("starmap_mpfc/BZ5", "mouse", 0.95),
+            ("osmfish_cortex/SScortex", "mouse", 1.0),
+            ("xenium_breast_idc/IDC_crop", "human", 0.99),
+        ],
+    )
+    def test_most_genes_are_known(self, dev_data, path, species, share):
+        match = pp.match_genes(ad.read_h5ad(dev_data / f"{path}.h5ad", backed="r"))
+        assert match.species == species
+        assert match.n_matched >= share * match.n_genes
