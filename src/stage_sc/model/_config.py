@@ -1,0 +1,141 @@
+"""Every choice of the method in one frozen dataclass."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any, Literal
+
+from stage_sc._checks import check_choice, check_positive
+
+CHOICES = {
+    "scaling": ("none", "center", "standardize"),
+    "embedder_norm": ("frobenius", "column"),
+    "swap_levels": ("leaves", "all"),
+    "linkage": ("content", "cosine"),
+    "m_step": ("gradient", "average"),
+    "selection": ("prototype", "slide"),
+    "assignment": ("leaf", "top-down", "path"),
+}
+
+
+@dataclass(frozen=True)
+class StageConfig:
+    """Choices of network, tree, losses and schedule.
+
+    Defaults are the paper's (its Table 2) where no other value was measured to be better; `paper` gives the variant as
+    it is printed. ``docs/method.md`` lists every difference.
+    """
+
+    dim: int = 32
+    """Length of gene vectors, embeddings and prototypes."""
+    n_layers: int = 2
+    """Attention layers; an embedding sees this many hops beyond the local neighbourhood."""
+    n_heads: int = 4
+    """Attention heads of a layer, must divide `dim`."""
+    lift: float = 1.0
+    """Constant component that embeddings get before they are brought to length 1, in units of their root mean square
+    at the start: with 0, cells near the average of a slide would be told apart by noise alone."""
+    scaling: Literal["none", "center", "standardize"] = "standardize"
+    """What is done per slide and gene to log-normalised expression: nothing, subtract the mean, divide by the sd too."""
+    embedder_norm: Literal["frobenius", "column"] = "frobenius"
+    """Norm of the panel's gene vectors that an embedded cell is divided by: of all (equation 17), or per component."""
+    levels: tuple[int, ...] = (8, 64, 512)
+    """Number of prototypes of every level of the tree, from the root level to the leaves."""
+    linkage: Literal["content", "cosine"] = "content"
+    """How leaves are grouped: by the mean expression around their cells, or by the angle between prototypes."""
+    temperature: float = 0.1
+    """Temperature τ of softmax over prototypes."""
+    epsilon: float = 0.05
+    """Entropic regularisation ε of the balanced assignment."""
+    sinkhorn_iterations: int = 3
+    """Iterations of the balanced assignment."""
+    swap_levels: Literal["leaves", "all"] = "all"
+    """Levels whose prototypes the swapped prediction uses."""
+    anchor_weight: float = 1.0
+    """Weight of predicting the mean expression around a cell from its embedding; 0 leaves this head out."""
+    global_weight: float = 0.1
+    """Weight λ of the hierarchical loss in joint training."""
+    m_step: Literal["gradient", "average"] = "gradient"
+    """How prototypes follow in joint training: by the gradient alone, or by a running average of their cells too."""
+    average_rate: float = 0.01
+    """Step of that running average."""
+    panel_fraction: float = 0.8
+    """Share γ of the panel that a view sees."""
+    noise_rate: float = 8.0
+    """Rate λ of the exponential background that is added to a gene in a view."""
+    noise_scale: float = 0.05
+    """Standard deviation σ of the factor that a gene is multiplied by in a view."""
+    selection: Literal["prototype", "slide"] = "prototype"
+    """A slide keeps a prototype if its weight is near that of the prototype's best slide, or of the slide's best
+    prototype (equation 12)."""
+    selection_threshold: float = 0.99
+    """Threshold θ of that selection."""
+    min_share: float = 0.3
+    """Least share of a level's prototypes that a slide keeps."""
+    queue_length: int = 2
+    """Batches of a slide that its prototype weights remember (T of equation 11)."""
+    queue_rank: int = 3
+    """The weight of a prototype in a batch is its score with this rank."""
+    learning_rate: float = 1e-4
+    """Of Adam; it rises over the first twentieth of the steps and falls to a hundredth with a cosine."""
+    batch_size: int = 256
+    """Cells in a batch, all of one slide."""
+    epochs: int = 60
+    """Passes over the training cells."""
+    warmup_epochs: int = 33
+    """The first of them, with the local loss only and the tree as it is."""
+    assignment: Literal["leaf", "top-down", "path"] = "leaf"
+    """A cell's path leads to the best leaf, to the best child from node to node, or is the most probable of all."""
+
+    def __post_init__(self) -> None:
+        """Refuse values that no model can have."""
+        object.__setattr__(self, "levels", tuple(int(level) for level in self.levels))
+        for name, choices in CHOICES.items():
+            check_choice(getattr(self, name), name, choices)
+        for name in ("dim", "n_heads", "batch_size", "epochs", "queue_length", "queue_rank", "sinkhorn_iterations"):
+            check_positive(getattr(self, name), name, integer=True)
+        for name in ("temperature", "epsilon", "learning_rate", "noise_rate"):
+            check_positive(getattr(self, name), name)
+        if self.n_layers < 0 or self.warmup_epochs < 0 or self.anchor_weight < 0 or self.global_weight < 0:
+            raise ValueError("`n_layers`, `warmup_epochs`, `anchor_weight` and `global_weight` must not be negative.")
+        if self.lift < 0:
+            raise ValueError(f"`lift` must not be negative, got {self.lift!r}.")
+        for name in ("panel_fraction", "min_share", "selection_threshold", "average_rate"):
+            if not 0 < getattr(self, name) <= 1:
+                raise ValueError(f"`{name}` must be in (0, 1], got {getattr(self, name)!r}.")
+        if self.dim % self.n_heads:
+            raise ValueError(f"`dim` must be a multiple of `n_heads`, got {self.dim} and {self.n_heads}.")
+        if not self.levels or self.levels[0] < 1:
+            raise ValueError(f"`levels` needs at least one level, of at least one prototype, got {self.levels}.")
+        for upper, lower in zip(self.levels, self.levels[1:], strict=False):
+            if lower < 2 * upper:
+                raise ValueError(f"Every prototype needs two children, but `levels` has {lower} below {upper}.")
+
+    @classmethod
+    def paper(cls, **changes: Any) -> StageConfig:
+        """Return the variant as printed, with `changes`: no anchor, cosine tree, leaves alone in the local loss."""
+        printed = {"scaling": "none", "linkage": "cosine", "swap_levels": "leaves", "anchor_weight": 0.0, "lift": 0.0}
+        return cls(**{**printed, "selection": "slide", "assignment": "top-down", **changes})  # type: ignore[arg-type]
+
+    def replace(self, **changes: Any) -> StageConfig:
+        """Return a copy with other values."""
+        return replace(self, **changes)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what a JSON file can hold."""
+        return {**asdict(self), "levels": list(self.levels)}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> StageConfig:
+        """Read what `to_dict` wrote.
+
+        Raises
+        ------
+        ValueError
+            If there are fields that this version does not know.
+        """
+        unknown = set(values) - {field.name for field in fields(cls)}
+        if unknown:
+            raise ValueError(f"Unknown fields {sorted(unknown)}: written by another version of stage_sc?")
+        return cls(**values)

@@ -1,0 +1,66 @@
+"""From a panel's expression to vectors of one length, whatever the panel (equation 17)."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from stage_sc.model._augment import Panel, View
+from stage_sc.model._sparse import Sparse
+
+
+class GeneEmbedder(nn.Module):
+    r"""Sum of gene vectors weighted by expression, over the norm of the panel's vectors.
+
+    .. math:: \mathrm{embed}(x, P) = \frac{\sum_{j \in P} x_j v_j}{\sqrt{\sum_{j \in P} \|v_j\|^2}}
+
+    Scaling and augmentation act on genes, not on cells: they are applied to the vectors, and a cell costs one row of
+    one sparse product.
+
+    Parameters
+    ----------
+    n_genes, dim
+        Size of the vocabulary and length of the vectors.
+    norm
+        ``"frobenius"`` (equation 17), or ``"column"``, which divides each component by the norm of its own.
+    """
+
+    def __init__(self, n_genes: int, dim: int, norm: Literal["frobenius", "column"] = "frobenius") -> None:
+        super().__init__()
+        self.norm = norm
+        self.vectors = nn.Parameter(torch.randn(n_genes, dim) / dim**0.5)
+
+    def forward(self, expression: Sparse, panel: Panel, view: View) -> Tensor:
+        """Embed cells with the gene vectors, see `embed_cells`."""
+        return embed_cells(expression, panel, view, self.vectors[panel.genes], self.norm)
+
+
+def embed_cells(
+    expression: Sparse, panel: Panel, view: View, vectors: Tensor, norm: Literal["frobenius", "column"]
+) -> Tensor:
+    """Equation 17 with given gene vectors.
+
+    Parameters
+    ----------
+    expression
+        ``(n, P)`` log-normalised expression.
+    panel, view
+        Genes and scaling of the slide, and what this view does to them.
+    vectors
+        ``(P, dim)`` vectors of the panel's genes.
+    norm
+        See `GeneEmbedder`.
+
+    Returns
+    -------
+    ``(n, dim)`` float32.
+    """
+    vectors = vectors * view.kept[:, None]
+    total = vectors.square().sum(dim=0)  # per component
+    total = total.sum() if norm == "frobenius" else total
+    vectors = vectors / torch.sqrt(total + 1e-12)
+    factor = view.gain / panel.scale  # offset + gain (x - mean) / scale
+    constant = (view.offset - factor * panel.mean) @ vectors
+    return expression @ (factor[:, None] * vectors) + constant

@@ -1,0 +1,89 @@
+"""From embedded cells to embedded neighbourhoods: graph attention, then attention pooling."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch_geometric.nn import GATConv
+
+from stage_sc.model._sparse import Sparse
+
+
+class Neighbours(NamedTuple):
+    """Who sees whom among the n cells of a batch."""
+
+    edges: Tensor
+    """``(2, E)`` int64, from and to, without self-loops."""
+    weights: Tensor
+    """``(E, 1)`` float32, Gaussian weight of each edge (equation 20)."""
+    pool: Sparse
+    """``(B, n)`` Gaussian weights of the local neighbourhoods of the batch's centres."""
+
+    def to(self, device: torch.device | str) -> Neighbours:
+        """Copy to `device`."""
+        return Neighbours(self.edges.to(device), self.weights.to(device), self.pool.to(device))
+
+
+class Encoder(nn.Module):
+    """Graph attention layers with residual connections, then pooling over the local neighbourhood.
+
+    Every layer starts as the mean over a cell and its neighbours, and pooling as the Gaussian mean: the untrained
+    encoder smooths, and training changes whom a cell attends to. It is a function on the whole graph: nothing is cut
+    off at the border of a batch.
+
+    Parameters
+    ----------
+    dim
+        Length of cell and neighbourhood embeddings.
+    n_layers, n_heads
+        Number of layers, and of heads in each.
+    """
+
+    def __init__(self, dim: int, n_layers: int, n_heads: int) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(
+            GATConv(dim, dim // n_heads, heads=n_heads, edge_dim=1, fill_value=1.0) for _ in range(n_layers)
+        )
+        self.score = nn.Linear(dim, 1)
+        self.project = nn.Linear(dim, dim)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Start from plain smoothing."""
+        for layer in self.layers:
+            nn.init.eye_(layer.lin.weight)
+            for attention in (layer.att_src, layer.att_dst, layer.att_edge):
+                nn.init.normal_(attention, std=0.01)
+        nn.init.zeros_(self.score.weight)
+        nn.init.zeros_(self.score.bias)
+        nn.init.eye_(self.project.weight)
+        nn.init.zeros_(self.project.bias)
+
+    def pooled(self, cells: Tensor, neighbours: Neighbours) -> Tensor:
+        """Neighbourhoods of the centres before they are brought to length 1, ``(B, dim)``."""
+        z = cells
+        for attend in self.layers:
+            z = z + F.elu(attend(z, neighbours.edges, neighbours.weights))
+        # Σ w e^s z / Σ w e^s: one sparse product, because the score belongs to the cell that is looked at
+        gate = torch.exp(self.score(z).clamp(-10, 10))
+        total = neighbours.pool @ torch.cat([gate * z, gate], dim=1)
+        return self.project(total[:, :-1] / total[:, -1:])
+
+    def forward(self, cells: Tensor, neighbours: Neighbours) -> Tensor:
+        """Embed the neighbourhoods of the centres.
+
+        Parameters
+        ----------
+        cells
+            ``(n, dim)`` embedded cells.
+        neighbours
+            Graph and local neighbourhoods.
+
+        Returns
+        -------
+        ``(B, dim)`` float32 with rows of length 1.
+        """
+        return F.normalize(self.pooled(cells, neighbours), dim=1)

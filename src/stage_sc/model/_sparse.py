@@ -1,0 +1,67 @@
+"""Products of constant sparse matrices with tensors that are trained."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import numpy as np
+import scipy.sparse as sp
+import torch
+from torch import Tensor
+
+
+class Sparse:
+    """A constant sparse matrix that multiplies dense tensors, forwards and backwards.
+
+    torch has no fast gradient of a CSR product; with the transpose at hand it is another CSR product.
+
+    Parameters
+    ----------
+    matrix
+        ``(n, m)`` float32.
+    """
+
+    def __init__(self, matrix: sp.csr_matrix) -> None:
+        self.shape = matrix.shape
+        self.matrix = matrix
+        self.forward = _to_torch(matrix)
+        self._backward: Tensor | None = None
+
+    @property
+    def backward(self) -> Tensor:
+        """The transpose, made when first needed."""
+        if self._backward is None:
+            self._backward = _to_torch(sp.csr_matrix(self.matrix.T)).to(self.forward.device)
+        return self._backward
+
+    def to(self, device: torch.device | str) -> Sparse:
+        """Move to `device`, in place."""
+        self.forward = self.forward.to(device)
+        self._backward = None if self._backward is None else self._backward.to(device)
+        return self
+
+    def __matmul__(self, dense: Tensor) -> Tensor:
+        return _Product.apply(dense, self)
+
+
+class _Product(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, dense: Tensor, sparse: Sparse) -> Tensor:
+        ctx.sparse = sparse
+        return sparse.forward @ dense
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        return ctx.sparse.backward @ grads[0], None
+
+
+def _to_torch(matrix: sp.csr_matrix) -> Tensor:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Sparse")  # "CSR support is in beta state"
+        return torch.sparse_csr_tensor(
+            torch.from_numpy(matrix.indptr.astype(np.int64)),
+            torch.from_numpy(matrix.indices.astype(np.int64)),
+            torch.from_numpy(matrix.data.astype(np.float32)),
+            size=matrix.shape,
+        )

@@ -1,0 +1,1 @@
+"""Training: the starting point, the two stages, and health figures."""

@@ -1,0 +1,89 @@
+"""Where training starts: gene vectors from co-expression around cells, leaves from K-means (appendix G.4)."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from scipy.linalg import eigh
+from scipy.sparse.linalg import eigsh
+from sklearn.cluster import KMeans
+
+from stage_sc.data._slide import Slide
+
+# Cells of a slide that co-expression is computed from, at most.
+MAX_CELLS = 20_000
+# K-means runs on a sample of this many cells.
+KMEANS_CELLS = 50_000
+
+
+def gene_prior(slides: list[Slide], genes: list[str], dim: int) -> np.ndarray:
+    r"""Gene vectors from the co-expression of genes around cells.
+
+    For every slide the covariance of genes is taken over the mean scaled expression around each cell (two hops), so
+    that what varies over the tissue counts and what varies between neighbours averages out. Covariances are averaged
+    over the slides that measure both genes of a pair, every slide with the same weight. With
+    :math:`C \approx U \Lambda U^\top` the vectors are :math:`V = U \Lambda^{-1/4}`: principal axes whose components
+    have the standard deviation :math:`\lambda^{1/4}`, half way between that of a principal component
+    (:math:`\lambda^{1/2}`) and a whitened one (1).
+
+    Parameters
+    ----------
+    slides
+        Training slides.
+    genes
+        Vocabulary, which holds all their genes.
+    dim
+        Length of the vectors; components beyond the rank are zero.
+
+    Returns
+    -------
+    ``(len(genes), dim)`` float32.
+    """
+    position = {gene: number for number, gene in enumerate(genes)}
+    total = np.zeros((len(genes), len(genes)), dtype=np.float32)
+    seen = np.zeros_like(total)
+    for slide in slides:
+        here = np.array([position[gene] for gene in slide.genes])
+        around = slide.surroundings()[:: max(1, slide.n_cells // MAX_CELLS)] @ slide.expression
+        profile = around.toarray()
+        profile = (profile - profile.mean(axis=0)) / slide.scale
+        covariance = profile.T @ profile / len(profile)
+        total[np.ix_(here, here)] += covariance / max(np.trace(covariance), 1e-12) * len(here)
+        seen[np.ix_(here, here)] += 1
+    total /= np.maximum(seen, 1)
+    n = min(dim, len(genes))
+    if len(genes) > 4000:  # a few of many axes
+        values, axes = eigsh(total, k=n, v0=np.ones(len(genes), np.float32))
+    else:
+        values, axes = eigh(total, subset_by_index=[len(genes) - n, len(genes) - 1])
+    values, axes = values[::-1], axes[:, ::-1]
+    axes = axes * np.where(axes.sum(axis=0) < 0, -1, 1)  # signs that do not depend on the linear algebra library
+    used = values > 1e-6 * values[0]
+    vectors = np.zeros((len(genes), dim), dtype=np.float32)
+    vectors[:, :n][:, used] = axes[:, used] * values[used] ** -0.25
+    return vectors
+
+
+def kmeans_leaves(h: torch.Tensor, n_leaves: int, rng: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+    """Cluster embeddings into leaves.
+
+    Parameters
+    ----------
+    h
+        ``(n, dim)`` embeddings of length 1.
+    n_leaves
+        Number of clusters.
+    rng
+        Source of chance.
+
+    Returns
+    -------
+    ``(n_leaves, dim)`` directions of the centres, and ``(n,)`` int64 the nearest of them for every cell.
+    """
+    sample = h.numpy()
+    if len(sample) > KMEANS_CELLS:
+        sample = sample[rng.choice(len(sample), KMEANS_CELLS, replace=False)]
+    seed = int(rng.integers(2**31))
+    centres = KMeans(n_leaves, n_init=1, random_state=seed, max_iter=50).fit(sample).cluster_centers_
+    leaves = torch.nn.functional.normalize(torch.from_numpy(centres.astype(np.float32)), dim=1)
+    return leaves, (h @ leaves.T).argmax(dim=1)

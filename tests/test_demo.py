@@ -1,0 +1,123 @@
+"""The demo, end to end, on small simulated tissue."""
+
+from __future__ import annotations
+
+import io
+import re
+from contextlib import redirect_stdout
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+import pytest
+
+import stage_sc as st
+from stage_sc.demo import _has_expert, main
+
+
+def run(adata, folder, *options):
+    """Write the data to a file, run the demo on it; what it wrote and what it said."""
+    adata.write_h5ad(folder / "slide.h5ad")
+    said = io.StringIO()
+    with redirect_stdout(said):
+        main([str(folder / "slide.h5ad"), "--out", str(folder / "out"), *options])
+    return ad.read_h5ad(folder / "out" / "labelled.h5ad"), said.getvalue()
+
+
+@pytest.fixture(scope="module")
+def slide():
+    return st.datasets.simulate_tissue(400, rng=1)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("demo")
+
+
+@pytest.fixture(scope="module")
+def result(slide, folder):
+    return run(slide, folder)
+
+
+class TestExpertLabels:
+    def test_agreement(self, slide, result):
+        labelled, said = result
+        levels = list(labelled.uns["stage"]["levels"])
+        assert labelled.obs["stage_domain"].nunique() == slide.obs["domain"].nunique()
+        for key in [*levels, "stage_domain"]:
+            labels, ari, nmi = re.search(rf"^ *{key} +(\d+) +(\S+) +(\S+)$", said, flags=re.MULTILINE).groups()
+            assert int(labels) == labelled.obs[key].nunique()
+            assert float(ari) == pytest.approx(st.metrics.ari(labelled, key, reference="domain"), abs=0.006)
+            assert float(nmi) == pytest.approx(st.metrics.nmi(labelled, key, reference="domain"), abs=0.006)
+
+    def test_pictures(self, result, folder):
+        for picture in ("tissue.png", "tree.png"):
+            content = (folder / "out" / picture).read_bytes()
+            assert content.startswith(b"\x89PNG")
+            assert len(content) > 10_000
+
+    def test_data_is_kept(self, slide, result):
+        labelled, _ = result
+        assert (labelled.X != slide.X).nnz == 0
+        assert labelled.obs_names.tolist() == slide.obs_names.tolist()
+        np.testing.assert_array_equal(labelled.obsm["spatial"], slide.obsm["spatial"])
+        assert set(slide.obs) <= set(labelled.obs)
+
+
+def test_without_a_file(tmp_path, capsys):
+    main(["--out", str(tmp_path / "new" / "folder")])
+    said = capsys.readouterr().out
+    assert "simulated" in said
+    assert re.search(r"^cells +4,000$", said, flags=re.MULTILINE)
+    written = sorted(path.name for path in (tmp_path / "new" / "folder").iterdir())
+    assert written == ["labelled.h5ad", "tissue.png", "tree.png"]
+
+
+def test_without_expert_labels(slide, tmp_path):
+    adata = slide.copy()
+    del adata.obs["domain"]
+    labelled, said = run(adata, tmp_path)
+    assert "ARI" not in said
+    assert "--n-domains" in said
+    assert "stage_domain" not in labelled.obs
+
+
+@pytest.mark.parametrize(
+    ("labels", "expected"),
+    [
+        (["a", "b", None, "b"], True),
+        (pd.Categorical(["a", "b", "a", "b"]), True),
+        (np.arange(4.0), False),
+        ([1, 2, 3, 1], False),
+        (["a"] * 4, False),
+    ],
+    ids=["strings", "categories", "measured", "numbers", "one label"],
+)
+def test_what_counts_as_expert_labels(labels, expected):
+    adata = ad.AnnData(obs=pd.DataFrame({"domain": labels}, index=list("wxyz")))
+    assert _has_expert(adata) is expected
+
+
+def test_options(tmp_path):
+    adata = st.datasets.simulate_tissue(200, n_slides=2, rng=1)
+    adata.layers["counts"], adata.X = adata.X.copy(), None
+    adata.obsm["pixels"] = adata.obsm.pop("spatial") * 5
+    options = ["--layer", "counts", "--spatial-key", "pixels", "--scale", "0.2", "--library-key", "slide"]
+    labelled, said = run(adata, tmp_path, *options, "--n-domains", "3")
+    assert re.search(r"^slides +2 \(obs\['slide'\]\)$", said, flags=re.MULTILINE)
+    assert labelled.obs["stage_domain"].nunique() == 3
+    assert labelled.uns["stage_graph"]["slides"]["scale"].tolist() == [0.2, 0.2]
+    assert labelled.uns["stage"]["params"]["library_key"] == "slide"
+
+
+def test_missing_file(tmp_path):
+    with pytest.raises(SystemExit, match=r"FileNotFoundError: there is no file .*nowhere\.h5ad"):
+        main([str(tmp_path / "nowhere.h5ad")])
+
+
+def test_file_that_cannot_be_used(slide, tmp_path):
+    adata = slide.copy()
+    del adata.obsm["spatial"]
+    with pytest.raises(SystemExit, match=r"KeyError: No coordinates: `adata\.obsm\['spatial'\]` does not exist"):
+        run(adata, tmp_path)
+    assert not (tmp_path / "out").exists()
