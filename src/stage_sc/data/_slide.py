@@ -107,19 +107,19 @@ def read_data(
     graph = read_graph(adata, spatial_key=spatial_key, library_key=library_key)
     slides = read_slides(adata, library_key or adata.uns["stage_graph"]["params"]["library_key"])
     values, names = _merge_columns(to_csr(counts_in), tokens)
-    values, _ = log_normalize(values)
     known = np.array([vocabulary is None or name in vocabulary for name in names])
-    values, names = values[:, known], [name for name, use in zip(names, known, strict=True) if use]
+    used = [name for name, use in zip(names, known, strict=True) if use]
+    members = [np.flatnonzero(slides.codes == code) for code in range(len(slides.names))]
     lengths, table = adata.obsp["spatial_distances"], adata.uns["stage_graph"]["slides"]
     return [
         _slide(
             prefix + name if name else prefix or "slide",
-            np.flatnonzero(slides.codes == code),
-            (values, names, scaling),
+            cells,
+            (log_normalize(values[cells])[0][:, known], used, scaling),
             (graph.spatial, lengths, graph.local, graph.view),
             table.loc[name],
         )
-        for code, name in enumerate(slides.names)
+        for name, cells in zip(slides.names, members, strict=True)
     ]
 
 
@@ -162,14 +162,13 @@ def _slide(
     settings: pd.Series,
 ) -> Slide:
     """Cut one slide out of the whole and put it into canonical order."""
-    values, names, scaling = genes
+    here, names, scaling = genes
     spatial, lengths, local, view = (sp.csr_matrix(matrix[cells][:, cells]) for matrix in graphs)
     lengths.sort_indices()
     spatial.sort_indices()
     graph = sp.csr_matrix(
         (gaussian_weights(lengths.data, settings["sigma"]), lengths.indices, lengths.indptr), shape=lengths.shape
     )
-    here = values[cells]
     order = canonical_order(here, names, graph)
     here = here[order]
     graph, local, view = (_reorder(matrix, order) for matrix in (graph, local, view))

@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import nn
 
 from stage_sc.model._config import StageConfig
 from stage_sc.model._stage import Stage
@@ -95,7 +94,7 @@ def load_checkpoint(path: str | os.PathLike[str]) -> Stage:
     try:
         with safe_open(path, "pt") as file:
             metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            tensors = {name: file.get_tensor(name) for name in file.keys()}
     except SafetensorError as error:
         raise ValueError(f"{str(path)!r} cannot be read as a safetensors file: {error}.") from error
     if "stage_sc" not in metadata:
@@ -104,7 +103,7 @@ def load_checkpoint(path: str | os.PathLike[str]) -> Stage:
     if header.get("format_version") != FORMAT_VERSION:
         raise ValueError(
             f"{str(path)!r} has checkpoint format {header.get('format_version')}, this version of stage_sc reads "
-            f"format {FORMAT_VERSION}; it was written by stage_sc {header.get('package_version')}: install that version."
+            f"format {FORMAT_VERSION}. It was written by stage_sc {header.get('package_version')}: install that."
         )
     digest = header.pop("digest")
     if _digest(header, tensors) != digest:
@@ -115,7 +114,7 @@ def load_checkpoint(path: str | os.PathLike[str]) -> Stage:
     return model.eval()
 
 
-def model_digest(model: nn.Module) -> str:
+def model_digest(model: Stage) -> str:
     """Digest of a model: the same for the same weights, vocabulary and configuration."""
     header = {"config": model.config.to_dict(), "genes": model.genes, "slides": model.slides}
     return _digest(header, {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()})

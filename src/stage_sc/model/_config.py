@@ -37,7 +37,7 @@ class StageConfig:
     """Constant component that embeddings get before they are brought to length 1, in units of their root mean square
     at the start: with 0, cells near the average of a slide would be told apart by noise alone."""
     scaling: Literal["none", "center", "standardize"] = "standardize"
-    """What is done per slide and gene to log-normalised expression: nothing, subtract the mean, divide by the sd too."""
+    """What is done to log-normalised expression per slide and gene: nothing, subtract the mean, divide by the sd too."""
     embedder_norm: Literal["frobenius", "column"] = "frobenius"
     """Norm of the panel's gene vectors that an embedded cell is divided by: of all (equation 17), or per component."""
     levels: tuple[int, ...] = (8, 64, 512)
@@ -81,6 +81,9 @@ class StageConfig:
     """Of Adam; it rises over the first twentieth of the steps and falls to a hundredth with a cosine."""
     batch_size: int = 256
     """Cells in a batch, all of one slide."""
+    cells_per_slide: int | None = None
+    """Cells that an epoch takes from a slide at most, drawn anew each time, so that large slides do not rule; ``None``:
+    all."""
     epochs: int = 60
     """Passes over the training cells."""
     warmup_epochs: int = 33
@@ -95,6 +98,8 @@ class StageConfig:
             check_choice(getattr(self, name), name, choices)
         for name in ("dim", "n_heads", "batch_size", "epochs", "queue_length", "queue_rank", "sinkhorn_iterations"):
             check_positive(getattr(self, name), name, integer=True)
+        if self.cells_per_slide is not None:
+            check_positive(self.cells_per_slide, "cells_per_slide", integer=True)
         for name in ("temperature", "epsilon", "learning_rate", "noise_rate"):
             check_positive(getattr(self, name), name)
         if self.n_layers < 0 or self.warmup_epochs < 0 or self.anchor_weight < 0 or self.global_weight < 0:
@@ -116,7 +121,7 @@ class StageConfig:
     def paper(cls, **changes: Any) -> StageConfig:
         """Return the variant as printed, with `changes`: no anchor, cosine tree, leaves alone in the local loss."""
         printed = {"scaling": "none", "linkage": "cosine", "swap_levels": "leaves", "anchor_weight": 0.0, "lift": 0.0}
-        return cls(**{**printed, "selection": "slide", "assignment": "top-down", **changes})  # type: ignore[arg-type]
+        return cls(**{**printed, "selection": "slide", "assignment": "top-down", **changes})
 
     def replace(self, **changes: Any) -> StageConfig:
         """Return a copy with other values."""

@@ -53,10 +53,11 @@ class Encoder(nn.Module):
 
     def reset_parameters(self) -> None:
         """Start from plain smoothing."""
-        for layer in self.layers:
-            nn.init.eye_(layer.lin.weight)
-            for attention in (layer.att_src, layer.att_dst, layer.att_edge):
-                nn.init.normal_(attention, std=0.01)
+        for name, parameter in self.layers.named_parameters():
+            if name.endswith(".lin.weight"):
+                nn.init.eye_(parameter)
+            elif ".att_" in name:
+                nn.init.normal_(parameter, std=0.01)
         nn.init.zeros_(self.score.weight)
         nn.init.zeros_(self.score.bias)
         nn.init.eye_(self.project.weight)

@@ -107,8 +107,8 @@ def _join_singletons(points: np.ndarray, weights: np.ndarray, groups: np.ndarray
             return np.argsort(np.argsort(first))[codes]
         groups = codes
         total = np.bincount(codes, weights=weights)
-        mean = np.stack([np.bincount(codes, weights=weights * column) for column in points.T.astype(float)], 1)
-        mean /= total[:, None]
+        summed = np.stack([np.bincount(codes, weights=weights * column) for column in points.T.astype(float)], axis=1)
+        mean = summed / total[:, None]
         lonely = alone[np.argmin(weights[alone])]
         cost = total * weights[lonely] / (total + weights[lonely]) * np.square(mean - points[lonely]).sum(axis=1)
         cost[codes[lonely]] = np.inf

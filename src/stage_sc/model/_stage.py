@@ -5,6 +5,7 @@ from __future__ import annotations
 from importlib.metadata import version as package_version
 from typing import NamedTuple
 
+import pandas as pd
 import torch
 from torch import Tensor, nn
 
@@ -47,6 +48,8 @@ class Stage(nn.Module):
         Version of the package that the model was made with. ``None``: this one.
     """
 
+    history: pd.DataFrame | None
+    """Losses and health figures per epoch, of a model that was just trained."""
     basis: Tensor
     """``(G, dim)`` float32, gene vectors as training began."""
 
@@ -61,6 +64,7 @@ class Stage(nn.Module):
         super().__init__()
         self.config, self.genes, self.slides, self.name = config, list(genes), list(slides), name
         self.version = version or package_version("stage-sc")
+        self.history: pd.DataFrame | None = None
         self.embedder = GeneEmbedder(len(genes), config.dim, config.embedder_norm)
         self.encoder = Encoder(config.dim, config.n_layers, config.n_heads)
         self.decoder = nn.Linear(config.dim, config.dim)
@@ -93,8 +97,10 @@ class Stage(nn.Module):
         return self.encoder(cells, batch.neighbours)
 
     def content(self, batch: Batch) -> Tensor:
-        """Embed all cells of a batch with the vectors that the genes started from, ``(n, dim)``: a fixed map in which
-        what leaves contain is compared, whatever training makes of the embeddings."""
+        """Embed all cells of a batch with the vectors that the genes started from, ``(n, dim)``.
+
+        What leaves contain is compared in this fixed map, whatever training makes of the embeddings.
+        """
         view = clean_view(len(batch.panel.genes)).to(self.basis.device)
         vectors = self.basis[batch.panel.genes]
         return embed_cells(batch.expression, batch.panel, view, vectors, self.config.embedder_norm)

@@ -64,7 +64,7 @@ class PrototypeTree(nn.Module):
         return self.parent[self.nodes(level)] - self.offsets[level - 1]
 
     def siblings(self, level: int, upper: Tensor) -> Tensor:
-        """``(B, K_l)`` bool: which nodes of `level` are children of the nodes `upper` (positions in the level above)."""
+        """``(B, K_l)`` bool: the nodes of `level` that are children of `upper`, positions in the level above."""
         return self.local_parent(level)[None] == upper[:, None]
 
     def plans(self, scores: list[Tensor], upper: Tensor, level: int, epsilon: float, n_iterations: int) -> Tensor:

@@ -50,7 +50,7 @@ def spatial_domains(
     With several slides and several keys, rows are slides and columns are keys; otherwise the panels flow in rows. A
     niche has the same colour on every slide that the same checkpoint has labelled: related niches share a hue, and
     siblings differ in lightness. y points down, as in images and in squidpy. A bar shows the scale where
-    `uns["stage_graph"]["params"]["scale"]`, the µm of one unit of the coordinates, is known.
+    `uns["stage_graph"]["slides"]` has the µm of one unit of the coordinates.
 
     Parameters
     ----------
@@ -160,7 +160,8 @@ def spatial_domains(
         fig, axes = root_figure(ax), [ax]
     # One legend a key: beside its first panel, or after the first row where all panels show one key.
     with_legend = range(columns) if grid else [columns - 1] if by_slide else range(len(panels))
-    scale = adata.uns.get("stage_graph", {}).get("params", {}).get("scale")
+    scales = adata.uns.get("stage_graph", {}).get("slides", pd.DataFrame()).get("scale", pd.Series(dtype=float))
+    scale = float(scales.iloc[0]) if scales.nunique() == 1 else None
     for i, (panel, (slide, key)) in enumerate(zip(axes, panels, strict=True)):
         here = cells_of[slide]
         spacing = cell_spacing(xy[here])
@@ -172,7 +173,7 @@ def spatial_domains(
         if grid and i % columns == 0:
             panel.set_ylabel(slide, fontsize=10)
         if scale and (i % columns == 0 or not grid):
-            add_scale_bar(panel, float(scale))
+            add_scale_bar(panel, scale)
         if i in with_legend and entries[key]:
             _legend(panel, entries[key])
     if by_slide and not grid and ax is None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Iterator
+from functools import partial
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -17,6 +19,7 @@ from tqdm.auto import tqdm
 from stage_sc.data._batch import draw_partners, make_batch, slide_panel, to_device
 from stage_sc.data._slide import Slide
 from stage_sc.model._augment import View, draw_view
+from stage_sc.model._config import StageConfig
 from stage_sc.model._losses import anchor_loss, path_loss, swapped_loss
 from stage_sc.model._stage import Batch, Stage
 from stage_sc.train._encode import encode_slide
@@ -50,7 +53,8 @@ def train(
     rng
         Source of all chance.
     keep_tree
-        Go on with the network and the tree of the model, instead of growing one from the data (as is, and again after the warm-up).
+        Go on with the network and the tree of the model, instead of growing a tree from the data at the start and again
+        after the warm-up.
     patience
         End a stage after so many epochs without progress. ``None``: never.
     accelerator
@@ -69,12 +73,12 @@ def train(
     generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
     content = [encode_slide(model, slide, vocabulary).content for slide in slides]
     if not keep_tree:
-        if config.lift:
-            set_lift(model, slides)
+        set_start(model, slides)
         grow_tree(model, slides, rng)
     model.to(fabric.device).train()
-    optimizer = fabric.setup_optimizers(torch.optim.Adam(model.parameters(), lr=config.learning_rate))
-    n_steps = config.epochs * sum(math.ceil(slide.n_cells / config.batch_size) for slide in slides)
+    optimizer: Any = fabric.setup_optimizers(torch.optim.Adam(model.parameters(), lr=config.learning_rate))
+    n_cells = [min(slide.n_cells, config.cells_per_slide or slide.n_cells) for slide in slides]
+    n_steps = config.epochs * sum(math.ceil(n / config.batch_size) for n in n_cells)
     rate = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, n_steps))
     history: list[dict[str, float | str]] = []
     bar = tqdm(total=config.epochs, disable=not progress, unit="epoch", desc="STAGE")
@@ -86,7 +90,7 @@ def train(
             model.queue.forget()
         model.tree.prototypes.requires_grad_(joint)
         health = Health(config.levels[-1])
-        for number, centres in _batches(slides, config.batch_size, rng):
+        for number, centres in _batches(slides, config, rng):
             slide, panel = slides[number], panels[number]
             batches, views = zip(
                 *(
@@ -148,12 +152,13 @@ def step(
         model.queue.push(number, h_i @ normalize(tree.prototypes, dim=1).T, config.queue_rank)
 
     levels = range(len(tree.levels)) if config.swap_levels == "all" else [len(tree.levels) - 1]
-    settings = {
-        "temperature": config.temperature,
-        "epsilon": config.epsilon,
-        "n_iterations": config.sinkhorn_iterations,
-    }
-    losses = {"swapped": sum(swapped_loss(scores_i[l], scores_j[l], **settings) for l in levels) / len(levels)}
+    swapped = partial(
+        swapped_loss,
+        temperature=config.temperature,
+        epsilon=config.epsilon,
+        n_iterations=config.sinkhorn_iterations,
+    )
+    losses = {"swapped": torch.stack([swapped(scores_i[level], scores_j[level]) for level in levels]).mean()}
     total = losses["swapped"]
     if config.anchor_weight:
         losses["anchor"] = anchor_loss(model.decoder(h_i), content.to(device))
@@ -173,16 +178,24 @@ def step(
 
 
 @torch.no_grad()
-def set_lift(model: Stage, slides: list[Slide]) -> None:
-    """Set the constant component of the embeddings, which no gene vector uses at the start."""
-    vocabulary = {gene: number for number, gene in enumerate(model.genes)}
-    model.set_vectors(torch.cat([model.basis[:, :-1], torch.zeros(len(model.genes), 1)], dim=1))
-    square, n = 0.0, 0
-    for slide in slides:
-        batch = make_batch(slide, slide_panel(slide, vocabulary), model.config.n_layers)
-        pooled = model.encoder.pooled(model.content(batch), batch.neighbours)
-        square, n = square + float(pooled.square().sum()), n + slide.n_cells
-    model.encoder.project.bias[-1] = model.config.lift * (square / n) ** 0.5
+def set_start(model: Stage, slides: list[Slide]) -> None:
+    """Give the embeddings their constant component, and the decoder the least-squares fit to what it shall predict."""
+    config = model.config
+    if config.lift:
+        vocabulary = {gene: number for number, gene in enumerate(model.genes)}
+        model.set_vectors(torch.cat([model.basis[:, :-1], torch.zeros(len(model.genes), 1)], dim=1))
+        square, n = 0.0, 0
+        for slide in slides:
+            batch = make_batch(slide, slide_panel(slide, vocabulary), config.n_layers)
+            pooled = model.encoder.pooled(model.content(batch), batch.neighbours)
+            square, n = square + float(pooled.square().sum()), n + slide.n_cells
+        model.encoder.project.bias[-1] = config.lift * (square / n) ** 0.5
+    h, content = _encode_all(model, slides)
+    inputs = torch.cat([h, torch.ones(len(h), 1)], dim=1).double()
+    gram = inputs.T @ inputs + 1e-4 * len(h) * torch.eye(inputs.shape[1])
+    solution = torch.linalg.solve(gram, inputs.T @ content.double()).float()
+    model.decoder.weight.copy_(solution[:-1].T)
+    model.decoder.bias.copy_(solution[-1])
 
 
 @torch.no_grad()
@@ -221,12 +234,12 @@ def _view(model: Stage, n_genes: int, rng: np.random.Generator) -> View:
     )
 
 
-def _batches(slides: list[Slide], size: int, rng: np.random.Generator) -> Iterator[tuple[int, np.ndarray]]:
-    """All cells of all slides once, in batches of one slide, in random order."""
+def _batches(slides: list[Slide], config: StageConfig, rng: np.random.Generator) -> Iterator[tuple[int, np.ndarray]]:
+    """Deal the cells of an epoch into batches of one slide each, in random order."""
     batches = []
     for number, slide in enumerate(slides):
-        cells = rng.permutation(slide.n_cells)
-        batches += [(number, part) for part in np.array_split(cells, math.ceil(len(cells) / size))]
+        cells = rng.permutation(slide.n_cells)[: config.cells_per_slide]
+        batches += [(number, part) for part in np.array_split(cells, math.ceil(len(cells) / config.batch_size))]
     for position in rng.permutation(len(batches)):
         yield batches[position]
 

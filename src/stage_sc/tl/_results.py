@@ -1,0 +1,112 @@
+"""What labelling writes into an AnnData."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+
+from stage_sc.model._checkpoint import model_digest
+from stage_sc.model._stage import Stage
+from stage_sc.model._tree import PrototypeTree
+
+FLAGS = ["ok", "empty", "isolated"]
+
+
+class Labels(NamedTuple):
+    """Results of one AnnData, in the order of its cells."""
+
+    nodes: np.ndarray
+    """``(n, L)`` int64 node of every level."""
+    confidence: np.ndarray
+    """``(n,)`` float32."""
+    embedding: np.ndarray
+    """``(n, dim)`` float32."""
+    content: np.ndarray
+    """``(n, dim)`` float32."""
+    flag: np.ndarray
+    """``(n,)`` int8, position in `FLAGS`."""
+    domain: np.ndarray | None = None
+    """``(n,)`` int64, counted from 0 over all data labelled together."""
+
+
+def write_labels(adata: AnnData, labels: Labels, model: Stage, params: dict[str, Any]) -> None:
+    """Write niches, paths, confidence, flags, embedding and tree; names begin with ``params["key_added"]``."""
+    key, tree = params["key_added"], model.tree
+    order = depth_first(tree)
+    levels = [f"{key}_l{level + 1}" for level in range(labels.nodes.shape[1])]
+    columns = {
+        name: _categorical(nodes, order, np.array([f"N{node}" for node in range(tree.n_nodes)], dtype=object))
+        for name, nodes in zip(levels, labels.nodes.T, strict=True)
+    }
+    leaves = np.array([_path_name(tree, node) for node in range(tree.n_nodes)], dtype=object)
+    columns[f"{key}_path"] = _categorical(labels.nodes[:, -1], order, leaves)
+    columns[f"{key}_confidence"] = labels.confidence.astype(np.float32)
+    columns[f"{key}_flag"] = pd.Categorical.from_codes(labels.flag, FLAGS).remove_unused_categories()
+    if labels.domain is not None:
+        n = int(labels.domain.max()) + 1
+        names = np.array([f"D{domain + 1}" for domain in range(n)], dtype=object)
+        columns[f"{key}_domain"] = _categorical(labels.domain, np.arange(n), names)
+    for old in (f"{key}_domain", *(name for name in adata.obs.columns if _is_level(name, key))):
+        if old not in columns and old in adata.obs:
+            del adata.obs[old]
+    for name, values in columns.items():
+        adata.obs[name] = values
+    for name in [name for name in adata.uns if name.startswith(f"{key}_") and name.endswith("_colors")]:
+        del adata.uns[name]  # they belonged to the labels before
+    adata.obsm[f"X_{key}"] = labels.embedding
+    adata.uns[key] = {
+        "params": params,
+        "model": {"name": model.name, "digest": model_digest(model), "version": model.version},
+        "levels": levels,
+        "tree": tree_table(tree, labels.nodes),
+    }
+
+
+def tree_table(tree: PrototypeTree, nodes: np.ndarray) -> pd.DataFrame:
+    """One row per node, used or not: its level (1 is the root level), its parent ("" at the root level), its cells."""
+    parent = tree.parent.numpy()
+    return pd.DataFrame(
+        {
+            "level": np.repeat(np.arange(len(tree.levels)) + 1, tree.levels),
+            "parent": [f"N{node}" if node >= 0 else "" for node in parent],
+            "n_cells": np.bincount(nodes.ravel(), minlength=tree.n_nodes),
+        },
+        index=pd.Index([f"N{node}" for node in range(tree.n_nodes)], dtype=object),
+    )
+
+
+def depth_first(tree: PrototypeTree) -> np.ndarray:
+    """All nodes so that those with a common parent follow each other, within every level."""
+    parent = tree.parent.numpy()
+    rank = np.empty(tree.n_nodes, dtype=np.int64)
+    order = []
+    for level in range(len(tree.levels)):
+        nodes = np.arange(tree.n_nodes)[tree.nodes(level)]
+        nodes = nodes[np.lexsort((nodes, rank[parent[nodes]] if level else nodes))]
+        rank[nodes] = np.arange(len(nodes))
+        order.append(nodes)
+    return np.concatenate(order)
+
+
+def _categorical(values: np.ndarray, order: np.ndarray, names: np.ndarray) -> pd.Categorical:
+    """Names as a categorical of those in use, in the given order."""
+    used = order[np.isin(order, values)]
+    position = np.full(int(order.max()) + 1, -1)
+    position[used] = np.arange(len(used))
+    return pd.Categorical.from_codes(position[values], categories=names[used])
+
+
+def _path_name(tree: PrototypeTree, node: int) -> str:
+    path: list[str] = []
+    while node >= 0:
+        path.insert(0, f"N{node}")
+        node = int(tree.parent[node])
+    return ">".join(path)
+
+
+def _is_level(name: str, key: str) -> bool:
+    start = f"{key}_l"
+    return isinstance(name, str) and name.startswith(start) and name[len(start) :].isdigit()

@@ -1,0 +1,166 @@
+"""Label cells with the niches of a model."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from anndata import AnnData
+
+from stage_sc._checks import check_anndata, check_positive
+from stage_sc.data._slide import Slide, read_data
+from stage_sc.model._stage import Stage
+from stage_sc.tl._domains import cut_domains
+from stage_sc.tl._results import Labels, write_labels
+from stage_sc.train._encode import encode_slide
+from stage_sc.weights import resolve_model
+
+
+def stage_niches(
+    data: AnnData | Sequence[AnnData],
+    *,
+    model: Stage | str | os.PathLike[str] | None = None,
+    n_domains: int | None = None,
+    spatial_key: str | None = None,
+    library_key: str | None = None,
+    layer: str | None = None,
+    key_added: str = "stage",
+    copy: bool = False,
+) -> AnnData | list[AnnData] | None:
+    r"""Give every cell its niche at every level of a model's tree.
+
+    Nothing is trained: genes are matched with the model's vocabulary, each cell's surroundings are embedded, and the
+    embedding is led through the tree of prototypes. A niche has the same name on every slide that the same model
+    labels.
+
+    Parameters
+    ----------
+    data
+        Cells with counts, coordinates and the graph of `stage_sc.pp.build_graph`, of one or several slides; or a list
+        of these, whose panels may differ.
+    model
+        A model from `fit`, or the path of a checkpoint. ``None``: the model that comes with the package.
+    n_domains
+        Cut to exactly this number of domains over all `data`, written to ``obs["stage_domain"]``. The leaves in use are
+        grouped by the mean expression around their cells. Domains are named ``D1``, ``D2`` … for this call only: to
+        compare separate calls, use the niches. Where fewer leaves are in use there are fewer domains, and the log says
+        so.
+    spatial_key
+        Entry of ``obsm`` with the coordinates. ``None``: the one that the graph was built with.
+    library_key
+        Column of ``obs`` that names the slide of every cell. ``None``: the one that the graph was built with.
+        Expression is scaled on each slide by itself, so it matters that slides are kept apart.
+    layer
+        Entry of ``layers`` with the counts. ``None``: ``X``. Neither is changed.
+    key_added
+        Begins the names of all results.
+    copy
+        Return a labelled copy instead of writing into `data`.
+
+    Returns
+    -------
+    ``None``, or with `copy` what was given, labelled. Written are, for `key_added` ``"stage"``:
+
+    ``obs["stage_l1"]``, ``obs["stage_l2"]`` …
+        Categorical. Niche of every level, from the coarsest to the finest, as ``"N12"``.
+    ``obs["stage_path"]``
+        Categorical. The way from the root to the leaf, as ``"N3>N17>N203"``.
+    ``obs["stage_confidence"]``
+        float32 in [0, 1]. Geometric mean over the levels of the probability of the cell's node among its siblings,
+        :math:`p = \mathrm{softmax}(h^\top c / \tau)` (equations 6 and 7 of the paper).
+    ``obs["stage_flag"]``
+        Categorical. ``"empty"`` for cells without counts, ``"isolated"`` for cells without neighbour, else ``"ok"``.
+    ``obs["stage_domain"]``
+        Categorical, with `n_domains` only.
+    ``obsm["X_stage"]``
+        ``(n_cells, dim)`` float32, embeddings of length 1.
+    ``uns["stage"]``
+        Parameters; name, digest and version of the model; the names of the level columns; the whole tree as a table
+        with level, parent and number of cells of every node.
+
+    Raises
+    ------
+    KeyError
+        If there is no graph, or if a key names nothing.
+    TypeError
+        If `data` or `model` is of another type.
+    ValueError
+        If no gene is in the model's vocabulary, if expression has negative, NaN or infinite values, or if the
+        coordinates of a stale graph are refused. `data` is then as it was.
+    FileNotFoundError
+        If there is no checkpoint at `model`.
+
+    See Also
+    --------
+    fit : Train a model on these slides.
+    stage_sc.pl.spatial_domains, stage_sc.pl.niche_tree : Draw the results.
+
+    Notes
+    -----
+    The same input gives the same labels, for any order of cells and genes and for rotated or shifted coordinates: cells
+    are computed in an order of their own. Time and memory grow linearly with the number of cells.
+
+    Examples
+    --------
+    >>> import stage_sc as st
+    >>> adata = st.datasets.simulate_tissue(1000)
+    >>> st.pp.build_graph(adata)
+    >>> st.tl.stage_niches(adata, n_domains=4)
+    >>> adata.obs["stage_domain"].cat.categories.tolist()
+    ['D1', 'D2', 'D3', 'D4']
+    """
+    several = isinstance(data, Sequence) and not isinstance(data, str)
+    parts = [check_anndata(part, name="data") for part in (data if several else [data])]
+    if not parts:
+        raise ValueError("`data` is an empty list.")
+    if n_domains is not None:
+        check_positive(n_domains, "n_domains", integer=True)
+    if not isinstance(key_added, str) or not key_added:
+        raise TypeError(f"`key_added` must be a string with at least one character, got {key_added!r}.")
+    network = resolve_model(model)
+    keys: dict[str, Any] = {"spatial_key": spatial_key, "library_key": library_key, "layer": layer}
+    parts = [part.copy() for part in parts] if copy else parts
+    read = [
+        read_data(part, scaling=network.config.scaling, vocabulary=frozenset(network.genes), **keys) for part in parts
+    ]
+    labels = [_label(network, slides) for slides in read]
+    if n_domains is not None:
+        labels = _add_domains(labels, n_domains)
+    for part, found in zip(parts, labels, strict=True):
+        graph = part.uns["stage_graph"]["params"]
+        params = {
+            "key_added": key_added,
+            "spatial_key": spatial_key or graph["spatial_key"],
+            "library_key": library_key or graph["library_key"] or "",
+            "layer": layer or "",
+            "n_domains": n_domains or 0,
+        }
+        write_labels(part, found, network, params)
+    if not copy:
+        return None
+    return parts if several else parts[0]
+
+
+def _label(model: Stage, slides: list[Slide]) -> Labels:
+    """Nodes, confidence, embedding and content of all cells of one AnnData."""
+    vocabulary = {gene: number for number, gene in enumerate(model.genes)}
+    config = model.config
+    parts, cells = [], []
+    for slide in slides:
+        h, content = encode_slide(model, slide, vocabulary)
+        nodes, confidence = model.tree.assign(h, how=config.assignment, temperature=config.temperature)
+        flag = np.where(slide.empty, 1, np.where(slide.isolated, 2, 0)).astype(np.int8)
+        parts.append((nodes.numpy(), confidence.numpy(), h.numpy(), content.numpy(), flag))
+        cells.append(slide.cells)
+    back = np.argsort(np.concatenate(cells))
+    return Labels(*(np.concatenate(column)[back] for column in zip(*parts, strict=True)))
+
+
+def _add_domains(labels: list[Labels], n_domains: int) -> list[Labels]:
+    """Cut the leaves of all data together."""
+    leaf = np.concatenate([part.nodes[:, -1] for part in labels])
+    domain = cut_domains(leaf, np.concatenate([part.content for part in labels]), n_domains)
+    ends = np.cumsum([len(part.flag) for part in labels])[:-1]
+    return [part._replace(domain=codes) for part, codes in zip(labels, np.split(domain, ends), strict=True)]

@@ -1,0 +1,48 @@
+"""What small data changes in the configuration: all in this one place."""
+
+from __future__ import annotations
+
+import logging
+
+from stage_sc.model._config import StageConfig
+
+logger = logging.getLogger("stage_sc.train")
+
+# A leaf stands for this many training cells at least.
+CELLS_PER_LEAF = 10
+# The published schedule belongs to a corpus of millions of cells; below this many a shorter and steeper one is used.
+SMALL = 200_000
+SCRATCH = {"epochs": 20, "warmup_epochs": 10, "learning_rate": 1e-3}
+TUNING = {"epochs": 5, "warmup_epochs": 0, "learning_rate": 3e-4}
+
+
+def adapt(config: StageConfig, n_cells: int, *, tuning: bool = False) -> StageConfig:
+    """Fit the size of the tree and the length of the schedule to the number of training cells.
+
+    Parameters
+    ----------
+    config
+        Wanted configuration.
+    n_cells
+        Training cells.
+    tuning
+        The tree of a trained model is kept: only the schedule changes.
+
+    Returns
+    -------
+    The configuration to use; what changed is logged.
+    """
+    changes: dict[str, object] = {}
+    n_leaves = max(4, min(config.levels[-1], n_cells // CELLS_PER_LEAF))
+    if not tuning and n_leaves < config.levels[-1]:
+        depth = len(config.levels)
+        levels = [max(1, round(n_leaves ** ((level + 1) / depth))) for level in range(depth)]
+        while len(levels) > 1 and any(lower < 2 * upper for upper, lower in zip(levels, levels[1:], strict=False)):
+            levels = levels[1:]
+        changes["levels"] = tuple(levels)
+    if tuning or n_cells < SMALL:
+        changes |= TUNING if tuning else SCRATCH
+    if changes:
+        listed = ", ".join(f"{name}={value}" for name, value in changes.items())
+        logger.info("%d training cells: %s. Pass `config` to decide yourself.", n_cells, listed)
+    return config.replace(**changes)

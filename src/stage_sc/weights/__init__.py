@@ -1,0 +1,40 @@
+"""The model that comes with the package."""
+
+from __future__ import annotations
+
+import os
+from functools import cache
+from importlib.resources import as_file, files
+
+from stage_sc.model._checkpoint import load_checkpoint
+from stage_sc.model._stage import Stage
+
+BUNDLED = "stage-v1.safetensors"
+
+
+@cache
+def load_bundled() -> Stage:
+    """Read the bundled model, once."""
+    with as_file(files("stage_sc.weights").joinpath(BUNDLED)) as path:
+        return load_checkpoint(path)
+
+
+def resolve_model(model: Stage | str | os.PathLike[str] | None) -> Stage:
+    """Return the model that a user means: itself, a checkpoint, or the bundled one for ``None`` and ``"bundled"``.
+
+    Raises
+    ------
+    TypeError
+        For anything else.
+    FileNotFoundError, ValueError
+        As `stage_sc.model.load_checkpoint`.
+    """
+    if model is None or model == "bundled":
+        return load_bundled()
+    if isinstance(model, Stage):
+        return model
+    if isinstance(model, str | os.PathLike):
+        return load_checkpoint(model)
+    raise TypeError(
+        f"`model` must be a model from `st.tl.fit`, the path of a checkpoint or None, got {type(model).__name__}."
+    )

@@ -1,0 +1,300 @@
+"""Checkpoints: what comes back, what a digest covers, what is refused."""
+
+from __future__ import annotations
+
+import json
+import struct
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import scipy.sparse as sp
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from stage_sc.model import Stage, StageConfig, _checkpoint, load_checkpoint, save_checkpoint
+from stage_sc.model._augment import Panel
+from stage_sc.model._checkpoint import model_digest
+from stage_sc.model._encoder import Neighbours
+from stage_sc.model._sparse import Sparse
+from stage_sc.model._stage import Batch
+
+GENES = ["alb", "cd3e", "gfap", "h2-k1", "mki67", "ünïcode"]
+
+
+def build(seed: int = 0, **changes: object) -> Stage:
+    """A small model of which no tensor is at its start."""
+    torch.manual_seed(seed)
+    config = StageConfig(**{"dim": 8, "levels": (2, 5, 11), "queue_length": 3, "lift": 0.5, **changes})
+    model = Stage(config, GENES, ["lung", "liver"], name="test", version="0.0.1")
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    rng = np.random.default_rng(seed)
+    leaf = torch.from_numpy(rng.integers(0, 11, 100))
+    model.tree.grow(torch.randn(11, 8), leaf, torch.randn(100, 8), "content")
+    model.queue.push(0, torch.rand(20, model.tree.n_nodes), 3)  # the rest of the queue stays infinite
+    return model.eval()
+
+
+def batch(n_cells: int = 20) -> Batch:
+    rng = np.random.default_rng(0)
+    near = np.triu(rng.random((n_cells, n_cells)) < 0.2, 1)
+    edges = sp.coo_matrix(near + near.T)
+    expression = sp.csr_matrix(rng.random((n_cells, 6)).astype(np.float32))
+    pool = sp.csr_matrix((near + near.T + np.eye(n_cells)).astype(np.float32))
+    return Batch(
+        0,
+        Sparse(expression),
+        Panel(torch.arange(6), torch.zeros(6), torch.ones(6)),
+        Neighbours(
+            torch.from_numpy(np.stack([edges.col, edges.row]).astype(np.int64)),
+            torch.ones(edges.nnz, 1),
+            Sparse(pool),
+        ),
+    )
+
+
+@torch.no_grad()
+def outputs(model: Stage) -> list[Tensor]:
+    h = model(batch())
+    return [h, model.content(batch()), *model.tree.assign(h), *model.tree.scores(h, model.active(0))]
+
+
+def header(path: Path) -> dict[str, object]:
+    with safe_open(path, "pt") as file:
+        return json.loads(file.metadata()["stage_sc"])
+
+
+def rewritten(path: Path, target: Path, **changes: object) -> Path:
+    """The same tensors under another header; ``None`` removes an entry."""
+    values = {key: value for key, value in {**header(path), **changes}.items() if value is not None}
+    save_file(load_file(path), target, metadata={"stage_sc": json.dumps(values)})
+    return target
+
+
+@pytest.fixture(scope="module")
+def model():
+    return build()
+
+
+@pytest.fixture(scope="module")
+def saved(model, tmp_path_factory):
+    return save_checkpoint(model, tmp_path_factory.mktemp("model") / "test")
+
+
+class TestRoundTrip:
+    def test_same_numbers_to_the_bit(self, model, saved):
+        for one, other in zip(outputs(model), outputs(load_checkpoint(saved)), strict=True):
+            assert torch.equal(one, other)
+
+    def test_same_state(self, model, saved):
+        back = load_checkpoint(saved)
+        assert back.config == model.config
+        assert (back.genes, back.slides, back.name, back.version) == (GENES, ["lung", "liver"], "test", "0.0.1")
+        expected = model.state_dict()
+        assert back.state_dict().keys() == expected.keys()
+        assert {"tree.parent", "tree.profile", "tree.weight", "queue.scores", "basis"} <= expected.keys()
+        for name, value in back.state_dict().items():
+            assert torch.equal(value, expected[name]), name
+            assert value.dtype == expected[name].dtype, name
+        assert torch.isinf(back.queue.scores).any()
+        assert not back.training
+
+    @pytest.mark.parametrize("changes", [{"levels": (3,)}, {"n_layers": 0}, {"embedder_norm": "column"}])
+    def test_other_shapes(self, changes, tmp_path):
+        model = build() if "levels" not in changes else Stage(StageConfig(dim=8, **changes), GENES, ["lung"])
+        model = build(**changes) if "levels" not in changes else model.eval()
+        back = load_checkpoint(save_checkpoint(model, tmp_path / "model"))
+        assert back.config == model.config
+        with torch.no_grad():
+            assert torch.equal(back(batch()), model(batch()))
+
+    def test_saving_and_loading_leaves_the_model_and_chance_alone(self, model, tmp_path):
+        before, state = {k: v.clone() for k, v in model.state_dict().items()}, torch.get_rng_state()
+        save_checkpoint(model, tmp_path / "model", half=True)
+        assert torch.equal(torch.get_rng_state(), state)
+        for name, value in model.state_dict().items():
+            assert torch.equal(value, before[name])
+
+    def test_loading_leaves_the_global_generator_alone(self, saved):
+        state = torch.get_rng_state()
+        load_checkpoint(saved)
+        assert torch.equal(torch.get_rng_state(), state)
+
+    def test_loading_does_not_depend_on_the_global_generator(self, saved):
+        torch.manual_seed(1)
+        one = load_checkpoint(saved)
+        torch.manual_seed(2)
+        assert model_digest(load_checkpoint(saved)) == model_digest(one)
+
+    def test_twice(self, saved, tmp_path):
+        again = save_checkpoint(load_checkpoint(saved), tmp_path / "again")
+        assert again.read_bytes() == saved.read_bytes()
+
+
+class TestNames:
+    def test_suffix(self, model, tmp_path):
+        assert save_checkpoint(model, tmp_path / "one").name == "one.safetensors"
+        assert save_checkpoint(model, str(tmp_path / "one.safetensors")) == tmp_path / "one.safetensors"
+        assert save_checkpoint(model, tmp_path / "v1.2").name == "v1.2.safetensors"
+
+    def test_a_model_without_a_name_gets_that_of_its_file(self, tmp_path):
+        model = build()
+        model.name = "custom"
+        assert load_checkpoint(save_checkpoint(model, tmp_path / "lung_atlas")).name == "lung_atlas"
+
+
+class TestHalf:
+    def test_close(self, model, saved, tmp_path):
+        path = save_checkpoint(model, tmp_path / "half", half=True)
+        assert path.stat().st_size < 0.75 * saved.stat().st_size
+        back = load_checkpoint(path)
+        assert {value.dtype for value in back.state_dict().values()} == {torch.float32, torch.int64}
+        for name, value in back.state_dict().items():
+            assert torch.allclose(value.float(), model.state_dict()[name].float(), rtol=2e-3, atol=1e-4), name
+        with torch.no_grad():
+            assert torch.allclose(back(batch()), model(batch()), atol=5e-3)
+        assert torch.equal(back.tree.parent, model.tree.parent)
+
+    def test_many_cells(self, tmp_path):
+        model = build()
+        model.tree.weight.fill_(2_000_001.0)  # more than 16 bits of float can count
+        back = load_checkpoint(save_checkpoint(model, tmp_path / "half", half=True))
+        np.testing.assert_allclose(back.tree.weight.numpy(), 2e6, rtol=2e-3)
+
+
+class TestDigest:
+    def test_same_for_the_file_and_the_model(self, model, saved):
+        assert header(saved)["digest"] == model_digest(model) == model_digest(load_checkpoint(saved))
+
+    def test_half_too(self, model, tmp_path):
+        path = save_checkpoint(model, tmp_path / "half", half=True)
+        assert header(path)["digest"] == model_digest(load_checkpoint(path)) != model_digest(model)
+
+    def test_every_tensor_counts(self):
+        model = build()
+        seen = {model_digest(model)}
+        for value in model.state_dict().values():
+            flat = value.view(-1)
+            flat[-1] = 1 if torch.isinf(flat[-1].float()) else flat[-1] + 1
+            seen.add(model_digest(model))
+        assert len(seen) == len(model.state_dict()) + 1
+
+    def test_smallest_change(self):
+        model = build()
+        before = model_digest(model)
+        with torch.no_grad():
+            model.embedder.vectors[0, 0] = torch.nextafter(model.embedder.vectors[0, 0], torch.tensor(9.0))
+        assert model_digest(model) != before
+
+    @pytest.mark.parametrize("what", ["genes", "slides", "config"])
+    def test_header_counts(self, what):
+        model = build()
+        before = model_digest(model)
+        if what == "config":
+            model.config = model.config.replace(temperature=0.2)
+        else:
+            setattr(model, what, getattr(model, what)[::-1])
+        assert model_digest(model) != before
+
+    def test_same_in_another_process(self, saved):
+        code = (
+            "import sys; from stage_sc.model import load_checkpoint; "
+            "from stage_sc.model._checkpoint import model_digest; print(model_digest(load_checkpoint(sys.argv[1])))"
+        )
+        told = subprocess.run([sys.executable, "-c", code, str(saved)], capture_output=True, text=True, check=True)
+        assert told.stdout.strip() == header(saved)["digest"]
+
+
+class TestFile:
+    def test_is_safetensors_and_nothing_that_runs(self, saved):
+        content = saved.read_bytes()
+        length = struct.unpack("<Q", content[:8])[0]
+        assert set(json.loads(content[8 : 8 + length])) == {"__metadata__", *build().state_dict()}
+
+    def test_replaces_at_once(self, saved, tmp_path, monkeypatch):
+        path = tmp_path / "model.safetensors"
+        path.write_bytes(saved.read_bytes())
+
+        def fails(tensors, file, metadata):
+            Path(file).write_bytes(b"half a file")
+            raise OSError("disk full")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(_checkpoint, "save_file", fails)
+            with pytest.raises(OSError, match="disk full"):
+                save_checkpoint(build(1), path)
+        assert path.read_bytes() == saved.read_bytes()  # what was there is whole
+        save_checkpoint(build(1), path)
+        assert header(path)["digest"] == model_digest(build(1))
+        assert [file.name for file in tmp_path.iterdir()] == ["model.safetensors"]
+
+    def test_a_loaded_model_survives_its_file(self, model, tmp_path):
+        path = save_checkpoint(model, tmp_path / "model")
+        back = load_checkpoint(path)
+        path.write_bytes(b"\0" * path.stat().st_size)
+        assert model_digest(back) == model_digest(model)
+
+
+class TestRefused:
+    def test_missing(self, tmp_path):
+        with pytest.raises(FileNotFoundError, match="nowhere.safetensors"):
+            load_checkpoint(tmp_path / "nowhere.safetensors")
+        with pytest.raises(FileNotFoundError):
+            load_checkpoint(tmp_path)
+
+    @pytest.mark.parametrize("content", [b"", b"\x80\x04 no checkpoint", np.random.default_rng(0).bytes(5000)])
+    def test_other_bytes(self, content, tmp_path):
+        path = tmp_path / "model.safetensors"
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match="model.safetensors.*cannot be read"):
+            load_checkpoint(path)
+
+    @pytest.mark.parametrize("metadata", [None, {"format": "pt"}])
+    def test_foreign_safetensors(self, metadata, tmp_path):
+        save_file({"weight": torch.ones(3)}, tmp_path / "other.safetensors", metadata=metadata)
+        with pytest.raises(ValueError, match="not a checkpoint of stage_sc"):
+            load_checkpoint(tmp_path / "other.safetensors")
+
+    def test_format_of_the_future(self, saved, tmp_path):
+        path = rewritten(saved, tmp_path / "new.safetensors", format_version=99, package_version="7.3")
+        with pytest.raises(ValueError, match=r"format 99, .* reads format 1.*stage_sc 7\.3"):
+            load_checkpoint(path)
+
+    def test_flipped_bits_in_the_numbers(self, saved, tmp_path):
+        content = saved.read_bytes()
+        start = 8 + struct.unpack("<Q", content[:8])[0]
+        for position in np.random.default_rng(0).integers(start, len(content), 20):
+            damaged = bytearray(content)
+            damaged[position] ^= 1
+            path = tmp_path / "damaged.safetensors"
+            path.write_bytes(damaged)
+            with pytest.raises(ValueError, match="damaged: its content does not have the digest"):
+                load_checkpoint(path)
+
+    def test_cut_short(self, saved, tmp_path):
+        for length in (4, 100, saved.stat().st_size - 1):
+            (tmp_path / "short.safetensors").write_bytes(saved.read_bytes()[:length])
+            with pytest.raises(ValueError, match="cannot be read"):
+                load_checkpoint(tmp_path / "short.safetensors")
+
+    @pytest.mark.parametrize("changes", [{"genes": GENES[::-1]}, {"slides": ["a", "b"]}, {"digest": "0" * 16}])
+    def test_changed_header(self, changes, saved, tmp_path):
+        with pytest.raises(ValueError, match="damaged"):
+            load_checkpoint(rewritten(saved, tmp_path / "changed.safetensors", **changes))
+
+    @pytest.mark.parametrize("missing", ["digest", "genes", "slides", "config"])
+    def test_header_without_an_entry(self, missing, saved, tmp_path):
+        with pytest.raises(ValueError, match="damaged|not a checkpoint"):
+            load_checkpoint(rewritten(saved, tmp_path / "less.safetensors", **{missing: None}))
+
+    @pytest.mark.parametrize("content", ["no json", "[]", "3"])
+    def test_header_that_is_no_header(self, content, tmp_path):
+        save_file({"weight": torch.ones(3)}, tmp_path / "odd.safetensors", metadata={"stage_sc": content})
+        with pytest.raises(ValueError, match="odd.safetensors"):
+            load_checkpoint(tmp_path / "odd.safetensors")

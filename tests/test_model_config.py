@@ -1,0 +1,119 @@
+"""The configuration: the paper's values, what is refused, and its way through JSON."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import pytest
+
+from stage_sc.model import StageConfig
+
+
+class TestDefaults:
+    def test_are_the_papers(self):
+        config = StageConfig()
+        assert (config.temperature, config.epsilon, config.sinkhorn_iterations) == (0.1, 0.05, 3)
+        assert (config.global_weight, config.selection_threshold) == (0.1, 0.99)
+        assert (config.warmup_epochs, config.epochs - config.warmup_epochs) == (33, 27)
+        assert (config.batch_size, config.learning_rate) == (256, 1e-4)
+        assert (len(config.levels), config.levels[-1]) == (3, 512)
+        assert (config.panel_fraction, config.noise_rate, config.noise_scale) == (0.8, 8.0, 0.05)
+
+    def test_printed_variant(self):
+        paper = StageConfig.paper()
+        assert paper.scaling == "none"  # "normalized and log-transformed", nothing else
+        assert paper.embedder_norm == "frobenius"  # equation 17
+        assert paper.swap_levels == "leaves"
+        assert paper.anchor_weight == paper.lift == 0
+        assert paper.selection == "slide"  # equation 12
+        assert paper.linkage == "cosine"
+        assert paper.m_step == "gradient"
+        changed = {field.name for field in dataclasses.fields(paper)} - {
+            name for name, value in paper.to_dict().items() if value == StageConfig().to_dict()[name]
+        }
+        assert not changed & {"temperature", "epsilon", "levels", "epochs", "learning_rate", "global_weight"}
+
+    def test_printed_variant_with_changes(self):
+        assert StageConfig.paper(levels=(2, 4), scaling="center") == StageConfig.paper().replace(
+            levels=(2, 4), scaling="center"
+        )
+
+
+class TestValues:
+    def test_frozen_and_hashable(self):
+        config = StageConfig(levels=[4, 8])
+        assert config.levels == (4, 8)
+        assert hash(config) == hash(StageConfig(levels=(4, 8)))
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            config.dim = 3
+
+    def test_replace_makes_a_copy_and_checks_it(self):
+        config = StageConfig()
+        assert config.replace(dim=16).dim == 16
+        assert config.dim == 32
+        with pytest.raises(ValueError, match="dim"):
+            config.replace(dim=30)
+
+    @pytest.mark.parametrize("levels", [(1,), (7,), (1, 2), (4, 8, 16, 40), (8, 64, 512)])
+    def test_levels(self, levels):
+        assert StageConfig(levels=levels).levels == levels
+
+    @pytest.mark.parametrize(
+        ("levels", "message"),
+        [((), "at least one"), ((0,), "at least one"), ((4, 7), "7 below 4"), ((8, 64, 64), "64 below 64")],
+    )
+    def test_levels_that_make_no_tree(self, levels, message):
+        with pytest.raises(ValueError, match=message):
+            StageConfig(levels=levels)
+
+    @pytest.mark.parametrize(
+        ("name", "value"),
+        [
+            *[(name, 0) for name in ("dim", "n_heads", "batch_size", "epochs", "queue_length", "queue_rank")],
+            *[(name, 0.0) for name in ("temperature", "epsilon", "learning_rate", "noise_rate")],
+            *[(name, float("nan")) for name in ("temperature", "epsilon", "learning_rate", "noise_rate")],
+            *[(name, -1) for name in ("n_layers", "warmup_epochs", "anchor_weight", "global_weight", "lift")],
+            *[(name, 0.0) for name in ("panel_fraction", "min_share", "selection_threshold", "average_rate")],
+            *[(name, 1.1) for name in ("panel_fraction", "min_share", "selection_threshold", "average_rate")],
+            *[(name, float("nan")) for name in ("anchor_weight", "global_weight", "lift")],
+            ("noise_scale", -0.1),
+            ("sinkhorn_iterations", 0),
+            ("n_heads", 5),
+        ],
+    )
+    def test_refused(self, name, value):
+        with pytest.raises(ValueError, match=name):
+            StageConfig(**{name: value})
+
+    @pytest.mark.parametrize(
+        ("name", "value"),
+        [("dim", 32.0), ("epochs", "60"), ("epsilon", "small"), ("batch_size", True), ("n_layers", 1.5)],
+    )
+    def test_wrong_types(self, name, value):
+        with pytest.raises(TypeError, match=name):
+            StageConfig(**{name: value})
+
+    @pytest.mark.parametrize(
+        "name", ["scaling", "embedder_norm", "swap_levels", "linkage", "m_step", "selection", "assignment"]
+    )
+    def test_unknown_choices_name_the_valid_ones(self, name):
+        with pytest.raises(ValueError, match=rf"`{name}` must be one of '.*', got 'best'"):
+            StageConfig(**{name: "best"})
+
+
+class TestJson:
+    @pytest.mark.parametrize(
+        "config", [StageConfig(), StageConfig.paper(), StageConfig(levels=(3, 9), dim=8, lift=0.5)]
+    )
+    def test_round_trip(self, config):
+        back = StageConfig.from_dict(json.loads(json.dumps(config.to_dict())))
+        assert back == config
+        assert isinstance(back.levels, tuple)
+
+    def test_unknown_fields(self):
+        with pytest.raises(ValueError, match="'depth'.*another version"):
+            StageConfig.from_dict({**StageConfig().to_dict(), "depth": 3})
+
+    def test_missing_fields_take_their_defaults(self):
+        assert StageConfig.from_dict({"dim": 16}) == StageConfig(dim=16)

@@ -1,0 +1,207 @@
+"""The encoder against dense softmax attention and a direct weighted mean."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import scipy.sparse as sp
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch_geometric.nn import GATConv
+
+from stage_sc.model._encoder import Encoder, Neighbours
+from stage_sc.model._sparse import Sparse
+
+N, DIM, HEADS = 14, 8, 4
+
+
+def graph(seed: int = 0) -> np.ndarray:
+    """Symmetric weights in (0, 1] with unequal degrees; cell 0 has no neighbour."""
+    rng = np.random.default_rng(seed)
+    upper = np.triu(np.where(rng.random((N, N)) < 0.3, rng.uniform(0.05, 1, (N, N)), 0), 1)
+    upper[0] = 0
+    return (upper + upper.T).astype(np.float32)
+
+
+def local(seed: int = 1) -> np.ndarray:
+    weights = graph(seed)
+    np.fill_diagonal(weights, 1)
+    return weights
+
+
+def neighbours(weights: np.ndarray, pool: np.ndarray) -> Neighbours:
+    edges = sp.coo_matrix(weights)
+    return Neighbours(
+        torch.from_numpy(np.stack([edges.col, edges.row]).astype(np.int64)),
+        torch.from_numpy(edges.data)[:, None],
+        Sparse(sp.csr_matrix(pool)),
+    )
+
+
+def embedded(n: int = N, seed: int = 0) -> Tensor:
+    return torch.randn(n, DIM, generator=torch.Generator().manual_seed(seed))
+
+
+def trained(n_layers: int, seed: int = 0) -> Encoder:
+    """An encoder whose parameters are all far from their start."""
+    encoder, generator = Encoder(DIM, n_layers, HEADS), torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in encoder.parameters():
+            parameter.copy_(0.5 * torch.randn(parameter.shape, generator=generator))
+    return encoder
+
+
+def attend(layer: GATConv, z: Tensor, weights: np.ndarray) -> Tensor:
+    """Graph attention with a self-loop of weight 1, entry by entry."""
+    w = torch.from_numpy(weights + np.eye(len(z), dtype=np.float32))
+    linear = layer.lin.weight
+    values = (z @ linear.T).view(len(z), HEADS, -1)
+    rows = []
+    for i in range(len(z)):
+        heads = []
+        for head in range(HEADS):
+            score = torch.full((len(z),), -torch.inf)
+            for j in range(len(z)):
+                if w[i, j] > 0:
+                    edge = (w[i, j] * layer.lin_edge.weight[:, 0]).view(HEADS, -1)[head]
+                    raw = (
+                        layer.att_src[0, head] @ values[j, head]
+                        + layer.att_dst[0, head] @ values[i, head]
+                        + layer.att_edge[0, head] @ edge
+                    )
+                    score[j] = raw if raw > 0 else 0.2 * raw
+            heads.append(torch.softmax(score, dim=0) @ values[:, head])
+        rows.append(torch.cat(heads))
+    return torch.stack(rows) + layer.bias
+
+
+def pool(encoder: Encoder, z: Tensor, weights: np.ndarray) -> Tensor:
+    """Mean with weights w exp(s), then the projection."""
+    rows = []
+    for row in weights:
+        share = torch.zeros(len(z))
+        for j in np.flatnonzero(row):
+            score = encoder.score.weight[0] @ z[j] + encoder.score.bias[0]
+            share[j] = float(row[j]) * torch.exp(score.clamp(-10, 10))
+        rows.append((share[:, None] * z).sum(dim=0) / share.sum())
+    return torch.stack(rows) @ encoder.project.weight.T + encoder.project.bias
+
+
+class TestAgainstDenseAttention:
+    @pytest.mark.parametrize("n_layers", [0, 1, 2])
+    @torch.no_grad()
+    def test_whole_encoder(self, n_layers):
+        encoder, z = trained(n_layers), embedded()
+        got = encoder(z, neighbours(graph(), local()))
+        for layer in encoder.layers:
+            z = z + F.elu(attend(layer, z, graph()))
+        pooled = pool(encoder, z, local())
+        expected = pooled / pooled.norm(dim=1, keepdim=True)
+        np.testing.assert_allclose(got.numpy(), expected.numpy(), rtol=1e-3, atol=1e-5)
+
+    @torch.no_grad()
+    def test_layer(self):
+        layer, z = trained(1).layers[0], embedded()
+        one = neighbours(graph(), local())
+        got = layer(z, one.edges, one.weights)
+        np.testing.assert_allclose(got.numpy(), attend(layer, z, graph()).numpy(), rtol=1e-4, atol=1e-5)
+
+    @torch.no_grad()
+    def test_edge_weights_count(self):
+        encoder, z = trained(1), embedded()
+        other = np.where(graph() > 0, 0.5, 0).astype(np.float32)
+        assert not torch.allclose(
+            encoder(z, neighbours(graph(), local())), encoder(z, neighbours(other, local())), atol=1e-3
+        )
+
+    @torch.no_grad()
+    def test_extreme_scores_are_kept_finite(self):
+        encoder = trained(0)
+        encoder.score.weight *= 1e4
+        got = encoder(embedded(), neighbours(graph(), local()))
+        assert torch.isfinite(got).all()
+        pooled = pool(encoder, embedded(), local())
+        np.testing.assert_allclose(got.numpy(), F.normalize(pooled, dim=1).numpy(), rtol=1e-3, atol=1e-5)
+
+
+class TestUntrained:
+    @torch.no_grad()
+    def test_smooths(self):
+        # expression at or above 0, where ELU is the identity: z + mean over the cell and its neighbours, then the
+        # Gaussian mean over the local neighbourhood
+        z = embedded().abs()
+        got = Encoder(DIM, 2, HEADS).pooled(z, neighbours(graph(), local()))
+        near = (graph() > 0).astype(np.float32) + np.eye(N, dtype=np.float32)
+        near /= near.sum(axis=1, keepdims=True)
+        expected = z.numpy()
+        for _ in range(2):
+            expected = expected + near @ expected
+        expected = local() / local().sum(axis=1, keepdims=True) @ expected
+        np.testing.assert_allclose(got.numpy(), expected, rtol=0.05, atol=0.05)  # attention starts with noise of 0.01
+
+    @torch.no_grad()
+    def test_smooths_exactly_without_the_noise(self):
+        encoder, z = Encoder(DIM, 1, HEADS), embedded().abs()
+        encoder.layers[0].att_src.zero_(), encoder.layers[0].att_dst.zero_(), encoder.layers[0].att_edge.zero_()
+        near = (graph() > 0).astype(np.float32) + np.eye(N, dtype=np.float32)
+        expected = z.numpy() + near / near.sum(axis=1, keepdims=True) @ z.numpy()
+        expected = local() / local().sum(axis=1, keepdims=True) @ expected
+        got = encoder.pooled(z, neighbours(graph(), local()))
+        np.testing.assert_allclose(got.numpy(), expected, rtol=1e-5, atol=1e-6)
+
+    @torch.no_grad()
+    def test_every_layer_starts_different(self):
+        first, second = Encoder(DIM, 2, HEADS).layers
+        assert not torch.equal(first.att_src, second.att_src)
+
+
+class TestBehaviour:
+    @pytest.mark.parametrize("n_layers", [0, 1, 3])
+    @torch.no_grad()
+    def test_rows_have_length_one(self, n_layers):
+        h = trained(n_layers)(embedded(), neighbours(graph(), local()))
+        assert h.shape == (N, DIM)
+        assert h.dtype == torch.float32
+        np.testing.assert_allclose(h.norm(dim=1).numpy(), 1, rtol=1e-5)
+
+    @torch.no_grad()
+    def test_order_of_cells(self):
+        encoder, z, order = trained(2), embedded(), np.random.default_rng(0).permutation(N)
+        expected = encoder(z, neighbours(graph(), local()))[order]
+        got = encoder(z[order], neighbours(graph()[np.ix_(order, order)], local()[np.ix_(order, order)]))
+        assert torch.allclose(got, expected, atol=1e-5)
+
+    @torch.no_grad()
+    def test_a_cell_alone_sees_itself(self):
+        encoder, pools = trained(1), local()
+        pools[0] = np.eye(N)[0]
+        z = embedded()
+        expected = encoder(z, neighbours(graph(), pools))[0]
+        alone = encoder(z[:1], neighbours(np.zeros((1, 1), np.float32), np.ones((1, 1), np.float32)))[0]
+        assert torch.allclose(alone, expected, atol=1e-6)
+        z[1:] += 1
+        assert torch.allclose(encoder(z, neighbours(graph(), pools))[0], expected, atol=1e-6)
+
+    @torch.no_grad()
+    def test_sees_as_many_hops_as_layers(self):
+        chain = (np.eye(N, k=1) + np.eye(N, k=-1)).astype(np.float32)
+        for n_layers in (0, 1, 3):
+            encoder, z = trained(n_layers), embedded()
+            before = encoder.pooled(z, neighbours(chain, np.eye(N, dtype=np.float32)))
+            z[7] += 1
+            changed = (encoder.pooled(z, neighbours(chain, np.eye(N, dtype=np.float32))) - before).abs().sum(dim=1)
+            assert np.flatnonzero(changed.numpy() > 1e-6).tolist() == list(range(7 - n_layers, 8 + n_layers))
+
+    def test_every_parameter_learns(self):
+        encoder = trained(2)
+        weight = embedded(seed=4)
+        (encoder(embedded(), neighbours(graph(), local())) * weight).sum().backward()
+        for name, parameter in encoder.named_parameters():
+            if name != "score.bias":  # cancels in the mean
+                assert parameter.grad.abs().max() > 1e-7, name
+
+    def test_untrained_score_learns(self):
+        encoder = Encoder(DIM, 1, HEADS)
+        (encoder(embedded(), neighbours(graph(), local())) * embedded(seed=4)).sum().backward()
+        assert encoder.score.weight.grad.abs().max() > 1e-6

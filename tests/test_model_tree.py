@@ -1,0 +1,405 @@
+"""The tree: Ward linkage against scipy, siblings, probabilities, sampled paths and assignment by enumeration."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as some
+from scipy.cluster.hierarchy import fcluster, linkage
+from torch import Tensor
+
+from stage_sc.model._grow import cut, group_with_siblings, leaf_order, weighted_ward
+from stage_sc.model._sinkhorn import sinkhorn
+from stage_sc.model._tree import PrototypeTree
+
+DIM = 6
+SHAPES = [(4,), (1, 4), (2, 5), (3, 7, 16), (2, 4, 9, 20)]
+
+
+def directions(n: int, seed: int = 0) -> Tensor:
+    return F.normalize(
+        torch.from_numpy(np.random.default_rng(seed).standard_normal((n, DIM)).astype(np.float32)), dim=1
+    )
+
+
+def grown(levels: tuple[int, ...], seed: int = 0, n_cells: int = 200, linkage: str = "content") -> PrototypeTree:
+    tree, rng = PrototypeTree(levels, DIM), np.random.default_rng(seed)
+    leaf = torch.from_numpy(rng.integers(0, levels[-1], n_cells))
+    content = torch.from_numpy(rng.standard_normal((n_cells, DIM)).astype(np.float32))
+    tree.grow(directions(levels[-1], seed), leaf, content, linkage)
+    return tree
+
+
+def children(tree: PrototypeTree, node: int) -> list[int]:
+    return [child for child, parent in enumerate(tree.parent.tolist()) if parent == node]
+
+
+def all_paths(tree: PrototypeTree) -> list[list[int]]:
+    """Every way from the root level to a leaf, as node numbers."""
+    paths = [[node] for node in range(tree.levels[0])]
+    for _ in tree.levels[1:]:
+        paths = [[*path, child] for path in paths for child in children(tree, path[-1])]
+    return paths
+
+
+def node_log_probability(tree: PrototypeTree, cosine: np.ndarray, temperature: float) -> np.ndarray:
+    """Log-softmax of each node among its siblings (equations 6 and 7), by loops; `cosine` is (n, M)."""
+    result = np.empty_like(cosine)
+    for node, parent in enumerate(tree.parent.tolist()):
+        siblings = list(range(tree.levels[0])) if parent < 0 else children(tree, parent)
+        for cell in range(len(cosine)):
+            total = sum(np.exp(cosine[cell, sibling] / temperature) for sibling in siblings)
+            result[cell, node] = cosine[cell, node] / temperature - np.log(total)
+    return result
+
+
+def merged_sets(merges: np.ndarray) -> list[frozenset[int]]:
+    members = {point: frozenset([point]) for point in range(len(merges) + 1)}
+    for left, right in merges.astype(int).tolist():
+        members[len(members)] = members[left] | members[right]
+    return [members[len(merges) + 1 + step] for step in range(len(merges))]
+
+
+def partition(groups: np.ndarray) -> set[frozenset[int]]:
+    return {frozenset(np.flatnonzero(groups == group).tolist()) for group in np.unique(groups)}
+
+
+class TestWard:
+    @pytest.mark.parametrize("seed", range(6))
+    def test_equals_scipy_on_replicated_points(self, seed):
+        rng = np.random.default_rng(seed)
+        n = int(rng.integers(3, 16))
+        points, weights = rng.standard_normal((n, 3)) + 5, rng.integers(1, 7, n)
+        merges = weighted_ward(points, weights)
+        owner = np.repeat(np.arange(n), weights)
+        hierarchy = linkage(points[owner], "ward")
+        theirs = [frozenset(owner[list(members)].tolist()) for members in merged_sets(hierarchy[:, :2])]
+        assert merged_sets(merges) == [members for members in theirs if len(members) > 1][-(n - 1) :]
+        for k in range(1, n + 1):
+            expected = fcluster(hierarchy, k, "maxclust")[np.searchsorted(owner, np.arange(n))]
+            assert partition(cut(merges, k)) == partition(expected)
+
+    def test_equal_weights_are_the_plain_linkage(self):
+        points = np.random.default_rng(0).standard_normal((40, 5))
+        theirs = merged_sets(linkage(points, "ward")[:, :2])
+        assert merged_sets(weighted_ward(points, np.full(40, 3.0))) == theirs
+
+    def test_weights_matter(self):
+        points = np.array([[0.0], [1.0], [2.1]])  # the near pair is heavy
+        assert weighted_ward(points, np.array([1, 1, 1]))[0].tolist() == [0, 1]
+        assert weighted_ward(points, np.array([50, 50, 1]))[0].tolist() == [1, 2]
+
+    def test_input_is_not_changed(self):
+        points, weights = np.random.default_rng(0).standard_normal((5, 2)), np.ones(5)
+        before = points.copy()
+        weighted_ward(points, weights)
+        assert (points == before).all()
+        assert (weights == 1).all()
+
+    def test_cut_numbers_clusters_by_their_first_point(self):
+        merges = weighted_ward(np.array([[0.0], [10.0], [0.1], [10.2], [5.0]]), np.ones(5))
+        assert cut(merges, 3).tolist() == [0, 1, 0, 1, 2]
+        assert cut(merges, 5).tolist() == [0, 1, 2, 3, 4]
+        assert cut(merges, 1).tolist() == [0, 0, 0, 0, 0]
+
+    def test_leaf_order_keeps_clusters_together(self):
+        merges = weighted_ward(np.random.default_rng(1).standard_normal((20, 3)), np.ones(20))
+        order = leaf_order(merges)
+        assert sorted(order) == list(range(20))
+        place = np.argsort(order)
+        for members in merged_sets(merges):
+            where = place[list(members)]
+            assert where.max() - where.min() == len(members) - 1
+
+
+@some.composite
+def grouping(draw: some.DrawFn) -> tuple[np.ndarray, np.ndarray, int]:
+    n = draw(some.integers(2, 20))
+    rng = np.random.default_rng(draw(some.integers(0, 10_000)))
+    points = rng.standard_normal((n, 3)).astype(np.float32)
+    kind = draw(some.sampled_from(["spread", "outliers", "duplicates", "all the same", "on a line"]))
+    if kind == "outliers":
+        points[: n // 2] *= 100.0 ** np.arange(n // 2)[:, None] % 1e6
+    elif kind == "duplicates":
+        points = points[rng.integers(0, max(1, n // 3), n)]
+    elif kind == "all the same":
+        points[:] = points[0]
+    elif kind == "on a line":
+        points = np.outer(2.0 ** np.arange(n), [1, 0, 0]).astype(np.float32)
+    return points, rng.integers(1, draw(some.sampled_from([2, 5000])), n), draw(some.integers(1, n // 2))
+
+
+class TestSiblings:
+    @given(grouping())
+    @settings(max_examples=150, deadline=None, derandomize=True)
+    def test_every_group_has_two(self, case):
+        points, weights, n_groups = case
+        groups = group_with_siblings(points, weights, n_groups)
+        assert groups.shape == (len(points),)
+        assert np.unique(groups).tolist() == list(range(n_groups))
+        assert np.bincount(groups).min() >= 2
+
+    def test_is_the_plain_cut_where_nobody_is_alone(self):
+        rng = np.random.default_rng(0)
+        points = np.repeat(10 * rng.standard_normal((4, 3)), 5, axis=0) + 0.1 * rng.standard_normal((20, 3))
+        groups = group_with_siblings(points, np.ones(20), 4)
+        assert groups.tolist() == np.repeat(np.arange(4), 5).tolist()
+        assert (groups == cut(weighted_ward(points, np.ones(20)), 4)).all()
+
+    def test_an_outlier_joins_whom_it_costs_least(self):
+        points = np.array([[0.0], [0.1], [0.2], [5.0], [5.1], [5.2], [30.0]])
+        assert group_with_siblings(points, np.ones(7), 2).tolist() == [0, 0, 0, 1, 1, 1, 1]
+        # joining a light group is cheap, even from further away
+        weights = np.array([1, 1, 1, 1000, 1000, 1000, 50])
+        near, far = (w * 50 / (w + 50) * (30 - mean) ** 2 for w, mean in ((3000, 5.1), (3, 0.1)))
+        assert far < near
+        assert group_with_siblings(points, weights, 2).tolist() == [0, 0, 0, 1, 1, 1, 0]
+
+    def test_even_split_where_no_cut_will_do(self):
+        groups = group_with_siblings(np.zeros((6, 2)), np.ones(6), 3)
+        assert np.bincount(groups).tolist() == [2, 2, 2]
+
+
+class TestGrow:
+    @given(
+        some.sampled_from(SHAPES), some.integers(0, 500), some.integers(1, 80), some.sampled_from(["content", "cosine"])
+    )
+    @settings(max_examples=60, deadline=None, derandomize=True)
+    def test_shape(self, levels, seed, n_cells, linkage):
+        # with few cells most leaves are empty
+        tree = grown(levels, seed, n_cells, linkage)
+        assert tree.n_nodes == sum(levels) == len(tree.parent)
+        assert (tree.parent[: levels[0]] == -1).all()
+        for level in range(1, len(levels)):
+            upper = tree.nodes(level - 1)
+            parents = tree.parent[tree.nodes(level)]
+            assert sorted(set(parents.tolist())) == list(range(upper.start, upper.stop))
+            assert torch.bincount(parents)[upper].min() >= 2
+            assert torch.equal(tree.local_parent(level), parents - upper.start)
+        assert torch.allclose(tree.prototypes.norm(dim=1), torch.ones(tree.n_nodes), atol=1e-5)
+        assert torch.isfinite(tree.profile).all()
+
+    def test_levels_follow_each_other_without_gap(self):
+        tree = PrototypeTree((3, 7, 16), DIM)
+        nodes = [list(range(tree.n_nodes))[tree.nodes(level)] for level in range(3)]
+        assert sum(nodes, []) == list(range(26))
+        assert [len(level) for level in nodes] == [3, 7, 16]
+
+    def test_leaves_are_the_given_directions(self):
+        tree = PrototypeTree((2, 5), DIM)
+        tree.grow(3 * directions(5), torch.arange(5), directions(5), "content")
+        assert torch.allclose(tree.prototypes[2:], directions(5), atol=1e-6)
+
+    @pytest.mark.parametrize("linkage", ["content", "cosine"])
+    def test_what_is_grouped(self, linkage):
+        # leaves 0 1 | 2 3 by direction, 0 2 | 1 3 by content
+        leaves = torch.tensor([[1.0, 0.1], [1.0, -0.1], [-1.0, 0.1], [-1.0, -0.1]])
+        content = torch.tensor([[5.0, 0], [-5.0, 0], [5.1, 0], [-5.1, 0]])
+        tree = PrototypeTree((2, 4), 2)
+        tree.grow(leaves, torch.arange(4), content, linkage)
+        assert tree.parent[2:].tolist() == ([0, 1, 0, 1] if linkage == "content" else [0, 0, 1, 1])
+
+    def test_parents_are_the_weighted_mean_direction(self):
+        tree, leaf = PrototypeTree((2, 4), DIM), torch.tensor([0] * 9 + [1] + [2] * 3 + [3] * 2)
+        tree.grow(directions(4), leaf, directions(15, 1), "cosine")
+        for node in (0, 1):
+            mean = sum(int((leaf == child - 2).sum()) * directions(4)[child - 2] for child in children(tree, node))
+            assert torch.allclose(tree.prototypes[node], F.normalize(mean, dim=0), atol=1e-5)
+
+    def test_order_of_cells(self):
+        rng = np.random.default_rng(0)
+        leaf, content, order = torch.from_numpy(rng.integers(0, 16, 300)), directions(300), rng.permutation(300)
+        one, other = PrototypeTree((3, 7, 16), DIM), PrototypeTree((3, 7, 16), DIM)
+        one.grow(directions(16), leaf, content, "content")
+        other.grow(directions(16), leaf[order], content[order], "content")
+        assert torch.equal(one.parent, other.parent)
+        assert torch.equal(one.weight, other.weight)
+        assert torch.allclose(one.profile, other.profile, atol=1e-5)
+
+    def test_growing_again_leaves_no_trace(self):
+        tree, fresh = grown((3, 7, 16), seed=1), PrototypeTree((3, 7, 16), DIM)
+        for one in (tree, fresh):
+            one.grow(directions(16, 2), torch.zeros(30, dtype=torch.int64), directions(30), "content")
+        for name, value in fresh.state_dict().items():
+            assert torch.equal(tree.state_dict()[name], value), name
+
+
+class TestProfiles:
+    def test_by_loops(self):
+        levels = (3, 7, 16)
+        tree, leaf = grown(levels), torch.from_numpy(np.random.default_rng(3).integers(0, 12, 90))
+        content, before = directions(90, 4), tree.profile.clone()
+        tree.set_profiles(leaf, content)
+        below = {node: [] for node in range(tree.n_nodes)}
+        for cell, number in enumerate(leaf.tolist()):
+            node = tree.offsets[-2] + number
+            while node >= 0:
+                below[node].append(cell)
+                node = int(tree.parent[node])
+        assert any(not cells for cells in below.values())
+        for node, cells in below.items():
+            expected = content[cells].mean(dim=0) if cells else before[node]
+            assert torch.allclose(tree.profile[node], expected, atol=1e-5)
+            assert not cells or int(tree.weight[node]) == len(cells)
+        assert int(tree.weight[: levels[0]].sum()) == 90
+
+    def test_grow_counts_the_cells(self):
+        tree = grown((3, 7, 16), n_cells=200)
+        for level in range(3):
+            assert int(tree.weight[tree.nodes(level)].sum()) == 200
+        for node in range(tree.nodes(2).start):
+            assert tree.weight[node] == sum(tree.weight[child] for child in children(tree, node))
+
+
+class TestScores:
+    @torch.no_grad()
+    def test_cosines_by_level(self):
+        tree, h = grown((3, 7, 16)), directions(5, 9)
+        tree.prototypes.mul_(torch.linspace(0.5, 1.5, 26)[:, None])  # gradient steps do not keep the length
+        scores = tree.scores(h)
+        assert [tuple(level.shape) for level in scores] == [(5, 3), (5, 7), (5, 16)]
+        flat = torch.cat(scores, dim=1)
+        for cell in range(5):
+            for node in range(26):
+                c = tree.prototypes[node]
+                assert float(flat[cell, node]) == pytest.approx(float(h[cell] @ c / c.norm()), abs=1e-5)
+
+    def test_prototypes_left_out(self):
+        tree, active = grown((2, 5)), torch.tensor([True, False, True, True, False, True, True])
+        flat = torch.cat(tree.scores(directions(4, 9), active), dim=1)
+        assert torch.isinf(flat[:, ~active]).all()
+        assert torch.isfinite(flat[:, active]).all()
+        flat[:, active].sum().backward()
+        assert torch.isfinite(tree.prototypes.grad).all()
+
+
+class TestProbabilities:
+    @pytest.mark.parametrize("levels", SHAPES)
+    @pytest.mark.parametrize("temperature", [0.1, 1.0])
+    @torch.no_grad()
+    def test_softmax_among_siblings_by_loops(self, levels, temperature):
+        tree = grown(levels)
+        scores = tree.scores(directions(6, 9))
+        got = torch.cat(tree.log_probabilities(scores, temperature), dim=1).numpy()
+        expected = node_log_probability(tree, torch.cat(scores, dim=1).double().numpy(), temperature)
+        np.testing.assert_allclose(got, expected, rtol=1e-3, atol=1e-4)
+        for parent in set(tree.parent.tolist()):
+            siblings = [node for node, above in enumerate(tree.parent.tolist()) if above == parent]
+            np.testing.assert_allclose(np.exp(got[:, siblings]).sum(axis=1), 1, rtol=1e-4)
+
+    @torch.no_grad()
+    def test_finite_for_a_low_temperature(self):
+        tree = grown((3, 7, 16))
+        for level in tree.log_probabilities(tree.scores(directions(6, 9)), 1e-3):
+            assert torch.isfinite(level).all()
+
+
+class TestSampling:
+    @pytest.mark.parametrize("levels", SHAPES)
+    def test_paths_go_from_parent_to_child(self, levels):
+        tree = grown(levels)
+        paths = tree.sample_paths(tree.scores(directions(64, 9)), torch.Generator().manual_seed(0))
+        assert paths.shape == (64, len(levels))
+        valid = all_paths(tree)
+        for path in paths.tolist():
+            assert [node + tree.offsets[level] for level, node in enumerate(path)] in valid
+
+    def test_only_active_nodes(self):
+        tree = grown((2, 5, 11))
+        active = torch.zeros(tree.n_nodes, dtype=torch.bool)
+        leaves = [children(tree, child)[0] for root in (0, 1) for child in children(tree, root)[:1]]
+        for node in leaves:
+            while node >= 0:
+                active[node] = True
+                node = int(tree.parent[node])
+        scores = tree.scores(directions(64, 9), active)
+        paths = tree.sample_paths(scores, torch.Generator().manual_seed(0))
+        assert set((paths[:, 2] + tree.offsets[2]).tolist()) == set(leaves)
+
+    @pytest.mark.parametrize("levels", [(4,), (1, 4)])
+    def test_frequencies_follow_the_plan(self, levels):
+        tree, h = grown(levels), directions(5, 9)
+        scores, generator = tree.scores(h), torch.Generator().manual_seed(0)
+        draws = torch.stack([tree.sample_paths(scores, generator, epsilon=0.5)[:, -1] for _ in range(2000)])
+        share = torch.stack([(draws == node).float().mean(dim=0) for node in range(4)], dim=1)
+        plan = sinkhorn(scores[-1].detach(), 0.5)
+        assert plan.max() < 0.95
+        np.testing.assert_allclose(share.numpy(), plan.numpy(), atol=0.045)  # four standard errors
+
+    @torch.no_grad()
+    def test_plan_below_a_node_is_that_of_its_cells_and_children(self):
+        tree, h = grown((2, 5)), directions(12, 9)
+        scores, upper = tree.scores(h), torch.tensor([0] * 7 + [1] * 5)
+        plan = tree.plans(scores, upper, 1, 0.05, 3)
+        for parent in (0, 1):
+            among = [child - 2 for child in children(tree, parent)]
+            expected = sinkhorn(scores[1][upper == parent][:, among], 0.05, 3)
+            assert torch.allclose(plan[upper == parent][:, among], expected, atol=1e-5)
+
+    def test_balance_spreads_cells_that_are_alike(self):
+        tree = grown((2, 4, 8))
+        paths = tree.sample_paths(tree.scores(directions(1, 9).repeat(800, 1)), torch.Generator().manual_seed(0))
+        for level, n_nodes in enumerate((2, 4)):
+            expected = [400] * 2 if level == 0 else [400 / len(children(tree, int(p))) for p in tree.parent[2:6]]
+            count = torch.bincount(paths[:, level], minlength=n_nodes).numpy()
+            np.testing.assert_allclose(count, expected, atol=70)
+
+    def test_seeded(self):
+        tree = grown((3, 7, 16))
+        scores, state = tree.scores(directions(64, 9)), torch.get_rng_state()
+        one, same, other = (tree.sample_paths(scores, torch.Generator().manual_seed(seed)) for seed in (1, 1, 2))
+        assert torch.equal(one, same)
+        assert not torch.equal(one, other)
+        assert torch.equal(torch.get_rng_state(), state)
+
+
+class TestAssign:
+    @pytest.mark.parametrize("levels", SHAPES)
+    @pytest.mark.parametrize("how", ["leaf", "top-down", "path"])
+    @torch.no_grad()
+    def test_by_enumeration(self, levels, how):
+        tree, h, temperature = grown(levels), directions(40, 9), 0.3
+        nodes, confidence = tree.assign(h, how=how, temperature=temperature)
+        assert nodes.shape == (40, len(levels))
+        cosine = torch.cat(tree.scores(h), dim=1).double().numpy()
+        log_p, paths = node_log_probability(tree, cosine, temperature), all_paths(tree)
+        assert len(paths) == levels[-1]
+        for cell in range(40):
+            if how == "leaf":
+                best = max(paths, key=lambda path: cosine[cell, path[-1]])
+            elif how == "path":
+                best = max(paths, key=lambda path: log_p[cell, path].sum())
+            else:  # the greatest cosine at the first level decides, then that at the second …
+                best = max(paths, key=lambda path: tuple(cosine[cell, path]))
+            assert nodes[cell].tolist() == best
+            assert float(confidence[cell]) == pytest.approx(np.exp(log_p[cell, best].mean()), rel=1e-3)
+
+    @torch.no_grad()
+    def test_the_three_ways_differ(self):
+        tree, h = grown((3, 7, 16)), directions(300, 9)
+        leaf, down, path = (tree.assign(h, how=how)[0] for how in ("leaf", "top-down", "path"))
+        assert (leaf != down).any()
+        assert (leaf != path).any()
+        assert (down != path).any()
+
+    @torch.no_grad()
+    def test_confidence(self):
+        tree = grown((3, 7, 16))
+        h = torch.cat([directions(50, 9), tree.prototypes, torch.zeros(1, DIM)])
+        for how in ("leaf", "top-down", "path"):
+            _, confidence = tree.assign(h, how=how)
+            assert confidence.dtype == torch.float32
+            assert (confidence > 0).all()
+            assert (confidence <= 1).all()
+        # going down to the best child, a lower temperature can only make a cell surer
+        sure, unsure = (tree.assign(h, how="top-down", temperature=t)[1] for t in (0.02, 1.0))
+        assert (unsure < sure)[:-1].all()
+
+    @torch.no_grad()
+    def test_every_prototype_finds_itself(self):
+        tree = grown((3, 7, 16))
+        nodes, _ = tree.assign(tree.prototypes[tree.nodes(2)])
+        assert (nodes[:, -1] - tree.offsets[2]).tolist() == list(range(16))
