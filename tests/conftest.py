@@ -1,10 +1,25 @@
-"""Data that several test files read."""
+"""Data, a model and comparisons that several test files use."""
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+import anndata as ad
+import numpy as np
+import pandas as pd
 import pytest
+import scipy.sparse as sp
+
+import stage_sc as st
+
+if TYPE_CHECKING:  # torch takes seconds to import
+    from stage_sc.model import Stage, StageConfig
+
+EMPTY, ISOLATED = 7, 9
 
 
 @pytest.fixture(scope="session")
@@ -14,3 +29,97 @@ def dev_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no real sections at {folder}")
     return folder
+
+
+@pytest.fixture(scope="session")
+def raw_tissue() -> Iterator[ad.AnnData]:
+    """A slide without graph; cell 7 has no counts, cell 9 no neighbour. Copy before writing to it."""
+    adata = st.datasets.simulate_tissue(300, rng=2)
+    counts = adata.X.tolil()
+    counts[EMPTY] = 0
+    adata.X = sp.csr_matrix(counts, dtype=np.float32)
+    adata.obsm["spatial"][ISOLATED] = adata.obsm["spatial"].max(axis=0) + 300
+    with _unchanged(adata):
+        yield adata
+
+
+@pytest.fixture(scope="session")
+def tissue(raw_tissue) -> Iterator[ad.AnnData]:
+    """The slide with its graph. Copy before writing to it."""
+    adata = raw_tissue.copy()
+    st.pp.build_graph(adata)
+    with _unchanged(adata):
+        yield adata
+
+
+@pytest.fixture(scope="session")
+def slides() -> Iterator[ad.AnnData]:
+    """Two slides with a graph, named in ``obs["slide"]``. Copy before writing to it."""
+    adata = st.datasets.simulate_tissue(200, n_slides=2, batch_effect=0.3, rng=4)
+    st.pp.build_graph(adata, library_key="slide")
+    with _unchanged(adata):
+        yield adata
+
+
+@pytest.fixture(scope="session")
+def small_config() -> StageConfig:
+    """Small network and tree, few epochs of both stages."""
+    return st.model.StageConfig(
+        dim=16, n_layers=1, levels=(2, 6, 18), epochs=4, warmup_epochs=2, learning_rate=1e-3, batch_size=128
+    )
+
+
+@pytest.fixture(scope="session")
+def small_model(tissue, small_config) -> Iterator[Stage]:
+    """Trained on `tissue`. Do not change it."""
+    model = st.tl.fit(tissue, config=small_config, progress=False)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    yield model
+    assert all(value.equal(before[name]) for name, value in model.state_dict().items())
+
+
+@pytest.fixture(scope="session")
+def assert_same() -> Callable[[Any, Any], None]:
+    """Comparison of nested containers, to the bit."""
+    return _assert_same
+
+
+@pytest.fixture(scope="session")
+def unchanged() -> Callable[..., Any]:
+    """Context in which the given AnnData objects must stay as they are."""
+    return _unchanged
+
+
+@contextmanager
+def _unchanged(*objects: ad.AnnData) -> Iterator[None]:
+    before = [copy.deepcopy(_contents(adata)) for adata in objects]
+    yield
+    for was, adata in zip(before, objects, strict=True):
+        _assert_same(was, _contents(adata))
+
+
+def _contents(adata: ad.AnnData) -> dict[str, Any]:
+    parts = {name: dict(getattr(adata, name)) for name in ("obsm", "varm", "obsp", "varp", "layers", "uns")}
+    return {"X": adata.X, "obs": adata.obs, "var": adata.var, "view": adata.is_view, **parts}
+
+
+def _assert_same(one: Any, other: Any, where: str = "") -> None:
+    assert type(one) is type(other), where
+    if isinstance(one, dict):
+        assert list(one) == list(other), where
+        for key in one:
+            _assert_same(one[key], other[key], f"{where}/{key}")
+    elif isinstance(one, pd.DataFrame):
+        pd.testing.assert_frame_equal(one, other, check_exact=True, obj=where)
+    elif sp.issparse(one):
+        for name in ("shape", "data", "indices", "indptr"):
+            _assert_same(getattr(one, name), getattr(other, name), f"{where}.{name}")
+    elif isinstance(one, np.ndarray):
+        assert (one.dtype, one.shape) == (other.dtype, other.shape), where
+        assert one.tolist() == other.tolist() if one.dtype == object else one.tobytes() == other.tobytes(), where
+    elif isinstance(one, list | tuple):
+        assert len(one) == len(other), where
+        for number, (left, right) in enumerate(zip(one, other, strict=True)):
+            _assert_same(left, right, f"{where}[{number}]")
+    else:
+        assert one == other, where

@@ -55,6 +55,11 @@ class TestValues:
         with pytest.raises(ValueError, match="dim"):
             config.replace(dim=30)
 
+    def test_nothing_where_nothing_means_something(self):
+        names = ("n_layers", "epochs", "warmup_epochs", "anchor_weight", "global_weight", "lift", "noise_scale")
+        assert StageConfig(**dict.fromkeys(names, 0)).epochs == 0
+        assert StageConfig().cells_per_slide is None
+
     @pytest.mark.parametrize("levels", [(1,), (7,), (1, 2), (4, 8, 16, 40), (8, 64, 512)])
     def test_levels(self, levels):
         assert StageConfig(levels=levels).levels == levels
@@ -70,14 +75,16 @@ class TestValues:
     @pytest.mark.parametrize(
         ("name", "value"),
         [
-            *[(name, 0) for name in ("dim", "n_heads", "batch_size", "epochs", "queue_length", "queue_rank")],
+            *[(name, 0) for name in ("dim", "n_heads", "batch_size", "queue_length", "queue_rank")],
             *[(name, 0.0) for name in ("temperature", "epsilon", "learning_rate", "noise_rate")],
             *[(name, float("nan")) for name in ("temperature", "epsilon", "learning_rate", "noise_rate")],
-            *[(name, -1) for name in ("n_layers", "warmup_epochs", "anchor_weight", "global_weight", "lift")],
+            *[(name, -1) for name in ("n_layers", "epochs", "warmup_epochs", "anchor_weight", "lift")],
             *[(name, 0.0) for name in ("panel_fraction", "min_share", "selection_threshold", "average_rate")],
             *[(name, 1.1) for name in ("panel_fraction", "min_share", "selection_threshold", "average_rate")],
             *[(name, float("nan")) for name in ("anchor_weight", "global_weight", "lift")],
             ("noise_scale", -0.1),
+            ("global_weight", -1),
+            ("cells_per_slide", 0),
             ("sinkhorn_iterations", 0),
             ("n_heads", 5),
         ],
@@ -88,7 +95,14 @@ class TestValues:
 
     @pytest.mark.parametrize(
         ("name", "value"),
-        [("dim", 32.0), ("epochs", "60"), ("epsilon", "small"), ("batch_size", True), ("n_layers", 1.5)],
+        [
+            ("dim", 32.0),
+            ("epochs", "60"),
+            ("epsilon", "small"),
+            ("batch_size", True),
+            ("n_layers", 1.5),
+            ("epochs", 2.5),
+        ],
     )
     def test_wrong_types(self, name, value):
         with pytest.raises(TypeError, match=name):

@@ -156,6 +156,13 @@ class TestActive:
         queue.scores[1] = torch.inf
         assert queue.active(1, NODES, PARENT, rule=rule).all()
 
+    def test_printed_rule_asks_no_other_slide(self):
+        queue = filled()
+        expected = queue.active(0, NODES, PARENT, rule="slide")
+        assert not expected.all()
+        queue.scores[1] = torch.inf
+        assert torch.equal(queue.active(0, NODES, PARENT, rule="slide"), expected)
+
     def test_one_slide_keeps_everything_under_the_prototype_rule(self):
         assert filled(1).active(0, NODES, PARENT, rule="prototype").all()
         assert not filled(1).active(0, NODES, PARENT, rule="slide").all()

@@ -135,6 +135,11 @@ class TestMasked:
         assert torch.allclose(q[:, [0, 2, 4]], sinkhorn(scores[:, [0, 2, 4]]), atol=1e-6)
         assert torch.allclose(sinkhorn(scores, 0.05, 500).sum(dim=0)[[0, 2, 4]], torch.tensor(4.0), atol=0.01)
 
+    def test_mass_that_nobody_can_reach_goes_to_the_others(self):
+        scores = cosines()
+        scores[:, [1, 3]] = -torch.inf
+        assert torch.allclose(sinkhorn(scores, column_mass=torch.full((5,), 0.2)), sinkhorn(scores), atol=1e-6)
+
     def test_single_entries_left_out(self):
         scores = cosines()
         scores[torch.arange(12), torch.arange(12) % 5] = -torch.inf

@@ -89,7 +89,7 @@ def read_data(
     layer
         Entry of ``adata.layers`` with the counts. ``None``: ``adata.X``.
     prefix
-        Put before the names of the slides.
+        Put before the names of the slides, with a slash.
 
     Returns
     -------
@@ -113,7 +113,7 @@ def read_data(
     lengths, table = adata.obsp["spatial_distances"], adata.uns["stage_graph"]["slides"]
     return [
         _slide(
-            prefix + name if name else prefix or "slide",
+            f"{prefix}/{name}".strip("/") or "slide",
             cells,
             (log_normalize(values[cells])[0][:, known], used, scaling),
             (graph.spatial, lengths, graph.local, graph.view),

@@ -37,7 +37,7 @@ class StageConfig:
     """Constant component that embeddings get before they are brought to length 1, in units of their root mean square
     at the start: with 0, cells near the average of a slide would be told apart by noise alone."""
     scaling: Literal["none", "center", "standardize"] = "standardize"
-    """What is done to log-normalised expression per slide and gene: nothing, subtract the mean, divide by the sd too."""
+    """What is done to log-normalised expression per slide and gene: nothing, minus the mean, over the sd as well."""
     embedder_norm: Literal["frobenius", "column"] = "frobenius"
     """Norm of the panel's gene vectors that an embedded cell is divided by: of all (equation 17), or per component."""
     levels: tuple[int, ...] = (8, 64, 512)
@@ -85,7 +85,7 @@ class StageConfig:
     """Cells that an epoch takes from a slide at most, drawn anew each time, so that large slides do not rule; ``None``:
     all."""
     epochs: int = 60
-    """Passes over the training cells."""
+    """Passes over the training cells; 0 leaves the network as it starts, with a tree."""
     warmup_epochs: int = 33
     """The first of them, with the local loss only and the tree as it is."""
     assignment: Literal["leaf", "top-down", "path"] = "leaf"
@@ -96,16 +96,15 @@ class StageConfig:
         object.__setattr__(self, "levels", tuple(int(level) for level in self.levels))
         for name, choices in CHOICES.items():
             check_choice(getattr(self, name), name, choices)
-        for name in ("dim", "n_heads", "batch_size", "epochs", "queue_length", "queue_rank", "sinkhorn_iterations"):
+        for name in ("dim", "n_heads", "batch_size", "queue_length", "queue_rank", "sinkhorn_iterations"):
             check_positive(getattr(self, name), name, integer=True)
         if self.cells_per_slide is not None:
             check_positive(self.cells_per_slide, "cells_per_slide", integer=True)
         for name in ("temperature", "epsilon", "learning_rate", "noise_rate"):
             check_positive(getattr(self, name), name)
-        if self.n_layers < 0 or self.warmup_epochs < 0 or self.anchor_weight < 0 or self.global_weight < 0:
-            raise ValueError("`n_layers`, `warmup_epochs`, `anchor_weight` and `global_weight` must not be negative.")
-        if self.lift < 0:
-            raise ValueError(f"`lift` must not be negative, got {self.lift!r}.")
+        for name in ("n_layers", "epochs", "warmup_epochs", "anchor_weight", "global_weight", "lift"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"`{name}` must not be negative, got {getattr(self, name)!r}.")
         for name in ("panel_fraction", "min_share", "selection_threshold", "average_rate"):
             if not 0 < getattr(self, name) <= 1:
                 raise ValueError(f"`{name}` must be in (0, 1], got {getattr(self, name)!r}.")

@@ -64,7 +64,8 @@ def fit(
         All choices of the method, used as they are. ``None``: the defaults (those of `init`), with a smaller tree and a
         shorter schedule for small data; the log says which.
     epochs
-        Length of training, of which the warm-up keeps its share. ``None``: as configured.
+        Length of training, of which the warm-up keeps its share. ``None``: as configured. 0: an untrained network, with
+        a tree, to compare with.
     patience
         End a stage when the loss has not fallen for so many epochs. ``None``: never.
     spatial_key
@@ -115,9 +116,10 @@ def fit(
     2
     """
     named = _named(data)
-    for optional, what in ((epochs, "epochs"), (patience, "patience")):
-        if optional is not None:
-            check_positive(optional, what, integer=True)
+    if patience is not None:
+        check_positive(patience, "patience", integer=True)
+    if epochs is not None and epochs != 0:
+        check_positive(epochs, "epochs", integer=True)
     if config is not None and not isinstance(config, StageConfig):
         raise TypeError(f"`config` must be a stage_sc.model.StageConfig, got {type(config).__name__}.")
     start = None if init is None else resolve_model(init)
@@ -142,7 +144,8 @@ def fit(
     if config is None:
         chosen = adapt(chosen, sum(slide.n_cells for slide in slides), tuning=start is not None)
     if epochs is not None:
-        chosen = chosen.replace(epochs=epochs, warmup_epochs=round(epochs * chosen.warmup_epochs / chosen.epochs))
+        share = chosen.warmup_epochs / max(chosen.epochs, 1)
+        chosen = chosen.replace(epochs=epochs, warmup_epochs=round(epochs * share))
     with _one_thread():
         if start is None:
             model = _new_model(chosen, slides, generator, name)
@@ -163,9 +166,9 @@ def fit(
 def _named(data: AnnData | Sequence[AnnData] | Mapping[str, AnnData]) -> dict[str, AnnData]:
     """Give every AnnData the prefix of its slides' names."""
     if isinstance(data, Mapping):
-        named = {f"{key}/": value for key, value in data.items()}
+        named = {str(key): value for key, value in data.items()}
     elif isinstance(data, Sequence) and not isinstance(data, str):
-        named = {f"{number}/": value for number, value in enumerate(data)}
+        named = {str(number): value for number, value in enumerate(data)}
     else:
         named = {"": data}
     if not named:

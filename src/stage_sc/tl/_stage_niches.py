@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from anndata import AnnData
 
 from stage_sc._checks import check_anndata, check_positive
@@ -16,6 +17,9 @@ from stage_sc.tl._domains import cut_domains
 from stage_sc.tl._results import Labels, write_labels
 from stage_sc.train._encode import encode_slide
 from stage_sc.weights import resolve_model
+
+# Cells that are compared with all prototypes at a time.
+BLOCK = 65_536
 
 
 def stage_niches(
@@ -150,7 +154,10 @@ def _label(model: Stage, slides: list[Slide]) -> Labels:
     parts, cells = [], []
     for slide in slides:
         h, content = encode_slide(model, slide, vocabulary)
-        nodes, confidence = model.tree.assign(h, how=config.assignment, temperature=config.temperature)
+        assigned = [
+            model.tree.assign(block, how=config.assignment, temperature=config.temperature) for block in h.split(BLOCK)
+        ]
+        nodes, confidence = (torch.cat(column) for column in zip(*assigned, strict=True))
         flag = np.where(slide.empty, 1, np.where(slide.isolated, 2, 0)).astype(np.int8)
         parts.append((nodes.numpy(), confidence.numpy(), h.numpy(), content.numpy(), flag))
         cells.append(slide.cells)

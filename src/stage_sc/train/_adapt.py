@@ -8,8 +8,8 @@ from stage_sc.model._config import StageConfig
 
 logger = logging.getLogger("stage_sc.train")
 
-# A leaf stands for this many training cells at least.
-CELLS_PER_LEAF = 10
+# A leaf stands for this many training cells at least: finer ones are patches of one slide, and not shared by others.
+CELLS_PER_LEAF = 50
 # The published schedule belongs to a corpus of millions of cells; below this many a shorter and steeper one is used.
 SMALL = 200_000
 SCRATCH = {"epochs": 20, "warmup_epochs": 10, "learning_rate": 1e-3}

@@ -122,7 +122,8 @@ def train(
     model.tree.prototypes.requires_grad_(True)
     model.cpu().eval()
     finish_tree(model, slides)
-    warn_if_collapsed(history[-1], config.levels[-1])
+    if history:
+        warn_if_collapsed(history[-1], config.levels[-1])
     return pd.DataFrame(history).rename_axis("epoch")
 
 

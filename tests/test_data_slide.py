@@ -1,0 +1,402 @@
+"""Slides from an AnnData: numbers by loops, the same to the bit however the data comes, and what is refused."""
+
+from __future__ import annotations
+
+import logging
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+import pytest
+import scipy.sparse as sp
+
+import stage_sc as st
+from stage_sc.data._canonical import canonical_order
+from stage_sc.data._slide import MIN_SCALE, Slide, read_data
+
+MATRICES = ("expression", "graph", "local", "view")
+ARRAYS = ("mean", "scale", "empty", "isolated")
+EXTRA = ["Blank-1", "NegControlProbe_00042", "GFAP", "ENSMUSG00000020932.15"]  # two controls, two more columns of gfap
+
+
+def tissue(n_cells: int = 250, rng: int = 3) -> ad.AnnData:
+    """A slide with control probes, a gene in three columns, an empty cell and an isolated one; no graph yet."""
+    plain = st.datasets.simulate_tissue(n_cells, rng=rng)
+    more = np.random.default_rng(rng).poisson(3, (n_cells, len(EXTRA)))
+    counts = sp.hstack([plain.X, sp.csr_matrix(more)]).tolil()
+    counts[7] = 0
+    xy = plain.obsm["spatial"].copy()
+    xy[9] = xy.max(axis=0) + 300
+    index = [*plain.var_names, *EXTRA]
+    return ad.AnnData(
+        sp.csr_matrix(counts, dtype=np.float32), plain.obs, pd.DataFrame(index=index), obsm={"spatial": xy}
+    )
+
+
+def graphed(adata: ad.AnnData, **arguments: object) -> ad.AnnData:
+    st.pp.build_graph(adata, **arguments)
+    return adata
+
+
+def read(adata: ad.AnnData, **arguments: object) -> Slide:
+    (slide,) = read_data(adata, **{"scaling": "standardize", **arguments})
+    return slide
+
+
+def assert_same(one: Slide, other: Slide) -> None:
+    """To the bit; the positions in the AnnData are compared by whoever knows what they should be."""
+    assert one.genes == other.genes
+    for name in MATRICES:
+        a, b = getattr(one, name), getattr(other, name)
+        assert a.shape == b.shape
+        assert a.dtype == b.dtype == np.float32
+        np.testing.assert_array_equal(a.indptr, b.indptr, err_msg=name)
+        np.testing.assert_array_equal(a.indices, b.indices, err_msg=name)
+        np.testing.assert_array_equal(a.data.view(np.uint32), b.data.view(np.uint32), err_msg=name)
+    for name in ARRAYS:
+        np.testing.assert_array_equal(getattr(one, name), getattr(other, name), err_msg=name)
+
+
+def rotated(xy: np.ndarray, angle: float) -> np.ndarray:
+    return xy @ np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]]) + [12_345.6, -987.6]
+
+
+@pytest.fixture(scope="module")
+def adata():
+    return graphed(tissue())
+
+
+@pytest.fixture(scope="module")
+def slide(adata):
+    return read(adata)
+
+
+@pytest.fixture(scope="module")
+def many():
+    return graphed(st.datasets.simulate_tissue(120, n_slides=3, batch_effect=0.3), library_key="slide")
+
+
+class TestNumbers:
+    def test_genes(self, adata, slide):
+        expected = {name.casefold() for name in adata.var_names if name not in EXTRA}
+        assert slide.genes == sorted(slide.genes)
+        assert len(slide.genes) == len(set(slide.genes)) == adata.n_vars - len(EXTRA)
+        assert len(expected & set(slide.genes)) > 0.8 * len(expected)  # the others have another human symbol
+        assert "gfap" in slide.genes
+        assert not any("blank" in gene or "control" in gene for gene in slide.genes)
+
+    def test_expression_by_loops(self, adata, slide):
+        counts, columns = adata.X.toarray().astype(float), {}
+        tokens = st.pp.match_genes(adata).table["token"]
+        for position, name in enumerate(adata.var_names):
+            if name not in EXTRA[:2]:
+                columns.setdefault(tokens.iloc[position], []).append(position)
+        assert len(columns["gfap"]) == 3
+        summed = np.stack([counts[:, columns[gene]].sum(axis=1) for gene in slide.genes], axis=1)
+        total = summed.sum(axis=1)
+        expected = np.zeros_like(summed)
+        for cell in range(len(summed)):
+            if total[cell]:
+                expected[cell] = np.log1p(summed[cell] / total[cell] * np.median(total[total > 0]))
+        np.testing.assert_allclose(slide.expression.toarray(), expected[slide.cells], rtol=1e-5, atol=1e-6)
+
+    def test_scaling(self, adata):
+        for scaling in ("none", "center", "standardize"):
+            slide = read(adata, scaling=scaling)
+            x = slide.expression.toarray().astype(float)
+            mean = x.mean(axis=0) if scaling != "none" else 0 * x[0]
+            scale = np.maximum(x.std(axis=0), MIN_SCALE) if scaling == "standardize" else 0 * x[0] + 1
+            np.testing.assert_allclose(slide.mean, mean, rtol=1e-5, atol=1e-7)
+            np.testing.assert_allclose(slide.scale, scale, rtol=1e-4)
+            assert slide.mean.dtype == slide.scale.dtype == np.float32
+
+    def test_cells_maps_back(self, adata, slide):
+        assert sorted(slide.cells) == list(range(adata.n_obs)) == list(range(slide.n_cells))
+        for key, matrix in (("local_connectivities", slide.local), ("view_connectivities", slide.view)):
+            np.testing.assert_array_equal(matrix.toarray(), adata.obsp[key].toarray()[np.ix_(slide.cells, slide.cells)])
+
+    def test_graph_weights(self, adata, slide):
+        sigma = adata.uns["stage_graph"]["slides"]["sigma"].iloc[0]
+        edges = sp.coo_matrix(adata.obsp["spatial_distances"])
+        expected = np.zeros((slide.n_cells, slide.n_cells))
+        expected[edges.row, edges.col] = np.exp(-(edges.data**2) / (2 * sigma**2))
+        expected = expected[np.ix_(slide.cells, slide.cells)]
+        np.testing.assert_allclose(slide.graph.toarray(), expected, rtol=1e-4)
+        assert slide.graph.nnz == adata.obsp["spatial_connectivities"].nnz
+
+    def test_cells_at_one_place_stay_connected(self):
+        plain = tissue()
+        plain.obsm["spatial"][20] = plain.obsm["spatial"][21]
+        slide = read(graphed(plain))
+        where = np.argsort(slide.cells)
+        assert slide.graph[where[20], where[21]] == 1
+
+    def test_flags(self, slide):
+        assert slide.cells[slide.empty].tolist() == [7]
+        assert slide.cells[slide.isolated].tolist() == [9]
+        assert slide.expression[slide.empty].nnz == slide.graph[slide.isolated].nnz == 0
+
+    def test_surroundings_are_the_mean_over_two_hops(self, slide):
+        near = (slide.graph.toarray() > 0).astype(float) + np.eye(slide.n_cells)
+        near /= near.sum(axis=1, keepdims=True)
+        got = slide.surroundings()
+        assert got.dtype == np.float32
+        np.testing.assert_allclose(got.toarray(), near @ near, atol=1e-6)
+
+    def test_vocabulary_selects_genes_after_scaling_to_the_total(self, adata, slide):
+        few = read(adata, vocabulary=["gfap", slide.genes[3], "no such gene"])
+        columns = sorted([slide.genes.index("gfap"), 3])
+        assert few.genes == [slide.genes[column] for column in columns]
+        # the order of cells depends on the genes used
+        one, other = few.expression[np.argsort(few.cells)], slide.expression[np.argsort(slide.cells)][:, columns]
+        np.testing.assert_array_equal(one.toarray(), other.toarray())
+
+    def test_unit_deviation_is_not_forced_on_genes_that_do_not_vary(self, adata):
+        flat = adata.copy()
+        flat.X = sp.csr_matrix(np.ones(flat.shape, np.float32))
+        slide = read(flat)
+        assert slide.scale.min() >= np.float32(MIN_SCALE)
+        x = (slide.expression.toarray() - slide.mean) / slide.scale
+        assert np.abs(x[:, np.array(slide.genes) != "gfap"]).max() < 0.01
+
+
+class TestSameForAnyOrder:
+    def test_cells(self, adata, slide):
+        order = np.random.default_rng(0).permutation(adata.n_obs)
+        reordered = adata[order].copy()
+        rebuilt = graphed(tissue()[order].copy())
+        for other in (reordered, rebuilt):
+            result = read(other)
+            assert_same(slide, result)
+            assert (order[result.cells] == slide.cells).all()
+
+    def test_genes(self, adata, slide):
+        shuffled = adata[:, np.random.default_rng(1).permutation(adata.n_vars)].copy()
+        result = read(shuffled)
+        assert_same(slide, result)
+        assert (result.cells == slide.cells).all()
+
+    @pytest.mark.parametrize("factor", [1.0, 9.0])
+    def test_genes_of_expression_that_is_no_counts(self, adata, factor):
+        # a gene in three columns: float32 sums depend on their order; logged below 25, linear above
+        other = adata.copy()
+        other.X.data = (factor * (other.X.data + np.random.default_rng(0).random(other.X.nnz))).astype(np.float32)
+        other.X = np.log1p(other.X) if factor == 1 else other.X
+        expected = read(other)
+        for seed in range(4):
+            assert_same(expected, read(other[:, np.random.default_rng(seed).permutation(adata.n_vars)].copy()))
+
+    @pytest.mark.parametrize("angle", [0.0, 0.7, np.pi / 2])
+    def test_rotated_and_shifted(self, slide, angle):
+        moved = tissue()
+        moved.obsm["spatial"] = rotated(moved.obsm["spatial"], angle)
+        result = read(graphed(moved))
+        assert_same(slide, result)
+        assert (result.cells == slide.cells).all()
+
+    def test_all_at_once(self, slide):
+        rng = np.random.default_rng(2)
+        order, genes = rng.permutation(slide.n_cells), rng.permutation(tissue().n_vars)
+        moved = tissue()[order, genes].copy()
+        moved.obsm["spatial"] = rotated(moved.obsm["spatial"], 2.0)
+        result = read(graphed(moved))
+        assert_same(slide, result)
+        assert (order[result.cells] == slide.cells).all()
+
+    def test_something_is_compared(self, slide):
+        counts = tissue()
+        counts.X[0, 3] += 1
+        with pytest.raises(AssertionError):
+            assert_same(slide, read(graphed(counts)))
+
+
+class TestContainers:
+    @pytest.mark.parametrize(
+        "convert",
+        [
+            *[lambda X, dtype=dtype: X.astype(dtype) for dtype in ("int32", "int64", "uint16", "float64")],
+            sp.csc_matrix,
+            sp.csr_array,
+            lambda X: X.toarray(),
+            lambda X: np.asfortranarray(X.toarray().astype(np.int16)),
+        ],
+    )
+    def test_matrices(self, adata, slide, convert):
+        other = adata.copy()
+        other.X = convert(adata.X)
+        before, kind = other.X.copy(), type(other.X)
+        assert_same(slide, read(other))
+        assert type(other.X) is kind
+        assert other.X.dtype == before.dtype
+        assert not (other.X != before).sum()
+
+    def test_unsorted_indices(self, adata, slide):
+        other, rows = adata.copy(), []
+        for row in adata.X:
+            order = np.random.default_rng(0).permutation(row.nnz)
+            rows.append((row.data[order], row.indices[order]))
+        data, indices = (np.concatenate(part) for part in zip(*rows, strict=True))
+        other.X = sp.csr_matrix((data, indices, adata.X.indptr), shape=adata.shape)
+        assert_same(slide, read(other))
+        np.testing.assert_array_equal(other.X.indices, indices)  # not sorted in place
+
+    def test_view(self, adata, slide):
+        parts = {"": adata, "again": adata[:5]}
+        larger = ad.concat(parts, pairwise=True, merge="same", uns_merge="first", index_unique="")
+        view = larger[: adata.n_obs]
+        assert_same(slide, read(view))
+        assert view.is_view
+
+    def test_dask(self, adata, slide):
+        da = pytest.importorskip("dask.array")
+        other = adata.copy()
+        other.X = da.from_array(adata.X.toarray(), chunks=(60, 50))
+        assert_same(slide, read(other))
+        assert isinstance(other.X, da.Array)
+
+    @pytest.mark.parametrize("dense", [False, True])
+    def test_backed(self, adata, slide, dense, tmp_path):
+        other = adata.copy()
+        other.X = other.X.toarray() if dense else other.X
+        other.write_h5ad(tmp_path / "slide.h5ad")
+        backed = ad.read_h5ad(tmp_path / "slide.h5ad", backed="r")
+        assert_same(slide, read(backed))
+        assert backed.isbacked
+        backed.file.close()
+
+    def test_layer(self, adata, slide):
+        other = adata.copy()
+        other.layers["counts"] = other.X.copy()
+        other.X = -np.ones(other.shape)
+        assert_same(slide, read(other, layer="counts"))
+
+    def test_nothing_is_written(self, adata):
+        other = adata.copy()
+        read(other)
+        assert list(other.obs) == list(adata.obs)
+        for place in ("obsm", "obsp", "uns", "layers", "varm"):
+            assert getattr(other, place).keys() == getattr(adata, place).keys()
+        for key in adata.obsp:
+            assert not (other.obsp[key] != adata.obsp[key]).nnz
+        np.testing.assert_array_equal(other.X.toarray(), adata.X.toarray())
+
+
+class TestSlides:
+    @pytest.mark.parametrize("key", [None, "slide"])
+    def test_each_is_what_it_would_be_alone(self, many, key):
+        slides = read_data(many, scaling="standardize", library_key=key)
+        assert [slide.name for slide in slides] == ["slide1", "slide2", "slide3"]
+        for slide in slides:
+            members = np.flatnonzero(many.obs["slide"] == slide.name)
+            alone = ad.AnnData(
+                many.X[members], many.obs.iloc[members], many.var, obsm={"spatial": many.obsm["spatial"][members]}
+            )
+            expected = read(graphed(alone))
+            assert_same(expected, slide)
+            assert (members[expected.cells] == slide.cells).all()
+
+    def test_mixed_rows(self, many):
+        order = np.random.default_rng(0).permutation(many.n_obs)
+        slides = read_data(many[order].copy(), scaling="standardize")
+        for one, other in zip(read_data(many, scaling="standardize"), slides, strict=True):
+            assert_same(one, other)
+            assert (order[other.cells] == one.cells).all()
+
+    def test_names(self, many, adata):
+        names = [slide.name for slide in read_data(many, scaling="none", prefix="a")]
+        assert names == ["a/slide1", "a/slide2", "a/slide3"]
+        assert read(adata).name == "slide"
+        assert read(adata, prefix="brain").name == "brain"
+
+    def test_panels_of_a_cohort(self):
+        cohort = {name: graphed(one) for name, one in st.datasets.simulate_cohort(80, panels=("A", "B")).items()}
+        alone = {name: read(one) for name, one in cohort.items()}
+        shared = set(alone["slide1"].genes) & set(alone["slide2"].genes)
+        assert len(shared) == 29
+        for name, one in cohort.items():
+            assert read(one, vocabulary=shared).genes == sorted(shared)
+            union = {*alone["slide1"].genes, *alone["slide2"].genes}
+            assert_same(read(one, vocabulary=union), alone[name])
+
+
+class TestLogAndErrors:
+    def test_warnings(self, adata, caplog):
+        with caplog.at_level(logging.WARNING, logger="stage_sc"):
+            read(adata)
+        assert "several columns, which were added up: gfap" in caplog.text
+        assert "1 cells have no counts" in caplog.text
+        assert "1 no neighbour" in caplog.text
+
+    @pytest.mark.parametrize(("n_known", "level"), [(172, "INFO"), (30, "WARNING"), (5, "WARNING")])
+    def test_how_many_genes_are_known(self, adata, slide, caplog, n_known, level):
+        with caplog.at_level(logging.INFO, logger="stage_sc"):
+            read(adata, vocabulary=slide.genes[:n_known])
+        (record,) = [record for record in caplog.records if "The model knows" in record.message]
+        assert record.levelname == level
+
+    def test_stale_graph_is_rebuilt(self, adata, caplog):
+        part = adata[adata.obs_names[50:]].copy()
+        with caplog.at_level(logging.WARNING, logger="stage_sc"):
+            slide = read(part)
+        assert "rebuilding" in caplog.text
+        assert slide.n_cells == adata.n_obs - 50
+        np.testing.assert_array_equal(
+            slide.local.toarray(), part.obsp["local_connectivities"].toarray()[np.ix_(slide.cells, slide.cells)]
+        )
+
+    def test_refused(self, adata):
+        with pytest.raises(KeyError, match="build_graph"):
+            read(tissue())
+        with pytest.raises(KeyError, match="raw"):
+            read(adata, layer="raw")
+        with pytest.raises(KeyError, match="sample"):
+            read(adata, library_key="sample")
+        with pytest.raises(ValueError, match="None of the"):
+            read(adata, vocabulary=["nothing"])
+        for value, message in ((-1, "negative"), (np.nan, "NaN")):
+            bad = adata.copy()
+            bad.X[0, 0] = value
+            with pytest.raises(ValueError, match=message):
+                read(bad)
+
+    def test_control_probes_alone(self, adata):
+        with pytest.raises(ValueError, match="[Cc]ontrol|gene"):
+            read(adata[:, EXTRA[:2]].copy())
+
+
+class TestCanonicalOrder:
+    @pytest.fixture
+    def case(self, slide):
+        return slide.expression, slide.genes, slide.graph
+
+    def test_is_the_identity_on_what_is_in_order(self, case):
+        assert (canonical_order(*case) == np.arange(case[0].shape[0])).all()
+
+    def test_any_order(self, case):
+        expression, genes, weights = case
+        rng = np.random.default_rng(0)
+        cells, columns = rng.permutation(len(genes) and expression.shape[0]), rng.permutation(len(genes))
+        shuffled = sp.csr_matrix(expression[cells][:, columns])
+        order = canonical_order(shuffled, [genes[column] for column in columns], weights[cells][:, cells])
+        assert (cells[order] == np.arange(expression.shape[0])).all()
+
+    def test_cells_without_counts_are_told_apart_by_their_neighbours(self):
+        # a path of 7 cells, one of which is expressed: up to three hops away all differ
+        expression = sp.csr_matrix(np.eye(7, 1, dtype=np.float32))
+        weights = sp.csr_matrix(np.eye(7, k=1) + np.eye(7, k=-1), dtype=np.float32)
+        expected = canonical_order(expression, ["g"], weights)
+        cells = np.array([3, 6, 0, 5, 2, 4, 1])
+        order = canonical_order(expression[cells], ["g"], weights[cells][:, cells])
+        assert (cells[order] == expected).all()
+
+    def test_what_cannot_be_told_apart_keeps_its_order(self):
+        nothing = sp.csr_matrix((5, 2), dtype=np.float32)
+        order = canonical_order(nothing, ["a", "b"], sp.csr_matrix((5, 5), dtype=np.float32))
+        assert order.tolist() == [0, 1, 2, 3, 4]
+
+    def test_names_and_values_count(self, case):
+        expression, genes, weights = case
+        same = canonical_order(expression, genes, weights)
+        assert (canonical_order(expression, genes[::-1], weights) != same).any()
+        assert (canonical_order(2 * expression, genes, weights) != same).any()
+        assert (canonical_order(expression, genes, 0.5 * weights) != same).any()

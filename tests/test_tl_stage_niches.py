@@ -1,0 +1,486 @@
+"""Labelling: everything that is written, by definition; arguments, models, forms of input, and what is left alone."""
+
+from __future__ import annotations
+
+import logging
+from itertools import pairwise
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+import pytest
+import scipy.sparse as sp
+import torch
+
+import stage_sc as st
+from stage_sc.data._batch import make_batch, slide_panel
+from stage_sc.data._slide import read_data
+from stage_sc.model._checkpoint import model_digest
+
+LEVELS = ["stage_l1", "stage_l2", "stage_l3"]
+COLUMNS = [*LEVELS, "stage_path", "stage_confidence", "stage_flag"]
+EMPTY, ISOLATED = 7, 9  # cells of the tissue
+
+
+def labelled(data: ad.AnnData, model: object, **arguments: object) -> ad.AnnData:
+    return st.tl.stage_niches(data, model=model, copy=True, **arguments)
+
+
+def assert_same_labels(one: ad.AnnData, other: ad.AnnData, key: str = "stage", other_key: str | None = None) -> None:
+    """To the bit, cell by cell."""
+    columns = [name for name in one.obs if name.startswith(key)]
+    assert len(columns) >= 4
+    for name in columns:
+        a, b = one.obs[name], other.obs[name.replace(key, other_key or key)]
+        pd.testing.assert_series_equal(a, b, check_exact=True, check_names=False)
+    np.testing.assert_array_equal(one.obsm[f"X_{key}"], other.obsm[f"X_{other_key or key}"])
+
+
+def walk(table: pd.DataFrame, parent: str = "") -> list[str]:
+    """Nodes in depth-first order, siblings by number."""
+    return [node for child in table.index[table["parent"] == parent] for node in [child, *walk(table, child)]]
+
+
+@pytest.fixture(scope="module")
+def adata(tissue, small_model):
+    return labelled(tissue, small_model, n_domains=4)
+
+
+@pytest.fixture(scope="module")
+def tree(adata):
+    return adata.uns["stage"]["tree"]
+
+
+@pytest.fixture(scope="module")
+def other_model(tissue, small_config):
+    """Tree of two levels, vectors of another length."""
+    config = small_config.replace(levels=(3, 7), dim=8, epochs=1, warmup_epochs=1)
+    return st.tl.fit(tissue, config=config, rng=1, name="other", progress=False)
+
+
+class TestWhatIsWritten:
+    def test_names_and_nothing_else(self, adata, tissue, assert_same):
+        assert list(adata.obs) == [*tissue.obs, *COLUMNS, "stage_domain"]
+        assert set(adata.obsm) - set(tissue.obsm) == {"X_stage"}
+        assert set(adata.uns) - set(tissue.uns) == {"stage"}
+        stripped = adata.copy()
+        stripped.obs = stripped.obs[tissue.obs.columns]
+        del stripped.obsm["X_stage"], stripped.uns["stage"]
+        for name in ("obs", "var"):
+            pd.testing.assert_frame_equal(getattr(stripped, name), getattr(tissue, name))
+        for name in ("obsm", "obsp", "uns", "layers", "varm"):
+            assert_same(dict(getattr(stripped, name)), dict(getattr(tissue, name)))
+
+    def test_types(self, adata):
+        for name in [*LEVELS, "stage_path", "stage_flag", "stage_domain"]:
+            column = adata.obs[name]
+            assert isinstance(column.dtype, pd.CategoricalDtype)
+            assert not column.cat.ordered
+            assert not column.isna().any()
+            assert all(type(category) is str for category in column.cat.categories)
+            assert set(column.cat.categories) == set(column.unique())
+        assert adata.obs["stage_confidence"].dtype == np.float32
+        assert adata.obsm["X_stage"].dtype == np.float32
+        assert adata.obsm["X_stage"].shape == (adata.n_obs, 16)
+        assert type(adata.obsm["X_stage"]) is np.ndarray
+
+    def test_tree(self, tree, small_model):
+        assert tree.index.tolist() == [f"N{number}" for number in range(2 + 6 + 18)]
+        assert list(tree.columns) == ["level", "parent", "n_cells"]
+        assert tree["level"].tolist() == [1] * 2 + [2] * 6 + [3] * 18
+        assert (tree["parent"] == "").tolist() == (tree["level"] == 1).tolist()
+        below = tree[tree["level"] > 1]
+        assert (tree.loc[below["parent"], "level"].to_numpy() == below["level"] - 1).all()
+        assert tree.loc[tree["level"] < 3].index.map(below["parent"].value_counts()).min() >= 2
+        parents = [f"N{node}" if node >= 0 else "" for node in small_model.tree.parent.tolist()]
+        assert tree["parent"].tolist() == parents
+        assert tree["n_cells"].dtype.kind == tree["level"].dtype.kind == "i"
+
+    def test_counts(self, adata, tree):
+        for level, name in enumerate(LEVELS, 1):
+            counts = adata.obs[name].value_counts()
+            here = tree[tree["level"] == level]
+            assert here["n_cells"].sum() == adata.n_obs
+            assert here["n_cells"].to_dict() == {node: int(counts.get(node, 0)) for node in here.index}
+        inner = tree[tree["level"] < 3]
+        assert (tree.groupby("parent")["n_cells"].sum()[inner.index] == inner["n_cells"]).all()
+
+    def test_path(self, adata, tree):
+        for path, *nodes in adata.obs[["stage_path", *LEVELS]].astype(str).itertuples(index=False):
+            assert path == ">".join(nodes)
+            assert tree.loc[nodes[0], "parent"] == ""
+            assert all(tree.loc[lower, "parent"] == upper for upper, lower in pairwise(nodes))
+
+    def test_categories_follow_the_tree(self, adata, tree):
+        order = walk(tree)
+        for name in LEVELS:
+            assert adata.obs[name].cat.categories.tolist() == [n for n in order if n in set(adata.obs[name])]
+        leaves = [path.rsplit(">")[-1] for path in adata.obs["stage_path"].cat.categories]
+        assert leaves == adata.obs["stage_l3"].cat.categories.tolist()
+        numbers = [int(node[1:]) for node in adata.obs["stage_l3"].cat.categories]
+        assert numbers != sorted(numbers)  # or this test shows nothing
+
+    def test_nearest_leaf(self, adata, small_model):
+        prototypes = small_model.tree.prototypes.detach().numpy()
+        cosine = adata.obsm["X_stage"] @ prototypes.T / np.linalg.norm(prototypes, axis=1)
+        assert adata.obs["stage_l3"].tolist() == [f"N{8 + leaf}" for leaf in cosine[:, 8:].argmax(axis=1)]
+
+    def test_confidence(self, adata, tree, small_model):
+        """Equations 6 and 7, cell by cell."""
+        tau = small_model.config.temperature
+        vectors = dict(zip(tree.index, small_model.tree.prototypes.detach().numpy(), strict=True))
+        expected = []
+        for h, path in zip(adata.obsm["X_stage"], adata.obs["stage_path"], strict=True):
+            factors = []
+            for node in path.split(">"):
+                siblings = tree.index[tree["parent"] == tree.loc[node, "parent"]]
+                odds = {name: np.exp(h @ vectors[name] / np.linalg.norm(vectors[name]) / tau) for name in siblings}
+                factors.append(odds[node] / sum(odds.values()))
+            expected.append(np.prod(factors) ** (1 / 3))
+        confidence = adata.obs["stage_confidence"]
+        np.testing.assert_allclose(confidence, expected, rtol=1e-4)
+        assert confidence.between(0, 1).all()
+        assert confidence.std() > 0.01
+
+    def test_embedding_is_that_of_the_network(self, adata, tissue, small_model):
+        h = adata.obsm["X_stage"]
+        np.testing.assert_allclose(np.linalg.norm(h, axis=1), 1, atol=1e-5)
+        (slide,) = read_data(tissue, scaling=small_model.config.scaling, vocabulary=small_model.genes)
+        vocabulary = {gene: number for number, gene in enumerate(small_model.genes)}
+        with torch.no_grad():
+            expected = small_model(make_batch(slide, slide_panel(slide, vocabulary), small_model.config.n_layers))
+        np.testing.assert_allclose(h[slide.cells], expected.numpy(), atol=1e-6)
+
+    def test_flags(self, adata, slides, small_model):
+        flag = adata.obs["stage_flag"]
+        assert flag.cat.categories.tolist() == ["ok", "empty", "isolated"]
+        assert np.flatnonzero(flag == "empty").tolist() == [EMPTY]
+        assert np.flatnonzero(flag == "isolated").tolist() == [ISOLATED]
+        assert labelled(slides, small_model).obs["stage_flag"].cat.categories.tolist() == ["ok"]
+
+    def test_an_isolated_cell_is_labelled_by_its_own_expression(self, adata, tissue, small_model):
+        changed = tissue.copy()
+        counts = tissue.X.tolil()
+        counts[ISOLATED] = counts[11]
+        changed.X = counts.tocsr()
+        h = labelled(changed, small_model).obsm["X_stage"]
+        assert np.abs(h[ISOLATED] - adata.obsm["X_stage"][ISOLATED]).max() > 0.02
+
+    def test_parameters_and_model(self, adata, small_model):
+        assert adata.uns["stage"]["params"] == {
+            "key_added": "stage",
+            "spatial_key": "spatial",
+            "library_key": "",
+            "layer": "",
+            "n_domains": 4,
+        }
+        assert adata.uns["stage"]["model"] == {
+            "name": "custom",
+            "digest": model_digest(small_model),
+            "version": st.__version__,
+        }
+        assert adata.uns["stage"]["levels"] == LEVELS
+
+
+class TestDomains:
+    @pytest.mark.parametrize("n", [1, 2, 3, 7, 12])
+    def test_exactly_so_many(self, tissue, small_model, n, caplog):
+        adata = labelled(tissue, small_model, n_domains=n)
+        assert adata.obs["stage_domain"].cat.categories.tolist() == [f"D{number}" for number in range(1, n + 1)]
+        assert adata.obs["stage_domain"].nunique() == n
+        assert "domains were asked for" not in caplog.text
+
+    def test_are_unions_of_leaves(self, adata):
+        assert (adata.obs.groupby("stage_l3", observed=True)["stage_domain"].nunique() == 1).all()
+
+    def test_fewer_leaves_than_domains(self, tissue, small_model, caplog):
+        adata = labelled(tissue, small_model, n_domains=100)
+        n_leaves = adata.obs["stage_l3"].nunique()
+        assert adata.obs["stage_domain"].nunique() == n_leaves < 100
+        (record,) = [record for record in caplog.records if record.levelno == logging.WARNING and record.args[0] == 100]
+        assert f"{n_leaves} leaves" in record.getMessage()
+
+    def test_only_when_asked_for(self, tissue, small_model):
+        adata = labelled(tissue, small_model)
+        assert "stage_domain" not in adata.obs
+        assert adata.uns["stage"]["params"]["n_domains"] == 0
+
+
+class TestArguments:
+    def test_key_added(self, adata, tissue, small_model):
+        other = labelled(tissue, small_model, n_domains=4, key_added="niche")
+        assert not [name for name in [*other.obs, *other.obsm] if "stage" in name]
+        assert "stage" not in other.uns
+        assert other.uns["niche"]["params"]["key_added"] == "niche"
+        assert other.uns["niche"]["levels"] == ["niche_l1", "niche_l2", "niche_l3"]
+        assert_same_labels(adata, other, "stage", "niche")
+
+    def test_two_keys_side_by_side(self, adata, tissue, small_model, other_model):
+        both = tissue.copy()
+        st.tl.stage_niches(both, model=small_model, n_domains=4)
+        st.tl.stage_niches(both, model=other_model, key_added="stage_other", n_domains=3)
+        assert_same_labels(adata, both[:, :].copy())
+        assert_same_labels(labelled(tissue, other_model, n_domains=3, key_added="stage_other"), both, "stage_other")
+
+    def test_in_place_returns_nothing(self, adata, tissue, small_model):
+        again = tissue.copy()
+        assert st.tl.stage_niches(again, model=small_model, n_domains=4) is None
+        assert_same_labels(adata, again)
+
+    def test_copy(self, adata, tissue, small_model, unchanged):
+        with unchanged(tissue):
+            copied = st.tl.stage_niches(tissue, model=small_model, n_domains=4, copy=True)
+            copied.X.data[:] = 0
+        assert_same_labels(adata, copied)
+
+    def test_layer(self, adata, tissue, small_model):
+        layered = tissue.copy()
+        layered.layers["counts"] = layered.X
+        layered.X = -np.ones(tissue.shape)
+        st.tl.stage_niches(layered, model=small_model, layer="counts", n_domains=4)
+        assert_same_labels(adata, layered)
+        assert layered.uns["stage"]["params"]["layer"] == "counts"
+        assert (layered.X == -1).all()
+
+    def test_layer_without_x(self, adata, tissue, small_model):
+        layered = tissue.copy()
+        layered.layers["counts"], layered.X = layered.X.copy(), None
+        st.tl.stage_niches(layered, model=small_model, layer="counts", n_domains=4)
+        assert_same_labels(adata, layered)
+
+    def test_spatial_key_and_library_key_of_the_graph_are_remembered(self, raw_tissue, small_model):
+        adata = raw_tissue.copy()
+        adata.obsm["xy"] = adata.obsm.pop("spatial")
+        adata.obs["section"] = ["a"] * 150 + ["b"] * 150
+        st.pp.build_graph(adata, spatial_key="xy", library_key="section")
+        st.tl.stage_niches(adata, model=small_model)
+        params = adata.uns["stage"]["params"]
+        assert (params["spatial_key"], params["library_key"]) == ("xy", "section")
+
+    def test_other_library_key_than_that_of_the_graph(self, slides, small_model):
+        joined = slides.copy()
+        st.pp.build_graph(joined)
+        separate = labelled(joined, small_model, library_key="slide")
+        assert_same_labels(labelled(slides, small_model), separate)
+        assert separate.uns["stage"]["params"]["library_key"] == "slide"
+        assert (labelled(joined, small_model).obsm["X_stage"] != separate.obsm["X_stage"]).any()
+
+
+class TestLists:
+    def test_like_one_by_one(self, slides, tissue, small_model):
+        parts = [slides.copy(), tissue[:, 20:].copy()]
+        expected = [labelled(part, small_model) for part in parts]
+        assert st.tl.stage_niches(parts, model=small_model) is None
+        for one, other in zip(expected, parts, strict=True):
+            assert_same_labels(one, other)
+
+    def test_copies(self, slides, tissue, small_model, unchanged):
+        with unchanged(slides, tissue):
+            parts = st.tl.stage_niches((slides, tissue), model=small_model, copy=True)
+        assert isinstance(parts, list)
+        assert_same_labels(labelled(tissue, small_model), parts[1])
+
+    def test_domains_are_those_of_all_together(self, slides, small_model):
+        parts = [slides[slides.obs["slide"] == name].copy() for name in ("slide1", "slide2")]
+        for part in parts:
+            st.pp.build_graph(part)
+        st.tl.stage_niches(parts, model=small_model, n_domains=5)
+        together = labelled(slides, small_model, n_domains=5)
+        found = np.concatenate([part.obs["stage_domain"].astype(str) for part in parts])
+        assert found.tolist() == together.obs["stage_domain"].astype(str).tolist()
+        for part in parts:
+            domains = part.obs["stage_domain"]
+            assert domains.cat.categories.tolist() == sorted(domains.unique())
+
+
+class TestModels:
+    def test_checkpoint(self, adata, tissue, small_model, tmp_path):
+        path = st.model.save_checkpoint(small_model, tmp_path / "mine")
+        for model in (path, str(path)):
+            other = labelled(tissue, model, n_domains=4)
+            assert_same_labels(adata, other)
+        assert other.uns["stage"]["model"]["name"] == "mine"
+        assert other.uns["stage"]["model"]["digest"] == adata.uns["stage"]["model"]["digest"]
+
+    def test_bundled(self, tissue):
+        adata = tissue.copy()
+        st.tl.stage_niches(adata)
+        assert adata.obs["stage_l3"].nunique() > 5
+        assert_same_labels(adata, labelled(tissue, "bundled"))
+        model = adata.uns["stage"]["model"]
+        assert model["digest"] == model_digest(st.model.load_checkpoint(bundled_path()))
+        assert_same_labels(adata, labelled(tissue, bundled_path()))
+
+    def test_bundled_finds_domains(self, tissue, caplog):
+        adata = tissue.copy()
+        st.tl.stage_niches(adata, n_domains=4)
+        assert adata.obs["stage_domain"].nunique() == 4
+        assert "domains were asked for" not in caplog.text
+
+    def test_tree_of_two_levels(self, tissue, other_model):
+        adata = labelled(tissue, other_model, n_domains=3)
+        assert adata.uns["stage"]["levels"] == ["stage_l1", "stage_l2"]
+        assert adata.uns["stage"]["tree"]["level"].tolist() == [1] * 3 + [2] * 7
+        assert adata.obsm["X_stage"].shape == (300, 8)
+        assert adata.uns["stage"]["model"]["name"] == "other"
+
+    def test_tree_of_one_level(self, tissue, small_config):
+        config = small_config.replace(levels=(5,), epochs=2, warmup_epochs=1)
+        adata = labelled(tissue, st.tl.fit(tissue, config=config, progress=False), n_domains=2)
+        assert adata.uns["stage"]["levels"] == ["stage_l1"]
+        assert (adata.obs["stage_path"].astype(str) == adata.obs["stage_l1"].astype(str)).all()
+
+    def test_genes_that_the_model_does_not_know(self, tissue, small_model, caplog):
+        adata = tissue.copy()
+        names = adata.var_names.tolist()
+        names[:50] = [f"unheard{number}" for number in range(50)]
+        adata.var_names = names
+        with caplog.at_level(logging.INFO):
+            st.tl.stage_niches(adata, model=small_model)
+        assert "knows 122 of the 172 genes" in caplog.text
+
+    def test_few_known_genes_are_a_warning(self, tissue, small_model, caplog):
+        labelled(tissue[:, :15].copy(), small_model)
+        warnings = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+        assert any("knows 15 of the 15 genes" in text for text in warnings)
+
+    def test_control_probes_do_not_count(self, adata, tissue, small_model):
+        probes = ad.AnnData(
+            sp.csr_matrix(np.full((300, 2), 50, np.float32)),
+            tissue.obs,
+            pd.DataFrame(index=["Blank-1", "NegControlProbe_00042"]),
+        )
+        more = ad.concat([tissue, probes], axis="var", merge="first", pairwise=True)
+        more.obsm["spatial"] = tissue.obsm["spatial"]
+        st.pp.build_graph(more)
+        assert_same_labels(adata, labelled(more, small_model, n_domains=4))
+
+
+def bundled_path() -> str:
+    from importlib.resources import files
+
+    from stage_sc.weights import BUNDLED
+
+    return str(files("stage_sc.weights").joinpath(BUNDLED))
+
+
+def as_dask(matrix):
+    import dask.array
+
+    return dask.array.from_array(matrix.toarray(), chunks=(100, 60))
+
+
+class TestForms:
+    @pytest.mark.parametrize(
+        "convert",
+        [
+            pytest.param(sp.csc_matrix, id="csc"),
+            pytest.param(sp.csr_array, id="csr array"),
+            pytest.param(lambda matrix: matrix.toarray(), id="dense"),
+            pytest.param(lambda matrix: np.asfortranarray(matrix.toarray()), id="columns first"),
+            pytest.param(lambda matrix: matrix.astype(np.int32), id="int32"),
+            pytest.param(lambda matrix: matrix.toarray().astype(np.uint16), id="uint16"),
+            pytest.param(lambda matrix: matrix.astype(np.float64), id="float64"),
+            pytest.param(as_dask, id="dask"),
+        ],
+    )
+    def test_same_labels_and_untouched(self, adata, tissue, small_model, convert):
+        other = tissue.copy()
+        other.X = convert(tissue.X)
+        kind, dtype = type(other.X), other.X.dtype
+        before = [array.tobytes() for array in arrays(other.X)]
+        st.tl.stage_niches(other, model=small_model, n_domains=4)
+        assert_same_labels(adata, other)
+        assert (type(other.X), other.X.dtype) == (kind, dtype)
+        assert [array.tobytes() for array in arrays(other.X)] == before
+
+    def test_explicit_zeros_and_unsorted_indices_stay(self, adata, tissue, small_model):
+        other = tissue.copy()
+        matrix = sp.csr_matrix(tissue.X.copy())
+        for row in range(300):
+            part = slice(matrix.indptr[row], matrix.indptr[row + 1])
+            matrix.indices[part], matrix.data[part] = matrix.indices[part][::-1].copy(), matrix.data[part][::-1].copy()
+        matrix.has_sorted_indices = False
+        extra = sp.csr_matrix((np.zeros(1, np.float32), ([EMPTY], [3])), shape=matrix.shape)
+        other.X = sp.vstack([matrix[:EMPTY], extra[EMPTY], matrix[EMPTY + 1 :]], format="csr")
+        before = [array.tobytes() for array in arrays(other.X)]
+        st.tl.stage_niches(other, model=small_model, n_domains=4)
+        assert_same_labels(adata, other)
+        assert [array.tobytes() for array in arrays(other.X)] == before
+
+    def test_view(self, adata, tissue, small_model, unchanged):
+        view = tissue[np.arange(300)]
+        assert view.is_view
+        with unchanged(tissue), pytest.warns(ad.ImplicitModificationWarning):
+            st.tl.stage_niches(view, model=small_model, n_domains=4)
+        assert_same_labels(adata, view)
+
+    def test_view_of_some_cells(self, tissue, small_model, unchanged, caplog):
+        """The graph that was cut is rebuilt in the view."""
+        view = tissue[:200]
+        with unchanged(tissue), pytest.warns(ad.ImplicitModificationWarning):
+            st.tl.stage_niches(view, model=small_model)
+        assert "rebuilding" in caplog.text
+        part = tissue[:200].copy()
+        st.tl.stage_niches(part, model=small_model)
+        assert_same_labels(part, view)
+
+    @pytest.mark.parametrize("dense", [False, True])
+    @pytest.mark.parametrize("copy", [False, True])
+    def test_backed(self, adata, tissue, small_model, tmp_path, dense, copy):
+        path = tmp_path / "slide.h5ad"
+        stored = tissue.copy()
+        stored.X = stored.X.toarray() if dense else stored.X
+        stored.write_h5ad(path)
+        before = path.read_bytes()
+        backed = ad.read_h5ad(path, backed="r")
+        result = st.tl.stage_niches(backed, model=small_model, n_domains=4, copy=copy)
+        assert_same_labels(adata, result if copy else backed)
+        assert not copy or "stage_l1" not in backed.obs
+        backed.file.close()
+        assert path.read_bytes() == before
+
+
+def arrays(X: object) -> list[np.ndarray]:
+    if sp.issparse(X):
+        return [X.data, X.indices, X.indptr]
+    return [X.compute() if hasattr(X, "compute") else X]
+
+
+class TestLabelledBefore:
+    def test_old_results_go(self, tissue, small_model, other_model, assert_same):
+        again = labelled(tissue, small_model, n_domains=4)
+        for name in (*LEVELS, "stage_domain"):
+            again.uns[f"{name}_colors"] = ["#000000"] * again.obs[name].nunique()
+        st.tl.stage_niches(again, model=other_model)
+        fresh = labelled(tissue, other_model)
+        assert_same_labels(fresh, again)
+        assert set(again.obs) == set(fresh.obs)
+        assert set(again.uns) == set(fresh.uns)
+        assert_same(dict(again.uns["stage"]), dict(fresh.uns["stage"]))
+
+    def test_more_levels_than_before(self, tissue, small_model, other_model):
+        again = labelled(tissue, other_model)
+        st.tl.stage_niches(again, model=small_model)
+        assert_same_labels(labelled(tissue, small_model), again)
+
+    def test_twice_is_the_same(self, adata, tissue, small_model):
+        again = labelled(tissue, small_model, n_domains=4)
+        st.tl.stage_niches(again, model=small_model, n_domains=4)
+        assert list(again.obs) == list(adata.obs)
+        assert_same_labels(adata, again)
+
+    def test_what_belongs_to_others_stays(self, tissue, small_model):
+        """Columns and colours whose names only begin alike: of the user, and of labels under another key."""
+        again = labelled(tissue, small_model, key_added="stage_fine")
+        again.obs["stage_of_disease"] = pd.Categorical(["I", "II", "III"] * 100)
+        again.obs["stage_lesion"] = np.arange(300)
+        colors = {"stage_of_disease_colors": ["#000001", "#000002", "#000003"], "domain_colors": ["#000004"] * 5}
+        again.uns.update(colors, stage_fine_l1_colors=["#000005", "#000006"])
+        st.tl.stage_niches(again, model=small_model)
+        st.tl.stage_niches(again, model=small_model)
+        assert again.obs["stage_lesion"].tolist() == list(range(300))
+        assert again.obs["stage_of_disease"].tolist() == ["I", "II", "III"] * 100
+        assert "stage_fine_l1" in again.obs
+        kept = {name: list(again.uns[name]) for name in again.uns if name.endswith("_colors")}
+        assert kept == {**colors, "stage_fine_l1_colors": ["#000005", "#000006"]}
