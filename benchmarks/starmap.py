@@ -4,8 +4,8 @@
 
 FOLDER holds BZ5.h5ad, BZ9.h5ad and BZ14.h5ad: counts in X, coordinates in obsm["spatial"], the four layers that an
 expert drew in obs["domain"]. Labels are used for scoring alone. Everything is labelled jointly and cut into four
-domains. ARI, FIDE, PAS and ASW are means over the sections, JSD is over all; for methods with chance the table gives the
-mean over seeds, the sd and the lowest ARI.
+domains. ARI, FIDE, PAS and ASW are means over the sections, JSD is over all; the table gives the mean over seeds, and
+the sd and the lowest ARI.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""Batches: centres get the embedding that the whole slide gives them, and partners come from the view ring."""
+"""Batches: centres get the embedding that the whole slide gives them, partners come from the view ring, and cells stand
+in an order that does not depend on how they came."""
 
 from __future__ import annotations
 
@@ -9,6 +10,7 @@ import torch
 
 import stage_sc as st
 from stage_sc.data._batch import draw_partners, make_batch, slide_panel, to_device
+from stage_sc.data._canonical import canonical_order
 from stage_sc.data._slide import Slide, read_data
 from stage_sc.model import Stage, StageConfig
 from stage_sc.model._augment import draw_view
@@ -162,3 +164,46 @@ class TestPartners:
         assert (centres == np.arange(100)).all()
         assert (one == same).all()
         assert (one != other).any()
+
+
+class TestCanonicalOrder:
+    @pytest.fixture
+    def case(self, slide):
+        return slide.expression, slide.genes, slide.graph
+
+    def test_is_the_identity_on_what_is_in_order(self, case):
+        assert (canonical_order(*case) == np.arange(case[0].shape[0])).all()
+
+    def test_any_order(self, case):
+        expression, genes, weights = case
+        rng = np.random.default_rng(0)
+        cells, columns = rng.permutation(expression.shape[0]), rng.permutation(len(genes))
+        shuffled = sp.csr_matrix(expression[cells][:, columns])
+        order = canonical_order(shuffled, [genes[column] for column in columns], weights[cells][:, cells])
+        assert (cells[order] == np.arange(expression.shape[0])).all()
+
+    def test_cells_without_counts_are_told_apart_by_their_neighbours(self):
+        # a path of 7 cells, one of which is expressed: up to three hops away all differ
+        expression = sp.csr_matrix(np.eye(7, 1, dtype=np.float32))
+        weights = sp.csr_matrix(np.eye(7, k=1) + np.eye(7, k=-1), dtype=np.float32)
+        expected = canonical_order(expression, ["g"], weights)
+        cells = np.array([3, 6, 0, 5, 2, 4, 1])
+        order = canonical_order(expression[cells], ["g"], weights[cells][:, cells])
+        assert (cells[order] == expected).all()
+
+    def test_what_cannot_be_told_apart_keeps_its_order(self):
+        kind = np.random.default_rng(0).integers(2, size=(400, 1))
+        order = canonical_order(
+            sp.csr_matrix(kind, dtype=np.float32), ["g"], sp.csr_matrix((400, 400), dtype=np.float32)
+        )
+        for value in (0, 1):
+            same = order[kind[order, 0] == value]
+            assert (np.diff(same) > 0).all()
+            assert np.ptp(np.flatnonzero(kind[order, 0] == value)) == len(same) - 1  # and stands together
+
+    def test_names_and_values_count(self, case):
+        expression, genes, weights = case
+        same = canonical_order(expression, genes, weights)
+        assert (canonical_order(expression, genes[::-1], weights) != same).any()
+        assert (canonical_order(2 * expression, genes, weights) != same).any()
+        assert (canonical_order(expression, genes, 0.5 * weights) != same).any()

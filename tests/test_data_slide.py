@@ -11,7 +11,6 @@ import pytest
 import scipy.sparse as sp
 
 import stage_sc as st
-from stage_sc.data._canonical import canonical_order
 from stage_sc.data._slide import MIN_SCALE, Slide, read_data
 
 MATRICES = ("expression", "graph", "local", "view")
@@ -362,41 +361,3 @@ class TestLogAndErrors:
     def test_control_probes_alone(self, adata):
         with pytest.raises(ValueError, match="[Cc]ontrol|gene"):
             read(adata[:, EXTRA[:2]].copy())
-
-
-class TestCanonicalOrder:
-    @pytest.fixture
-    def case(self, slide):
-        return slide.expression, slide.genes, slide.graph
-
-    def test_is_the_identity_on_what_is_in_order(self, case):
-        assert (canonical_order(*case) == np.arange(case[0].shape[0])).all()
-
-    def test_any_order(self, case):
-        expression, genes, weights = case
-        rng = np.random.default_rng(0)
-        cells, columns = rng.permutation(len(genes) and expression.shape[0]), rng.permutation(len(genes))
-        shuffled = sp.csr_matrix(expression[cells][:, columns])
-        order = canonical_order(shuffled, [genes[column] for column in columns], weights[cells][:, cells])
-        assert (cells[order] == np.arange(expression.shape[0])).all()
-
-    def test_cells_without_counts_are_told_apart_by_their_neighbours(self):
-        # a path of 7 cells, one of which is expressed: up to three hops away all differ
-        expression = sp.csr_matrix(np.eye(7, 1, dtype=np.float32))
-        weights = sp.csr_matrix(np.eye(7, k=1) + np.eye(7, k=-1), dtype=np.float32)
-        expected = canonical_order(expression, ["g"], weights)
-        cells = np.array([3, 6, 0, 5, 2, 4, 1])
-        order = canonical_order(expression[cells], ["g"], weights[cells][:, cells])
-        assert (cells[order] == expected).all()
-
-    def test_what_cannot_be_told_apart_keeps_its_order(self):
-        nothing = sp.csr_matrix((5, 2), dtype=np.float32)
-        order = canonical_order(nothing, ["a", "b"], sp.csr_matrix((5, 5), dtype=np.float32))
-        assert order.tolist() == [0, 1, 2, 3, 4]
-
-    def test_names_and_values_count(self, case):
-        expression, genes, weights = case
-        same = canonical_order(expression, genes, weights)
-        assert (canonical_order(expression, genes[::-1], weights) != same).any()
-        assert (canonical_order(2 * expression, genes, weights) != same).any()
-        assert (canonical_order(expression, genes, 0.5 * weights) != same).any()

@@ -16,7 +16,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from stage_sc.model import Stage, StageConfig, _checkpoint, load_checkpoint, save_checkpoint
+from stage_sc.model import Stage, StageConfig, load_checkpoint, save_checkpoint
 from stage_sc.model._augment import Panel
 from stage_sc.model._checkpoint import model_digest
 from stage_sc.model._encoder import Neighbours
@@ -99,7 +99,7 @@ class TestRoundTrip:
         assert (back.genes, back.slides, back.name, back.version) == (GENES, ["lung", "liver"], "test", "0.0.1")
         expected = model.state_dict()
         assert back.state_dict().keys() == expected.keys()
-        assert {"tree.parent", "tree.profile", "tree.weight", "queue.scores", "basis"} <= expected.keys()
+        assert {"tree.parent", "tree.prototypes", "queue.scores", "basis", "embedder.vectors"} <= expected.keys()
         for name, value in back.state_dict().items():
             assert torch.equal(value, expected[name]), name
             assert value.dtype == expected[name].dtype, name
@@ -152,7 +152,10 @@ class TestNames:
 class TestHalf:
     def test_close(self, model, saved, tmp_path):
         path = save_checkpoint(model, tmp_path / "half", half=True)
-        assert path.stat().st_size < 0.75 * saved.stat().st_size
+        size, full = (
+            sum(v.nbytes for v in load_file(file).values() if v.is_floating_point()) for file in (path, saved)
+        )
+        assert 2 * size == full
         back = load_checkpoint(path)
         assert {value.dtype for value in back.state_dict().values()} == {torch.float32, torch.int64}
         for name, value in back.state_dict().items():
@@ -160,12 +163,6 @@ class TestHalf:
         with torch.no_grad():
             assert torch.allclose(back(batch()), model(batch()), atol=5e-3)
         assert torch.equal(back.tree.parent, model.tree.parent)
-
-    def test_many_cells(self, tmp_path):
-        model = build()
-        model.tree.weight.fill_(2_000_001.0)  # more than 16 bits of float can count
-        back = load_checkpoint(save_checkpoint(model, tmp_path / "half", half=True))
-        np.testing.assert_allclose(back.tree.weight.numpy(), 2e6, rtol=2e-3)
 
 
 class TestDigest:
@@ -221,15 +218,14 @@ class TestFile:
         path = tmp_path / "model.safetensors"
         path.write_bytes(saved.read_bytes())
 
-        def fails(tensors, file, metadata):
-            Path(file).write_bytes(b"half a file")
-            raise OSError("disk full")
+        def fails(self, target):
+            raise OSError("power cut")
 
         with monkeypatch.context() as patch:
-            patch.setattr(_checkpoint, "save_file", fails)
-            with pytest.raises(OSError, match="disk full"):
+            patch.setattr(Path, "replace", fails)
+            with pytest.raises(OSError, match="power cut"):
                 save_checkpoint(build(1), path)
-        assert path.read_bytes() == saved.read_bytes()  # what was there is whole
+        assert path.read_bytes() == saved.read_bytes()  # whatever happens before the last step, the old file is whole
         save_checkpoint(build(1), path)
         assert header(path)["digest"] == model_digest(build(1))
         assert [file.name for file in tmp_path.iterdir()] == ["model.safetensors"]

@@ -7,7 +7,7 @@ import ot
 import pytest
 import torch
 
-from stage_sc.model._sinkhorn import children_mass, sinkhorn
+from stage_sc.model._sinkhorn import sinkhorn
 
 # Two parents of two and three children; the third parent has two children and no cell.
 PARENT_OF = torch.tensor([0, 0, 1, 1, 1, 2, 2])
@@ -51,14 +51,6 @@ class TestBalanced:
         np.testing.assert_allclose(q, n * plan, atol=2e-4)
         np.testing.assert_allclose(q.sum(axis=1), 1, atol=1e-4)
         np.testing.assert_allclose(q.sum(axis=0), n / k, atol=2e-3)
-
-    def test_equals_pot_with_unequal_masses(self):
-        scores, mass = cosines(), np.array([0.4, 0.3, 0.2, 0.05, 0.05])
-        q = sinkhorn(scores, 0.1, 2000, column_mass=torch.from_numpy(mass).float()).numpy()
-        plan = ot.sinkhorn(
-            np.full(12, 1 / 12), mass, -scores.numpy().astype(np.float64), 0.1, numItermax=20_000, stopThr=1e-12
-        )
-        np.testing.assert_allclose(q, 12 * plan, atol=2e-4)
 
     @pytest.mark.parametrize("n_iterations", [1, 2, 3])
     def test_equals_the_printed_iteration(self, n_iterations):
@@ -135,11 +127,6 @@ class TestMasked:
         assert torch.allclose(q[:, [0, 2, 4]], sinkhorn(scores[:, [0, 2, 4]]), atol=1e-6)
         assert torch.allclose(sinkhorn(scores, 0.05, 500).sum(dim=0)[[0, 2, 4]], torch.tensor(4.0), atol=0.01)
 
-    def test_mass_that_nobody_can_reach_goes_to_the_others(self):
-        scores = cosines()
-        scores[:, [1, 3]] = -torch.inf
-        assert torch.allclose(sinkhorn(scores, column_mass=torch.full((5,), 0.2)), sinkhorn(scores), atol=1e-6)
-
     def test_single_entries_left_out(self):
         scores = cosines()
         scores[torch.arange(12), torch.arange(12) % 5] = -torch.inf
@@ -161,27 +148,14 @@ class TestChildren:
         scores = cosines(11, 7)
         return torch.where(PARENT_OF[None] == CELLS_OF[:, None], scores, -torch.inf)
 
-    def test_mass_by_loops(self):
-        mass = children_mass(CELLS_OF, PARENT_OF).numpy()
-        for child, parent in enumerate(PARENT_OF.tolist()):
-            cells = sum(int(one) == parent for one in CELLS_OF)
-            siblings = sum(int(one) == parent for one in PARENT_OF)
-            assert mass[child] == pytest.approx(cells / siblings / 11)
-        assert mass.sum() == pytest.approx(1)
-
-    def test_mass_of_allowed_children_only(self):
-        allowed = torch.tensor([True, False, True, False, True, True, True])
-        mass = children_mass(CELLS_OF, PARENT_OF, allowed).numpy()
-        np.testing.assert_allclose(mass, np.array([8, 0, 1.5, 0, 1.5, 0, 0]) / 11, rtol=1e-6)
-
     def test_only_children_and_equal_shares(self, among):
-        q = sinkhorn(among, 0.05, 1000, column_mass=children_mass(CELLS_OF, PARENT_OF))
+        q = sinkhorn(among, 0.05, 1000)
         assert (q[PARENT_OF[None] != CELLS_OF[:, None]] == 0).all()
         np.testing.assert_allclose(q.sum(dim=1).numpy(), 1, rtol=1e-4)
         np.testing.assert_allclose(q.sum(dim=0).numpy(), [4, 4, 1, 1, 1, 0, 0], atol=0.02)
 
     def test_every_parent_is_a_problem_of_its_own(self, among):
-        q = sinkhorn(among, 0.05, 3, column_mass=children_mass(CELLS_OF, PARENT_OF))
+        q = sinkhorn(among, 0.05, 3)
         for parent in (0, 1):
             cells, children = CELLS_OF == parent, PARENT_OF == parent
             alone = sinkhorn(among[cells][:, children], 0.05, 3)

@@ -180,7 +180,7 @@ class TestGrow:
             assert torch.bincount(parents)[upper].min() >= 2
             assert torch.equal(tree.local_parent(level), parents - upper.start)
         assert torch.allclose(tree.prototypes.norm(dim=1), torch.ones(tree.n_nodes), atol=1e-5)
-        assert torch.isfinite(tree.profile).all()
+        assert torch.isfinite(tree.prototypes).all()
 
     def test_levels_follow_each_other_without_gap(self):
         tree = PrototypeTree((3, 7, 16), DIM)
@@ -216,8 +216,7 @@ class TestGrow:
         one.grow(directions(16), leaf, content, "content")
         other.grow(directions(16), leaf[order], content[order], "content")
         assert torch.equal(one.parent, other.parent)
-        assert torch.equal(one.weight, other.weight)
-        assert torch.allclose(one.profile, other.profile, atol=1e-5)
+        assert torch.allclose(one.prototypes, other.prototypes, atol=1e-5)
 
     def test_growing_again_leaves_no_trace(self):
         tree, fresh = grown((3, 7, 16), seed=1), PrototypeTree((3, 7, 16), DIM)
@@ -225,33 +224,6 @@ class TestGrow:
             one.grow(directions(16, 2), torch.zeros(30, dtype=torch.int64), directions(30), "content")
         for name, value in fresh.state_dict().items():
             assert torch.equal(tree.state_dict()[name], value), name
-
-
-class TestProfiles:
-    def test_by_loops(self):
-        levels = (3, 7, 16)
-        tree, leaf = grown(levels), torch.from_numpy(np.random.default_rng(3).integers(0, 12, 90))
-        content, before = directions(90, 4), tree.profile.clone()
-        tree.set_profiles(leaf, content)
-        below = {node: [] for node in range(tree.n_nodes)}
-        for cell, number in enumerate(leaf.tolist()):
-            node = tree.offsets[-2] + number
-            while node >= 0:
-                below[node].append(cell)
-                node = int(tree.parent[node])
-        assert any(not cells for cells in below.values())
-        for node, cells in below.items():
-            expected = content[cells].mean(dim=0) if cells else before[node]
-            assert torch.allclose(tree.profile[node], expected, atol=1e-5)
-            assert not cells or int(tree.weight[node]) == len(cells)
-        assert int(tree.weight[: levels[0]].sum()) == 90
-
-    def test_grow_counts_the_cells(self):
-        tree = grown((3, 7, 16), n_cells=200)
-        for level in range(3):
-            assert int(tree.weight[tree.nodes(level)].sum()) == 200
-        for node in range(tree.nodes(2).start):
-            assert tree.weight[node] == sum(tree.weight[child] for child in children(tree, node))
 
 
 class TestScores:

@@ -17,7 +17,7 @@ import pytest
 import stage_sc as st
 
 ROOT = Path(__file__).parents[1]
-NAMESPACES = ["pp", "tl", "pl", "metrics", "datasets"]
+NAMESPACES = ["pp", "tl", "pl", "metrics", "datasets", "model"]
 PUBLIC = {
     f"{space}.{name}": getattr(getattr(st, space), name) for space in NAMESPACES for name in getattr(st, space).__all__
 }
@@ -66,7 +66,9 @@ class TestDocumentation:
         thing = PUBLIC[name]
         assert thing.__doc__
         assert inspect.isfunction(thing) or all(
-            inspect.getdoc(member) for attribute, member in vars(thing).items() if attribute[0] != "_"
+            inspect.getdoc(member)
+            for attribute, member in vars(thing).items()
+            if attribute[0] != "_" and (callable(member) or isinstance(member, property))
         )
 
     @pytest.mark.parametrize("name", FUNCTIONS)
@@ -83,7 +85,8 @@ class TestDocumentation:
         assert inspect.Signature.empty not in [*annotations, signature.return_annotation]
 
     @pytest.mark.parametrize("name", FUNCTIONS)
-    def test_example_runs(self, name):
+    def test_example_runs(self, name, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)  # some write files
         (example,) = doctest.DocTestFinder(recurse=False).find(FUNCTIONS[name], name, globs={})
         said: list[str] = []
         result = doctest.DocTestRunner().run(example, out=said.append)

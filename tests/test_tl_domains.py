@@ -6,8 +6,10 @@ import logging
 
 import numpy as np
 import pytest
+import torch
 from scipy.cluster.hierarchy import fcluster, linkage
 
+from stage_sc.tl import _domains
 from stage_sc.tl._domains import cut_domains
 
 
@@ -41,10 +43,17 @@ def spread(values: np.ndarray, weights: np.ndarray, labels: np.ndarray) -> float
     return total
 
 
+def cut_leaves(leaf: np.ndarray, content: np.ndarray, n: int) -> np.ndarray:
+    """Domains of cells that stand on their leaf, with all others at a right angle: who is where is beyond doubt."""
+    leaves = torch.eye(int(leaf.max()) + 1)
+    h = leaves[torch.from_numpy(leaf)]
+    return cut_domains(h, leaves, torch.from_numpy(np.asarray(content, np.float32)), n, temperature=0.01)
+
+
 @pytest.mark.parametrize("centres", [[0, 5], [0, 4, 9], [0, 3, 20, 24, 40]], ids=len)
 def test_separate_groups_are_found(centres):
     leaf, content, group = cells(centres)
-    domain = cut_domains(leaf, content, len(centres))
+    domain = cut_leaves(leaf, content, len(centres))
     assert domain.dtype == np.int64
     assert pairs(domain) == pairs(group)
 
@@ -52,7 +61,7 @@ def test_separate_groups_are_found(centres):
 def test_cells_of_a_leaf_stay_together_and_numbers_are_exact(caplog):
     leaf, content, _ = cells([0, 5, 9])
     for n in range(1, len(np.unique(leaf)) + 1):
-        domain = cut_domains(leaf, content, n)
+        domain = cut_leaves(leaf, content, n)
         assert np.unique(domain).tolist() == list(range(n))
         for number in np.unique(leaf):
             assert len(np.unique(domain[leaf == number])) == 1
@@ -62,7 +71,7 @@ def test_cells_of_a_leaf_stay_together_and_numbers_are_exact(caplog):
 @pytest.mark.parametrize("n", [16, 100])
 def test_more_than_leaves(n, caplog):
     leaf, content, _ = cells([0, 5, 9])
-    domain = cut_domains(leaf, content, n)
+    domain = cut_leaves(leaf, content, n)
     assert np.unique(domain).tolist() == list(range(15))
     assert pairs(domain) == pairs(leaf)
     (record,) = caplog.records
@@ -72,16 +81,16 @@ def test_more_than_leaves(n, caplog):
 
 
 def test_one_leaf(caplog):
-    assert cut_domains(np.full(5, 3), np.ones((5, 2)), 1).tolist() == [0] * 5
+    assert cut_leaves(np.full(5, 3), np.ones((5, 2)), 1).tolist() == [0] * 5
     assert not caplog.records
-    assert cut_domains(np.full(5, 3), np.ones((5, 2)), 2).tolist() == [0] * 5
+    assert cut_leaves(np.full(5, 3), np.ones((5, 2)), 2).tolist() == [0] * 5
     assert "1 leaves" in caplog.text
 
 
 def test_names_follow_the_hierarchy():
     """0 and 1, 10 and 11, 30 and 31 are joined first: their numbers are neighbours, wherever they stand."""
     leaf, content, group = cells([10, 31, 0, 30, 11, 1])
-    domain = cut_domains(leaf, content, 6)
+    domain = cut_leaves(leaf, content, 6)
     number = [int(domain[group == name][0]) for name in range(6)]
     for one, other in ((0, 4), (1, 3), (2, 5)):
         assert abs(number[one] - number[other]) == 1
@@ -92,11 +101,11 @@ def test_names_follow_the_hierarchy():
 @pytest.mark.parametrize("n", [2, 3, 5, 11])
 def test_independent_of_the_order_of_cells(n):
     leaf, content, _ = cells([0, 2, 3, 5], seed=3)
-    expected = cut_domains(leaf, content, n)
-    assert (cut_domains(leaf, content, n) == expected).all()
+    expected = cut_leaves(leaf, content, n)
+    assert (cut_leaves(leaf, content, n) == expected).all()
     for seed in range(3):
         order = np.random.default_rng(seed).permutation(len(leaf))
-        assert (cut_domains(leaf[order], content[order], n) == expected[order]).all()
+        assert (cut_leaves(leaf[order], content[order], n) == expected[order]).all()
 
 
 @pytest.mark.parametrize("seed", range(8))
@@ -106,7 +115,7 @@ def test_no_worse_than_ward_and_no_leaf_better_elsewhere(seed):
     leaf = np.repeat(np.arange(12), 10)  # leaves of one size, for which scipy has Ward's linkage
     weights = np.full(12, 10.0)
     for n in (2, 3, 4):
-        domain = cut_domains(leaf, values[leaf], n)[::10]
+        domain = cut_leaves(leaf, values[leaf], n)[::10]
         ward = fcluster(linkage(values, "ward"), n, "maxclust")
         found = spread(values, weights, domain)
         assert found <= spread(values, weights, ward) * (1 + 1e-6)
@@ -116,20 +125,56 @@ def test_no_worse_than_ward_and_no_leaf_better_elsewhere(seed):
 
 
 def test_leaves_count_by_their_cells():
-    """Two leaves at 0 and 3 of 100 cells and one of a single cell at 5: as points, 3 and 5 are nearest; the sum of
-    squares over the cells is least that way too, but not where the single cell is as heavy as the others."""
+    """Leaves at 0, 2 and 5. As points, 0 and 2 are nearest; but where 5 is a single cell, moving it to 2 costs less
+    than joining two leaves of 100 cells."""
     values = np.array([[0.0], [2.0], [5.0]])
-    light = cut_domains(np.repeat([0, 1, 2], [100, 100, 1]), np.repeat(values, [100, 100, 1], axis=0), 2)
-    assert light[0] != light[100] == light[200]
-    heavy = cut_domains(np.repeat([0, 1, 2], [1, 1, 100]), np.repeat(values, [1, 1, 100], axis=0), 2)
-    assert heavy[0] == heavy[1] != heavy[2]
-    one_cell = cut_domains(np.repeat([0, 1, 2], [1, 100, 100]), np.repeat(values, [1, 100, 100], axis=0), 2)
-    assert one_cell[0] == one_cell[1] != one_cell[101]
+    for sizes, expected in (((100, 100, 1), [0, 1, 1]), ((1, 1, 100), [0, 0, 1]), ((50, 50, 50), [0, 0, 1])):
+        leaf = np.repeat([0, 1, 2], sizes)
+        domain = cut_leaves(leaf, values[leaf], 2)[np.unique(leaf, return_index=True)[1]]
+        assert pairs(domain) == pairs(np.array(expected))
 
 
 @pytest.mark.filterwarnings("ignore:Number of distinct clusters")
 def test_leaves_that_contain_the_same():
     leaf = np.repeat(np.arange(6), 4)
-    domain = cut_domains(leaf, np.ones((24, 3), np.float32), 3)
+    domain = cut_leaves(leaf, np.ones((24, 3), np.float32), 3)
     assert np.unique(domain).tolist() == [0, 1, 2]
     assert len(pairs(domain)) == 24
+
+
+class TestDoubt:
+    """Cells between leaves."""
+
+    @pytest.fixture
+    def case(self):
+        rng = np.random.default_rng(0)
+        leaves = torch.nn.functional.normalize(torch.from_numpy(rng.normal(size=(9, 4))).float(), dim=1)
+        h = torch.nn.functional.normalize(torch.from_numpy(rng.normal(size=(200, 4))).float(), dim=1)
+        return h, leaves, torch.from_numpy(rng.normal(size=(200, 3))).float()
+
+    def test_by_loops(self, case):
+        h, leaves, content = (tensor.double().numpy() for tensor in case)
+        for n in (2, 4):
+            p = np.exp(h @ leaves.T / 0.1)
+            p /= p.sum(axis=1, keepdims=True)
+            mean = np.stack([(p[:, [k]] * content).sum(axis=0) / p[:, k].sum() for k in range(9)])
+            group = _domains._join(mean, p.sum(axis=0), n)
+            votes = np.stack([p[:, group == domain].sum(axis=1) for domain in range(n)], axis=1)
+            assert (cut_domains(*case, n) == votes.argmax(axis=1)).all()
+
+    def test_blocks_make_no_difference(self, case, monkeypatch):
+        expected = cut_domains(*case, 3)
+        monkeypatch.setattr(_domains, "BLOCK", 7)
+        assert (cut_domains(*case, 3) == expected).all()
+
+    def test_two_leaves_outvote_the_nearest(self):
+        """Leaves a and b contain the same, c something else. A cell a little nearer to c than to a and b is with them."""
+        angle = torch.tensor([0.0, 0.1, 1.0])  # a, b, c
+        leaves = torch.stack([angle.cos(), angle.sin()], dim=1)
+        between = torch.tensor([0.56])
+        h = torch.cat([leaves.repeat(20, 1), torch.stack([between.cos(), between.sin()], dim=1)])
+        content = torch.tensor([[0.0], [0.0], [9.0]]).repeat(20, 1)
+        content = torch.cat([content, torch.tensor([[4.0]])])
+        assert int((h[-1] @ leaves.T).argmax()) == 2
+        domain = cut_domains(h, leaves, content, 2, temperature=0.5)
+        assert domain[-1] == domain[0] == domain[1] != domain[2]

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+from importlib.resources import files
 from itertools import pairwise
 
 import anndata as ad
+import dask.array as da
 import numpy as np
 import pandas as pd
 import pytest
@@ -16,6 +18,7 @@ import stage_sc as st
 from stage_sc.data._batch import make_batch, slide_panel
 from stage_sc.data._slide import read_data
 from stage_sc.model._checkpoint import model_digest
+from stage_sc.weights import BUNDLED
 
 LEVELS = ["stage_l1", "stage_l2", "stage_l3"]
 COLUMNS = [*LEVELS, "stage_path", "stage_confidence", "stage_flag"]
@@ -307,9 +310,9 @@ class TestModels:
         st.tl.stage_niches(adata)
         assert adata.obs["stage_l3"].nunique() > 5
         assert_same_labels(adata, labelled(tissue, "bundled"))
-        model = adata.uns["stage"]["model"]
-        assert model["digest"] == model_digest(st.model.load_checkpoint(bundled_path()))
-        assert_same_labels(adata, labelled(tissue, bundled_path()))
+        path = str(files("stage_sc.weights").joinpath(BUNDLED))
+        assert adata.uns["stage"]["model"]["digest"] == model_digest(st.model.load_checkpoint(path))
+        assert_same_labels(adata, labelled(tissue, path))
 
     def test_bundled_finds_domains(self, tissue, caplog):
         adata = tissue.copy()
@@ -356,20 +359,6 @@ class TestModels:
         assert_same_labels(adata, labelled(more, small_model, n_domains=4))
 
 
-def bundled_path() -> str:
-    from importlib.resources import files
-
-    from stage_sc.weights import BUNDLED
-
-    return str(files("stage_sc.weights").joinpath(BUNDLED))
-
-
-def as_dask(matrix):
-    import dask.array
-
-    return dask.array.from_array(matrix.toarray(), chunks=(100, 60))
-
-
 class TestForms:
     @pytest.mark.parametrize(
         "convert",
@@ -381,7 +370,7 @@ class TestForms:
             pytest.param(lambda matrix: matrix.astype(np.int32), id="int32"),
             pytest.param(lambda matrix: matrix.toarray().astype(np.uint16), id="uint16"),
             pytest.param(lambda matrix: matrix.astype(np.float64), id="float64"),
-            pytest.param(as_dask, id="dask"),
+            pytest.param(lambda matrix: da.from_array(matrix.toarray(), chunks=(100, 60)), id="dask"),
         ],
     )
     def test_same_labels_and_untouched(self, adata, tissue, small_model, convert):

@@ -65,7 +65,7 @@ def make_batch(
 
 
 def to_device(batch: Batch, device: torch.device | str) -> Batch:
-    """Copy a batch to `device`."""
+    """Move a batch to `device`."""
     return Batch(batch.slide, batch.expression.to(device), batch.panel.to(device), batch.neighbours.to(device))
 
 

@@ -116,7 +116,7 @@ def read_data(
             f"{prefix}/{name}".strip("/") or "slide",
             cells,
             (log_normalize(values[cells])[0][:, known], used, scaling),
-            (graph.spatial, lengths, graph.local, graph.view),
+            (lengths, graph.local, graph.view),
             table.loc[name],
         )
         for name, cells in zip(slides.names, members, strict=True)
@@ -145,11 +145,16 @@ def _merge_columns(counts: sp.csr_matrix, tokens: list[str | None]) -> tuple[sp.
         shown = ", ".join(repeated[:5]) + (", …" if len(repeated) > 5 else "")
         logger.warning("%d genes have several columns, which were added up: %s.", len(repeated), shown)
     names = sorted(uses)
+    if not names:
+        raise ValueError(f"`adata.var_names` holds no genes, but {len(tokens)} control probes.")
     column = {token: position for position, token in enumerate(names)}
     pairs = [(row, column[token]) for row, token in enumerate(tokens) if token is not None]
-    rows, cols = np.array(pairs, dtype=np.intp).reshape(-1, 2).T
-    merge = sp.csr_matrix((np.ones(len(rows), np.float32), (rows, cols)), (len(tokens), len(names)))
-    counts = sp.csr_matrix(counts @ merge)
+    rows, cols = np.array(pairs, dtype=np.intp).T
+    if repeated:  # in float64, where the order of a few float32 terms makes no difference
+        merge = sp.csr_matrix((np.ones(len(rows)), (rows, cols)), (len(tokens), len(names)))
+        counts = sp.csr_matrix(counts.astype(np.float64) @ merge, dtype=np.float32)
+    else:
+        counts = sp.csr_matrix(counts[:, rows[np.argsort(cols)]])
     counts.sort_indices()
     return counts, names
 
@@ -163,9 +168,8 @@ def _slide(
 ) -> Slide:
     """Cut one slide out of the whole and put it into canonical order."""
     here, names, scaling = genes
-    spatial, lengths, local, view = (sp.csr_matrix(matrix[cells][:, cells]) for matrix in graphs)
+    lengths, local, view = (sp.csr_matrix(matrix[cells][:, cells]) for matrix in graphs)
     lengths.sort_indices()
-    spatial.sort_indices()
     graph = sp.csr_matrix(
         (gaussian_weights(lengths.data, settings["sigma"]), lengths.indices, lengths.indptr), shape=lengths.shape
     )

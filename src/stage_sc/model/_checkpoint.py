@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 from stage_sc.model._config import StageConfig
 from stage_sc.model._stage import Stage
@@ -18,6 +18,7 @@ from stage_sc.model._stage import Stage
 FORMAT = "stage_sc checkpoint"
 FORMAT_VERSION = 1
 SUFFIX = ".safetensors"
+HEADER = {"config", "digest", "genes", "name", "package_version", "slides"}
 
 
 def save_checkpoint(model: Stage, path: str | os.PathLike[str], *, half: bool = False) -> Path:
@@ -35,7 +36,12 @@ def save_checkpoint(model: Stage, path: str | os.PathLike[str], *, half: bool = 
     Returns
     -------
     The file written. It holds the weights, and as JSON in its header the configuration, the vocabulary, the names of
-    the training slides, the version of the package and a digest of all this.
+    the training slides, the version of the package and a digest of weights, configuration, vocabulary and slides.
+
+    Raises
+    ------
+    OSError
+        If the file cannot be written; one that was there is then as it was.
 
     Examples
     --------
@@ -63,7 +69,7 @@ def save_checkpoint(model: Stage, path: str | os.PathLike[str], *, half: bool = 
     }
     header["digest"] = _digest(header, tensors)
     temporary = path.with_name(path.name + ".part")
-    save_file(tensors, temporary, metadata={"stage_sc": json.dumps(header, sort_keys=True)})
+    temporary.write_bytes(save(tensors, metadata={"stage_sc": json.dumps(header, sort_keys=True)}))
     temporary.replace(path)
     return path
 
@@ -87,6 +93,17 @@ def load_checkpoint(path: str | os.PathLike[str]) -> Stage:
         If there is no such file.
     ValueError
         If it is no checkpoint of this package, was written in a format that this version does not know, or is damaged.
+
+    Examples
+    --------
+    >>> import stage_sc as st
+    >>> adata = st.datasets.simulate_tissue(500)
+    >>> st.pp.build_graph(adata)
+    >>> path = st.model.save_checkpoint(st.tl.fit(adata, epochs=0, progress=False), "cortex")
+    >>> model = st.model.load_checkpoint(path)
+    >>> st.tl.stage_niches(adata, model=model)
+    >>> adata.uns["stage"]["model"]["name"]
+    'cortex'
     """
     path = Path(path)
     if not path.is_file():
@@ -99,12 +116,18 @@ def load_checkpoint(path: str | os.PathLike[str]) -> Stage:
         raise ValueError(f"{str(path)!r} cannot be read as a safetensors file: {error}.") from error
     if "stage_sc" not in metadata:
         raise ValueError(f"{str(path)!r} is a safetensors file, but not a checkpoint of stage_sc.")
-    header = json.loads(metadata["stage_sc"])
+    try:
+        header = dict(json.loads(metadata["stage_sc"]))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{str(path)!r} is damaged: its header cannot be read ({error}).") from error
     if header.get("format_version") != FORMAT_VERSION:
         raise ValueError(
             f"{str(path)!r} has checkpoint format {header.get('format_version')}, this version of stage_sc reads "
             f"format {FORMAT_VERSION}. It was written by stage_sc {header.get('package_version')}: install that."
         )
+    missing = sorted(HEADER - set(header))
+    if missing:
+        raise ValueError(f"{str(path)!r} is damaged: its header lacks {', '.join(missing)}.")
     digest = header.pop("digest")
     if _digest(header, tensors) != digest:
         raise ValueError(f"{str(path)!r} is damaged: its content does not have the digest {digest}. Get it again.")

@@ -98,16 +98,20 @@ class StageConfig:
             check_choice(getattr(self, name), name, choices)
         for name in ("dim", "n_heads", "batch_size", "queue_length", "queue_rank", "sinkhorn_iterations"):
             check_positive(getattr(self, name), name, integer=True)
+        for name in ("n_layers", "epochs", "warmup_epochs"):
+            if getattr(self, name) != 0:
+                check_positive(getattr(self, name), name, integer=True)
         if self.cells_per_slide is not None:
             check_positive(self.cells_per_slide, "cells_per_slide", integer=True)
         for name in ("temperature", "epsilon", "learning_rate", "noise_rate"):
             check_positive(getattr(self, name), name)
-        for name in ("n_layers", "epochs", "warmup_epochs", "anchor_weight", "global_weight", "lift"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"`{name}` must not be negative, got {getattr(self, name)!r}.")
+        for name in ("anchor_weight", "global_weight", "lift", "noise_scale"):
+            if getattr(self, name) != 0:
+                check_positive(getattr(self, name), name)
         for name in ("panel_fraction", "min_share", "selection_threshold", "average_rate"):
-            if not 0 < getattr(self, name) <= 1:
-                raise ValueError(f"`{name}` must be in (0, 1], got {getattr(self, name)!r}.")
+            check_positive(getattr(self, name), name)
+            if getattr(self, name) > 1:
+                raise ValueError(f"`{name}` is a share and must be at most 1, got {getattr(self, name)!r}.")
         if self.dim % self.n_heads:
             raise ValueError(f"`dim` must be a multiple of `n_heads`, got {self.dim} and {self.n_heads}.")
         if not self.levels or self.levels[0] < 1:

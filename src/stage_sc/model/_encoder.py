@@ -23,16 +23,16 @@ class Neighbours(NamedTuple):
     """``(B, n)`` Gaussian weights of the local neighbourhoods of the batch's centres."""
 
     def to(self, device: torch.device | str) -> Neighbours:
-        """Copy to `device`."""
+        """Move to `device`."""
         return Neighbours(self.edges.to(device), self.weights.to(device), self.pool.to(device))
 
 
 class Encoder(nn.Module):
     """Graph attention layers with residual connections, then pooling over the local neighbourhood.
 
-    Every layer starts as the mean over a cell and its neighbours, and pooling as the Gaussian mean: the untrained
-    encoder smooths, and training changes whom a cell attends to. It is a function on the whole graph: nothing is cut
-    off at the border of a batch.
+    Every layer starts by adding the mean over a cell and its neighbours, and pooling as the Gaussian mean: the
+    untrained encoder smooths, and training changes whom a cell attends to. It is a function on the whole graph: nothing
+    is cut off at the border of a batch.
 
     Parameters
     ----------

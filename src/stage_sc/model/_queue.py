@@ -87,9 +87,10 @@ class SlideQueue(nn.Module):
         back all of them, so that every path reaches a leaf.
         """
         weights = self.weights()
-        if not torch.isfinite(weights).all() or (rule == "prototype" and len(weights) == 1):
-            return torch.ones(weights.shape[1], dtype=torch.bool, device=weights.device)
         here = weights[slide]
+        weights = torch.where(torch.isinf(weights), -torch.inf, weights)  # slides that were not seen yet
+        if torch.isinf(here).any() or (rule == "prototype" and len(weights) == 1):
+            return torch.ones_like(here, dtype=torch.bool)
         selected = torch.zeros_like(here, dtype=torch.bool)
         for nodes in levels:
             within = here[nodes]

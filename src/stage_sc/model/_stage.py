@@ -46,6 +46,8 @@ class Stage(nn.Module):
         Name of the model, written beside its labels.
     version
         Version of the package that the model was made with. ``None``: this one.
+    seed
+        Of the untrained weights. The state of torch's own generator is left as it is.
     """
 
     history: pd.DataFrame | None
@@ -60,16 +62,19 @@ class Stage(nn.Module):
         slides: list[str],
         name: str = "custom",
         version: str | None = None,
+        seed: int = 0,
     ) -> None:
         super().__init__()
         self.config, self.genes, self.slides, self.name = config, list(genes), list(slides), name
         self.version = version or package_version("stage-sc")
         self.history: pd.DataFrame | None = None
-        self.embedder = GeneEmbedder(len(genes), config.dim, config.embedder_norm)
-        self.encoder = Encoder(config.dim, config.n_layers, config.n_heads)
-        self.decoder = nn.Linear(config.dim, config.dim)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.embedder = GeneEmbedder(len(genes), config.dim, config.embedder_norm)
+            self.encoder = Encoder(config.dim, config.n_layers, config.n_heads)
+            self.decoder = nn.Linear(config.dim, config.dim)
+            self.tree = PrototypeTree(config.levels, config.dim)
         self.register_buffer("basis", self.embedder.vectors.detach().clone())
-        self.tree = PrototypeTree(config.levels, config.dim)
         self.queue = SlideQueue(len(slides), self.tree.n_nodes, config.queue_length)
 
     @torch.no_grad()
@@ -105,7 +110,7 @@ class Stage(nn.Module):
         vectors = self.basis[batch.panel.genes]
         return embed_cells(batch.expression, batch.panel, view, vectors, self.config.embedder_norm)
 
-    def active(self, slide: int) -> Tensor | None:
+    def active(self, slide: int) -> Tensor:
         """Prototypes of a training slide, ``(M,)`` bool."""
         config, tree = self.config, self.tree
         return self.queue.active(

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stage_sc.model._grow import group_with_siblings
-from stage_sc.model._sinkhorn import children_mass, sinkhorn
+from stage_sc.model._sinkhorn import sinkhorn
 
 
 class PrototypeTree(nn.Module):
@@ -29,10 +29,6 @@ class PrototypeTree(nn.Module):
 
     parent: Tensor
     """``(M,)`` int64, node number of the parent; -1 at the root level."""
-    profile: Tensor
-    """``(M, dim)`` float32, mean content of each node: the embedded expression around its cells."""
-    weight: Tensor
-    """``(M,)`` float32, number of training cells behind each node."""
 
     def __init__(self, levels: tuple[int, ...], dim: int) -> None:
         super().__init__()
@@ -40,8 +36,6 @@ class PrototypeTree(nn.Module):
         self.offsets = np.concatenate([[0], np.cumsum(self.levels)]).tolist()
         self.prototypes = nn.Parameter(F.normalize(torch.randn(sum(levels), dim), dim=1))
         self.register_buffer("parent", torch.full((sum(levels),), -1, dtype=torch.int64))
-        self.register_buffer("profile", torch.zeros(sum(levels), dim))
-        self.register_buffer("weight", torch.zeros(sum(levels)))
 
     @property
     def n_nodes(self) -> int:
@@ -72,9 +66,7 @@ class PrototypeTree(nn.Module):
         if level == 0:
             return sinkhorn(scores[0], epsilon, n_iterations)
         among = torch.where(self.siblings(level, upper), scores[level], -torch.inf)
-        allowed = torch.isfinite(scores[level]).any(dim=0)
-        mass = children_mass(upper, self.local_parent(level), allowed)
-        return sinkhorn(among, epsilon, n_iterations, column_mass=mass)
+        return sinkhorn(among, epsilon, n_iterations)
 
     @torch.no_grad()
     def sample_paths(
@@ -161,26 +153,6 @@ class PrototypeTree(nn.Module):
         return nodes, chosen.mean(dim=0).exp()
 
     @torch.no_grad()
-    def set_profiles(self, leaf: Tensor, content: Tensor) -> None:
-        """Give every node the number of its cells and their mean content; nodes without cells keep what they had.
-
-        Parameters
-        ----------
-        leaf
-            ``(n,)`` int64, leaf of every cell, counted from 0.
-        content
-            ``(n, dim)`` float32.
-        """
-        node = leaf + self.offsets[-2]
-        for _ in self.levels:
-            count = torch.bincount(node, minlength=self.n_nodes).to(self.weight)
-            total = torch.zeros_like(self.profile).index_add_(0, node, content)
-            used = count > 0
-            self.profile[used] = total[used] / count[used, None]
-            self.weight[torch.unique(node)] = count[torch.unique(node)]
-            node = self.parent[node]
-
-    @torch.no_grad()
     def grow(self, leaves: Tensor, leaf: Tensor, content: Tensor, linkage: Literal["content", "cosine"]) -> None:
         """Set all prototypes and parents from the leaves up (appendix G.4).
 
@@ -189,7 +161,7 @@ class PrototypeTree(nn.Module):
         leaves
             ``(K, dim)`` leaf prototypes.
         leaf, content
-            Leaf and content of every training cell, see `set_profiles`.
+            ``(n,)`` int64 leaf of every training cell, and ``(n, dim)`` float32 embedded expression around it.
         linkage
             ``"content"``: leaves whose cells have similar surroundings get a common parent. ``"cosine"``: leaves whose
             prototypes do. Both by Ward linkage weighted with the number of cells.
@@ -211,6 +183,3 @@ class PrototypeTree(nn.Module):
             prototype, count = F.normalize(prototype, dim=1), total
             self.prototypes[self.nodes(level - 1)] = prototype
         self.parent[self.nodes(0)] = -1
-        self.profile.zero_()
-        self.weight.zero_()
-        self.set_profiles(leaf, content)

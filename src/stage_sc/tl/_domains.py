@@ -5,55 +5,83 @@ from __future__ import annotations
 import logging
 
 import numpy as np
+import torch
 from sklearn.cluster import KMeans
 from threadpoolctl import threadpool_limits
+from torch import Tensor
 
 from stage_sc.model._grow import cut, leaf_order, weighted_ward
 
 logger = logging.getLogger("stage_sc.tl")
 
+# Cells that are compared with all leaves at a time.
+BLOCK = 65_536
 
-def cut_domains(leaf: np.ndarray, content: np.ndarray, n_domains: int) -> np.ndarray:
-    """Group the used leaves by what surrounds their cells, and give every cell the group of its leaf.
 
-    The leaves' mean contents, weighted with their number of cells, are joined by Ward linkage and cut; K-means from
-    there lets single leaves change sides, which lowers the sum of squares that both minimise. A domain is thus a union
-    of leaves, and may cut across the upper levels of the tree.
+def cut_domains(h: Tensor, leaves: Tensor, content: Tensor, n_domains: int, temperature: float = 0.1) -> np.ndarray:
+    r"""Join leaves into domains by what surrounds their cells, and let every cell choose among the domains.
+
+    A cell is in leaf k with probability :math:`p_{ik} = \mathrm{softmax}_k(h_i^\top c_k / \tau)`. The content of a leaf
+    is the mean over cells weighted with it. Leaves are joined by Ward linkage of their contents, weighted with
+    :math:`\sum_i p_{ik}`, and cut; K-means from there lets single leaves change sides, which lowers the sum of squares
+    that both minimise. A cell's domain is the one whose leaves have the greatest probability together.
 
     Parameters
     ----------
-    leaf
-        ``(n,)`` leaf of every cell.
+    h
+        ``(n, dim)`` embeddings of length 1.
+    leaves
+        ``(K, dim)`` leaf prototypes of length 1. Those that are nearest to no cell are left out.
     content
         ``(n, d)`` mean embedded expression around every cell.
     n_domains
         Domains wanted.
+    temperature
+        τ.
 
     Returns
     -------
     ``(n,)`` int64 domain of every cell, in the order of the hierarchy: domains that are alike have near numbers. There
     are fewer than `n_domains` where fewer leaves are in use, and the log says so.
     """
-    used, index, count = np.unique(leaf, return_inverse=True, return_counts=True)
+    nearest = torch.cat([(block @ leaves.T).argmax(dim=1) for block in h.split(BLOCK)])
+    used, position = torch.unique(nearest, return_inverse=True)
     if len(used) < n_domains:
         logger.warning(
-            "%d domains were asked for, but the cells are in %d leaves of the tree only: `n_domains` is %d here. A "
-            "model that was trained on this data (`st.tl.fit`) has finer niches.",
+            "%d domains were asked for, but the cells are in %d leaves of the tree only: there are %d domains. A model "
+            "that was trained on this data (`st.tl.fit`) has finer niches.",
             *(n_domains, len(used), len(used)),
         )
         n_domains = len(used)
-    total = np.stack([np.bincount(index, weights=column) for column in content.T.astype(np.float64)], axis=1)
-    mean = total / count[:, None]
-    merges = weighted_ward(mean, count)
-    groups = cut(merges, n_domains)
-    if 1 < n_domains < len(used):
-        weights = np.eye(n_domains)[groups].T * count
-        start = weights @ mean / weights.sum(axis=1, keepdims=True)
+    mass = torch.zeros(len(used), dtype=torch.float64)
+    total = torch.zeros(len(used), content.shape[1], dtype=torch.float64)
+    for block, around in zip(h.split(BLOCK), content.split(BLOCK), strict=True):
+        p = torch.softmax(block @ leaves[used].T / temperature, dim=1).double()
+        mass += p.sum(dim=0)
+        total += p.T @ around.double()
+    group = torch.from_numpy(_join((total / mass[:, None]).numpy(), mass.numpy(), n_domains))
+    member = torch.nn.functional.one_hot(group, n_domains).float()
+    votes = [torch.softmax(block @ leaves[used].T / temperature, dim=1) @ member for block in h.split(BLOCK)]
+    domain = torch.cat([vote.argmax(dim=1) for vote in votes])
+    if len(torch.unique(domain)) < n_domains:  # a domain of leaves that come second everywhere
+        domain = group[position]
+    return domain.numpy()
+
+
+def _join(mean: np.ndarray, weight: np.ndarray, n_domains: int) -> np.ndarray:
+    """Domain of every leaf, numbered along the hierarchy."""
+    if len(mean) == 1:
+        return np.zeros(1, dtype=np.int64)
+    merges = weighted_ward(mean, weight)
+    group = cut(merges, n_domains)
+    if 1 < n_domains < len(mean):
+        shares = np.eye(n_domains)[group].T * weight
+        start = shares @ mean / shares.sum(axis=1, keepdims=True)
         with threadpool_limits(1):  # sums in one order, whatever the machine
-            refined = KMeans(n_domains, init=start, n_init=1).fit(mean, sample_weight=count).labels_
+            refined = KMeans(n_domains, init=start, n_init=1).fit(mean, sample_weight=weight).labels_
         if len(np.unique(refined)) == n_domains:
-            groups = refined
-    rank = np.empty(len(used))
-    rank[leaf_order(merges)] = np.arange(len(used))
-    middle = np.bincount(groups, weights=rank * count) / np.bincount(groups, weights=count)
-    return np.argsort(np.argsort(middle))[groups][index]
+            group = refined
+    rank = np.empty(len(mean))
+    rank[leaf_order(merges)] = np.arange(len(mean))
+    middle = np.bincount(group, weights=rank * weight) / np.bincount(group, weights=weight)
+    return np.argsort(np.argsort(middle))[group]

@@ -186,9 +186,7 @@ def _shape(config: StageConfig) -> tuple[object, ...]:
 def _new_model(config: StageConfig, slides: list[Slide], rng: np.random.Generator, name: str) -> Stage:
     """Untrained model with gene vectors from co-expression."""
     genes = sorted({gene for slide in slides for gene in slide.genes})
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(int(rng.integers(2**62)))
-        model = Stage(config, genes, [slide.name for slide in slides], name)
+    model = Stage(config, genes, [slide.name for slide in slides], name, seed=int(rng.integers(2**62)))
     model.set_vectors(torch.from_numpy(gene_prior(slides, genes, config.dim)))
     return model
 

@@ -16,8 +16,10 @@ FLAGS = ["ok", "empty", "isolated"]
 
 
 class Labels(NamedTuple):
-    """Results of one AnnData, in the order of its cells."""
+    """Results of one AnnData, in the order of computation."""
 
+    cells: np.ndarray
+    """``(n,)`` position of every cell in the AnnData."""
     nodes: np.ndarray
     """``(n, L)`` int64 node of every level."""
     confidence: np.ndarray
@@ -35,6 +37,8 @@ class Labels(NamedTuple):
 def write_labels(adata: AnnData, labels: Labels, model: Stage, params: dict[str, Any]) -> None:
     """Write niches, paths, confidence, flags, embedding and tree; names begin with ``params["key_added"]``."""
     key, tree = params["key_added"], model.tree
+    back = np.argsort(labels.cells)
+    labels = Labels(**{name: column[back] for name, column in labels._asdict().items() if column is not None})
     order = depth_first(tree)
     levels = [f"{key}_l{level + 1}" for level in range(labels.nodes.shape[1])]
     columns = {
@@ -49,13 +53,12 @@ def write_labels(adata: AnnData, labels: Labels, model: Stage, params: dict[str,
         n = int(labels.domain.max()) + 1
         names = np.array([f"D{domain + 1}" for domain in range(n)], dtype=object)
         columns[f"{key}_domain"] = _categorical(labels.domain, np.arange(n), names)
-    for old in (f"{key}_domain", *(name for name in adata.obs.columns if _is_level(name, key))):
-        if old not in columns and old in adata.obs:
-            del adata.obs[old]
+    before = [name for name in adata.obs.columns if name in columns or name == f"{key}_domain" or _is_level(name, key)]
+    for name in before:
+        del adata.obs[name]
+        adata.uns.pop(f"{name}_colors", None)  # they belonged to the labels before
     for name, values in columns.items():
         adata.obs[name] = values
-    for name in [name for name in adata.uns if name.startswith(f"{key}_") and name.endswith("_colors")]:
-        del adata.uns[name]  # they belonged to the labels before
     adata.obsm[f"X_{key}"] = labels.embedding
     adata.uns[key] = {
         "params": params,

@@ -13,13 +13,10 @@ from anndata import AnnData
 from stage_sc._checks import check_anndata, check_positive
 from stage_sc.data._slide import Slide, read_data
 from stage_sc.model._stage import Stage
-from stage_sc.tl._domains import cut_domains
+from stage_sc.tl._domains import BLOCK, cut_domains
 from stage_sc.tl._results import Labels, write_labels
 from stage_sc.train._encode import encode_slide
 from stage_sc.weights import resolve_model
-
-# Cells that are compared with all prototypes at a time.
-BLOCK = 65_536
 
 
 def stage_niches(
@@ -47,10 +44,10 @@ def stage_niches(
     model
         A model from `fit`, or the path of a checkpoint. ``None``: the model that comes with the package.
     n_domains
-        Cut to exactly this number of domains over all `data`, written to ``obs["stage_domain"]``. The leaves in use are
-        grouped by the mean expression around their cells. Domains are named ``D1``, ``D2`` … for this call only: to
-        compare separate calls, use the niches. Where fewer leaves are in use there are fewer domains, and the log says
-        so.
+        Cut to exactly this number of domains over all `data`, written to ``obs["stage_domain"]``. Leaves are joined by
+        the mean expression around their cells, and a cell is in the domain whose leaves have the greatest probability
+        together. Domains are named ``D1``, ``D2`` … for this call only: to compare separate calls, use the niches.
+        Where fewer leaves are in use there are fewer domains, and the log says so.
     spatial_key
         Entry of ``obsm`` with the coordinates. ``None``: the one that the graph was built with.
     library_key
@@ -125,13 +122,14 @@ def stage_niches(
         raise TypeError(f"`key_added` must be a string with at least one character, got {key_added!r}.")
     network = resolve_model(model)
     keys: dict[str, Any] = {"spatial_key": spatial_key, "library_key": library_key, "layer": layer}
-    parts = [part.copy() for part in parts] if copy else parts
+    if copy:
+        parts = [part.to_memory() if part.isbacked else part.copy() for part in parts]
     read = [
         read_data(part, scaling=network.config.scaling, vocabulary=frozenset(network.genes), **keys) for part in parts
     ]
     labels = [_label(network, slides) for slides in read]
     if n_domains is not None:
-        labels = _add_domains(labels, n_domains)
+        labels = _add_domains(network, labels, n_domains)
     for part, found in zip(parts, labels, strict=True):
         graph = part.uns["stage_graph"]["params"]
         params = {
@@ -151,7 +149,7 @@ def _label(model: Stage, slides: list[Slide]) -> Labels:
     """Nodes, confidence, embedding and content of all cells of one AnnData."""
     vocabulary = {gene: number for number, gene in enumerate(model.genes)}
     config = model.config
-    parts, cells = [], []
+    parts = []
     for slide in slides:
         h, content = encode_slide(model, slide, vocabulary)
         assigned = [
@@ -159,15 +157,16 @@ def _label(model: Stage, slides: list[Slide]) -> Labels:
         ]
         nodes, confidence = (torch.cat(column) for column in zip(*assigned, strict=True))
         flag = np.where(slide.empty, 1, np.where(slide.isolated, 2, 0)).astype(np.int8)
-        parts.append((nodes.numpy(), confidence.numpy(), h.numpy(), content.numpy(), flag))
-        cells.append(slide.cells)
-    back = np.argsort(np.concatenate(cells))
-    return Labels(*(np.concatenate(column)[back] for column in zip(*parts, strict=True)))
+        parts.append((slide.cells, nodes.numpy(), confidence.numpy(), h.numpy(), content.numpy(), flag))
+    return Labels(*(np.concatenate(column) for column in zip(*parts, strict=True)))
 
 
-def _add_domains(labels: list[Labels], n_domains: int) -> list[Labels]:
+def _add_domains(model: Stage, labels: list[Labels], n_domains: int) -> list[Labels]:
     """Cut the leaves of all data together."""
-    leaf = np.concatenate([part.nodes[:, -1] for part in labels])
-    domain = cut_domains(leaf, np.concatenate([part.content for part in labels]), n_domains)
+    h, content = (
+        torch.from_numpy(np.concatenate([getattr(part, name) for part in labels])) for name in ("embedding", "content")
+    )
+    leaves = model.tree.prototypes.detach()[model.tree.nodes(len(model.tree.levels) - 1)]
+    domain = cut_domains(h, leaves, content, n_domains, model.config.temperature)
     ends = np.cumsum([len(part.flag) for part in labels])[:-1]
     return [part._replace(domain=codes) for part, codes in zip(labels, np.split(domain, ends), strict=True)]

@@ -38,6 +38,10 @@ def gene_prior(slides: list[Slide], genes: list[str], dim: int) -> np.ndarray:
     Returns
     -------
     ``(len(genes), dim)`` float32.
+
+    Notes
+    -----
+    Memory: two matrices of genes by genes, 0.8 GB for 10,000 genes and 3.2 GB for 20,000.
     """
     position = {gene: number for number, gene in enumerate(genes)}
     total = np.zeros((len(genes), len(genes)), dtype=np.float32)

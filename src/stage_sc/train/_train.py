@@ -121,7 +121,8 @@ def train(
     bar.close()
     model.tree.prototypes.requires_grad_(True)
     model.cpu().eval()
-    finish_tree(model, slides)
+    with torch.no_grad():
+        model.tree.prototypes.copy_(normalize(model.tree.prototypes, dim=1))
     if history:
         warn_if_collapsed(history[-1], config.levels[-1])
     return pd.DataFrame(history).rename_axis("epoch")
@@ -207,15 +208,6 @@ def grow_tree(model: Stage, slides: list[Slide], rng: np.random.Generator) -> No
     leaves, leaf = kmeans_leaves(h, model.config.levels[-1], rng)
     model.tree.grow(leaves, leaf, content, model.config.linkage)
     model.to(device)
-
-
-@torch.no_grad()
-def finish_tree(model: Stage, slides: list[Slide]) -> None:
-    """Normalise the prototypes and record what the cells under every node contain."""
-    model.tree.prototypes.copy_(normalize(model.tree.prototypes, dim=1))
-    h, content = _encode_all(model, slides)
-    nodes, _ = model.tree.assign(h, how=model.config.assignment, temperature=model.config.temperature)
-    model.tree.set_profiles(nodes[:, -1] - model.tree.offsets[-2], content)
 
 
 def _encode_all(model: Stage, slides: list[Slide]) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,203 @@
+"""The same tissue gets the same labels: on every run, in another process, in any order and position, in any company."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import textwrap
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+import pytest
+
+import stage_sc as st
+from stage_sc.model import Stage
+
+
+def moved(xy: np.ndarray, angle: float = 0.0, shift: tuple[float, float] = (0.0, 0.0), mirror: int = 1) -> np.ndarray:
+    turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+    return xy * [mirror, 1] @ turn + shift
+
+
+def shuffled(adata: ad.AnnData, seed: int, *, cells: bool = True, genes: bool = True) -> ad.AnnData:
+    rng = np.random.default_rng(seed)
+    rows = rng.permutation(adata.n_obs) if cells else np.arange(adata.n_obs)
+    columns = rng.permutation(adata.n_vars) if genes else np.arange(adata.n_vars)
+    return adata[rows, columns].copy()
+
+
+def labels(adata: ad.AnnData, model: Stage | None, **arguments: object) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """All that is written for the cells, by the names of the cells."""
+    adata = st.tl.stage_niches(adata, model=model, n_domains=4, copy=True, **arguments)
+    columns = [name for name in adata.obs if name.startswith("stage_")]
+    assert len(columns) == 7
+    return adata.obs[columns].sort_index(), pd.DataFrame(adata.obsm["X_stage"], adata.obs_names).sort_index()
+
+
+def assert_same(one: tuple[pd.DataFrame, ...], other: tuple[pd.DataFrame, ...]) -> None:
+    """To the bit: names, order of the categories, confidences, embeddings."""
+    for a, b in zip(one, other, strict=True):
+        pd.testing.assert_frame_equal(a, b, check_exact=True)
+
+
+VARIANTS = [
+    pytest.param(lambda adata: adata.copy(), id="same"),
+    pytest.param(lambda adata: shuffled(adata, 1, genes=False), id="cells shuffled"),
+    pytest.param(lambda adata: adata[::-1].copy(), id="cells reversed"),
+    pytest.param(lambda adata: shuffled(adata, 2, cells=False), id="genes shuffled"),
+    pytest.param(lambda adata: shuffled(adata, 3), id="both shuffled"),
+]
+PLACES = [
+    pytest.param({"angle": 0.3}, id="rotated"),
+    pytest.param({"shift": (5000.0, -70_000.0)}, id="shifted"),
+    pytest.param({"angle": 4.0, "shift": (-123.4, 99_999.9)}, id="rotated and shifted"),
+    pytest.param({"mirror": -1}, id="mirrored"),
+]
+
+
+@pytest.fixture(scope="module")
+def expected(tissue, small_model):
+    return labels(tissue, small_model)
+
+
+class TestLabelling:
+    """With a model that is there."""
+
+    @pytest.mark.parametrize("change", VARIANTS)
+    @pytest.mark.parametrize("rebuild", [False, True], ids=["graph kept", "graph rebuilt"])
+    def test_order(self, tissue, small_model, expected, change, rebuild):
+        other = change(tissue)
+        if rebuild:
+            st.pp.build_graph(other)
+        assert_same(labels(other, small_model), expected)
+
+    @pytest.mark.parametrize("place", PLACES)
+    def test_position(self, raw_tissue, small_model, expected, place):
+        other = raw_tissue.copy()
+        other.obsm["spatial"] = moved(other.obsm["spatial"], **place)
+        st.pp.build_graph(other)
+        assert_same(labels(other, small_model), expected)
+
+    def test_bundled_model(self, tissue):
+        other = shuffled(tissue, 4)
+        other.obsm["spatial"] = moved(other.obsm["spatial"], 2.0, (77.0, 12_345.6))
+        st.pp.build_graph(other)
+        assert_same(labels(other, None), labels(tissue, None))
+
+    def test_unit_of_the_coordinates(self, raw_tissue, small_model, expected):
+        other = raw_tissue.copy()
+        other.obsm["spatial"] = other.obsm["spatial"] * 8
+        st.pp.build_graph(other, scale=0.125)
+        assert_same(labels(other, small_model), expected)
+
+    def test_cells_that_are_all_alike(self, raw_tissue, small_model):
+        """Nothing but the neighbourhoods tells them apart."""
+        adata = raw_tissue.copy()
+        adata.X = np.ones(adata.shape, np.float32)
+        st.pp.build_graph(adata)
+        one, other = (labels(data, small_model) for data in (adata, shuffled(adata, 5)))
+        for name in ("stage_path", "stage_flag", "stage_domain"):
+            pd.testing.assert_series_equal(one[0][name], other[0][name])
+
+    def test_names_of_cells_and_other_columns_do_not_matter(self, tissue, small_model, expected):
+        other = tissue.copy()
+        other.obs = pd.DataFrame({"more": np.arange(300)}, index=[f"x{number:03}" for number in range(300)])
+        found = labels(other, small_model)
+        back = [frame.set_index(tissue.obs_names).sort_index() for frame in found]
+        assert_same(tuple(back), expected)
+
+    def test_labels_do_not_change_what_labelling_finds(self, tissue, small_model, expected):
+        adata = st.tl.stage_niches(tissue, model=small_model, n_domains=3, copy=True)
+        assert_same(labels(adata, small_model), expected)
+
+
+class TestCompany:
+    def test_a_slide_alone_or_with_others(self, slides, small_model):
+        """Domains are cut over all of them together; everything else is the slide's own."""
+        together, embedding = labels(slides, small_model)
+        parts = [slides[slides.obs["slide"] == name].copy() for name in ("slide2", "slide1")]
+        for part in parts:
+            st.pp.build_graph(part)
+        listed = st.tl.stage_niches(parts, model=small_model, copy=True)
+        for part, other in zip(parts, listed, strict=True):
+            alone, h = labels(part, small_model)
+            for name in ("stage_l1", "stage_l2", "stage_l3", "stage_path", "stage_flag"):
+                assert alone[name].tolist() == together.loc[alone.index, name].tolist()
+                assert alone[name].tolist() == other.obs.loc[alone.index, name].tolist()
+            pd.testing.assert_series_equal(alone["stage_confidence"], together.loc[alone.index, "stage_confidence"])
+            pd.testing.assert_frame_equal(h, embedding.loc[h.index], check_exact=True)
+
+    def test_slides_in_another_order(self, slides, small_model):
+        other = slides[::-1].copy()
+        assert_same(labels(other, small_model), labels(slides, small_model))
+        other.obs["slide"] = other.obs["slide"].astype(str).map({"slide1": "b", "slide2": "a"})
+        st.pp.build_graph(other, library_key="slide")
+        assert_same(labels(other, small_model), labels(slides, small_model))
+
+    def test_place_of_the_slides(self, slides, small_model):
+        """Far apart or on top of each other: slides are never neighbours."""
+        other = slides.copy()
+        other.obsm["spatial"][other.obs["slide"] == "slide2"] += 10_000
+        st.pp.build_graph(other, library_key="slide")
+        assert_same(labels(other, small_model), labels(slides, small_model))
+
+
+def chain(adata: ad.AnnData, config: st.model.StageConfig) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """From coordinates to labels."""
+    st.pp.build_graph(adata)
+    return labels(adata, st.tl.fit(adata, config=config, progress=False))
+
+
+@pytest.mark.parametrize("change", [*VARIANTS, *PLACES])
+def test_whole_chain(raw_tissue, small_config, expected, change):
+    if callable(change):
+        adata = change(raw_tissue)
+    else:
+        adata = shuffled(raw_tissue, 6)
+        adata.obsm["spatial"] = moved(adata.obsm["spatial"], **change)
+    assert_same(chain(adata, small_config), expected)
+
+
+def test_whole_chain_on_several_slides(slides, small_config):
+    results = []
+    for seed in (None, 7):
+        adata = slides.copy() if seed is None else shuffled(slides, seed)
+        if seed is not None:
+            adata.obsm["spatial"] = moved(adata.obsm["spatial"], 1.0, (99.0, -99.0))
+        st.pp.build_graph(adata, library_key="slide")
+        results.append(labels(adata, st.tl.fit(adata, config=small_config, progress=False)))
+    assert_same(*results)
+
+
+SCRIPT = """
+import hashlib, sys
+import numpy as np, torch
+import stage_sc as st
+
+adata = st.datasets.simulate_tissue(200, n_slides=2, rng=3)
+st.pp.build_graph(adata, library_key="slide")
+config = st.model.StageConfig(dim=16, levels=(2, 5, 12), epochs=2, warmup_epochs=1, learning_rate=1e-3)
+model = st.tl.fit(adata, config=config, progress=False)
+st.tl.stage_niches(adata, model=model, n_domains=4)
+digest = hashlib.sha256()
+for name in ("stage_path", "stage_domain", "stage_flag"):
+    digest.update("|".join(adata.obs[name].astype(str)).encode())
+for values in (adata.obs["stage_confidence"].to_numpy(), adata.obsm["X_stage"]):
+    digest.update(np.ascontiguousarray(values).tobytes())
+result = f"{digest.hexdigest()} {adata.uns['stage']['model']['digest']}"
+"""
+
+
+def test_another_process():
+    """With other hash seeds and numbers of threads."""
+    script = textwrap.dedent(SCRIPT)
+    environment = {**os.environ, "PYTHONHASHSEED": "12", "OMP_NUM_THREADS": "2", "OPENBLAS_NUM_THREADS": "2"}
+    other = subprocess.run(
+        [sys.executable, "-c", script + "print(result)"], env=environment, capture_output=True, text=True, check=False
+    )
+    assert other.returncode == 0, other.stderr
+    here: dict[str, object] = {}
+    exec(script, here)
+    assert other.stdout.split()[-2:] == str(here["result"]).split()

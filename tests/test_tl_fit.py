@@ -1,0 +1,438 @@
+"""Training as a user calls it: repeatable, for any order of the data, from any form of it; what it says and leaves."""
+
+from __future__ import annotations
+
+import logging
+import random
+import re
+
+import anndata as ad
+import dask.array as da
+import numpy as np
+import pandas as pd
+import pytest
+import scipy.sparse as sp
+import torch
+
+import stage_sc as st
+from stage_sc.model import Stage, StageConfig
+from stage_sc.model._checkpoint import model_digest
+
+
+@pytest.fixture(scope="module")
+def cohort() -> dict[str, ad.AnnData]:
+    """Slides of two panels."""
+    cohort = st.datasets.simulate_cohort(150, panels=("A", "B"), rng=1)
+    for adata in cohort.values():
+        st.pp.build_graph(adata)
+    return cohort
+
+
+def fit(data: object, config: StageConfig | None, **arguments: object) -> Stage:
+    return st.tl.fit(data, config=config, progress=False, **arguments)
+
+
+def same_state(one: Stage, other: Stage) -> bool:
+    a, b = one.state_dict(), other.state_dict()
+    return list(a) == list(b) and all(value.equal(b[name]) for name, value in a.items())
+
+
+def moved(xy: np.ndarray, angle: float = 0.8) -> np.ndarray:
+    turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+    return xy @ turn + [2345.6, -78_901.2]
+
+
+class TestRepeatable:
+    def test_same_seed(self, tissue, small_config, small_model):
+        again = fit(tissue, small_config)
+        assert same_state(small_model, again)
+        pd.testing.assert_frame_equal(small_model.history, again.history, check_exact=True)
+        assert model_digest(small_model) == model_digest(again)
+
+    def test_generator(self, tissue, small_config, small_model):
+        assert same_state(small_model, fit(tissue, small_config, rng=np.random.default_rng(0)))
+
+    @pytest.mark.parametrize("rng", [1, None])
+    def test_another_seed(self, tissue, small_config, small_model, rng):
+        other = fit(tissue, small_config, rng=rng)
+        assert (other.embedder.vectors - small_model.embedder.vectors).abs().max() > 1e-4
+        assert model_digest(small_model) != model_digest(other)
+        assert other.basis.equal(small_model.basis)  # gene vectors begin without chance
+
+    def test_order_of_cells_and_genes_and_position(self, raw_tissue, small_config, small_model):
+        rng = np.random.default_rng(5)
+        for place in (False, True):
+            adata = raw_tissue[rng.permutation(raw_tissue.n_obs), rng.permutation(raw_tissue.n_vars)].copy()
+            if place:
+                adata.obsm["spatial"] = moved(adata.obsm["spatial"])
+            st.pp.build_graph(adata)
+            other = fit(adata, small_config)
+            assert same_state(small_model, other)
+            assert other.genes == small_model.genes
+
+    def test_order_of_slides(self, slides, small_config):
+        expected = fit(slides, small_config)
+        other = ad.concat([slides[slides.obs["slide"] == name] for name in ("slide2", "slide1")])
+        other.obs["slide"] = pd.Categorical(other.obs["slide"].astype(str), categories=["slide2", "slide1"])
+        st.pp.build_graph(other, library_key="slide")
+        assert same_state(expected, fit(other, small_config))
+
+    def test_nothing_global_is_touched(self, tissue, small_config, unchanged):
+        torch.manual_seed(3)
+        np.random.seed(3)
+        random.seed(3)
+        threads = torch.get_num_threads()
+        torch.set_num_threads(2)
+        try:
+            before = torch.random.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()
+            with unchanged(tissue):
+                model = fit(tissue, small_config, epochs=1)
+                fit(tissue, None, init=model, epochs=1)
+            with pytest.raises(ValueError):
+                fit(tissue, small_config.replace(levels=(2, 500)))
+            assert torch.get_num_threads() == 2
+            assert torch.random.get_rng_state().equal(before[0])
+            assert (np.random.get_state()[1] == before[1]).all()
+            assert random.getstate() == before[2]
+        finally:
+            torch.set_num_threads(threads)
+
+    def test_global_state_does_not_matter(self, tissue, small_config, small_model):
+        torch.manual_seed(12345)
+        np.random.seed(12345)
+        assert same_state(small_model, fit(tissue, small_config))
+
+
+class TestForms:
+    def test_one_slide(self, tissue, small_model):
+        assert small_model.slides == ["slide"]
+        assert small_model.genes == sorted(st.pp.match_genes(tissue).table["token"])
+        assert small_model.queue.scores.shape[0] == 1
+        assert small_model.name == "custom"
+        assert not small_model.training
+        assert all(parameter.device.type == "cpu" for parameter in small_model.parameters())
+
+    def test_slides_of_one_object(self, slides, small_config):
+        model = fit(slides, small_config, name="two slides")
+        assert model.slides == ["slide1", "slide2"]
+        assert model.queue.scores.shape[0] == 2
+        assert model.queue.weights().isfinite().all()
+        assert model.name == "two slides"
+
+    def test_library_key_is_that_of_the_graph_or_given(self, slides, small_config):
+        joined = slides.copy()
+        st.pp.build_graph(joined)
+        assert fit(joined, small_config, epochs=0).slides == ["slide"]
+        given = fit(joined, small_config, library_key="slide")
+        assert given.slides == ["slide1", "slide2"]
+        assert same_state(given, fit(slides, small_config))
+
+    def test_list_and_dictionary(self, slides, small_config, unchanged):
+        parts = [slides[slides.obs["slide"] == name].copy() for name in ("slide1", "slide2")]
+        for part in parts:
+            st.pp.build_graph(part)
+        expected = fit(slides, small_config)
+        with unchanged(*parts):
+            listed = fit(parts, small_config)
+            named = fit({"mine": parts[0], "yours": parts[1]}, small_config)
+        assert listed.slides == ["0", "1"]
+        assert named.slides == ["mine", "yours"]
+        assert same_state(expected, listed)
+        assert same_state(expected, named)
+
+    def test_names_of_slides_within_a_list(self, slides, tissue, small_config):
+        model = fit({"a": slides, "b": tissue}, small_config, epochs=0)
+        assert model.slides == ["a/slide1", "a/slide2", "b"]
+
+    def test_panels_that_differ(self, cohort, small_config):
+        model = fit(cohort, small_config)
+        tokens = [set(st.pp.match_genes(adata).table["token"]) for adata in cohort.values()]
+        assert model.genes == sorted(tokens[0] | tokens[1])
+        assert model.slides == list(cohort)
+        assert len(tokens[0] & tokens[1]) < 40
+        one = model.genes.index(sorted(tokens[0] - tokens[1])[0])
+        other = model.genes.index(sorted(tokens[1] - tokens[0])[0])
+        moved_by = (model.embedder.vectors - model.basis).abs().max(dim=1).values
+        assert min(moved_by[one], moved_by[other]) > 1e-5
+        assert model.history["loss"].notna().all()
+
+    def test_layer(self, tissue, small_config, small_model):
+        adata = tissue.copy()
+        adata.layers["counts"], adata.X = adata.X, None
+        assert same_state(small_model, fit(adata, small_config, layer="counts"))
+
+    def test_spatial_key(self, raw_tissue, small_config, small_model):
+        adata = raw_tissue.copy()
+        adata.obsm["xy"] = adata.obsm.pop("spatial")
+        st.pp.build_graph(adata, spatial_key="xy")
+        assert same_state(small_model, fit(adata, small_config))
+        assert same_state(small_model, fit(adata, small_config, spatial_key="xy"))
+
+    @pytest.mark.parametrize(
+        "convert",
+        [
+            pytest.param(sp.csc_matrix, id="csc"),
+            pytest.param(lambda matrix: matrix.toarray().astype(np.int64), id="dense integers"),
+            pytest.param(lambda matrix: da.from_array(matrix.toarray(), chunks=(77, 50)), id="dask"),
+        ],
+    )
+    def test_matrices(self, tissue, small_config, small_model, convert):
+        adata = tissue.copy()
+        adata.X = convert(tissue.X)
+        kind = type(adata.X)
+        assert same_state(small_model, fit(adata, small_config))
+        assert type(adata.X) is kind
+
+    def test_view_stays_a_view(self, tissue, small_config, small_model, unchanged):
+        view = tissue[np.arange(300)]
+        with unchanged(tissue):
+            assert same_state(small_model, fit(view, small_config))
+        assert view.is_view
+
+    def test_backed(self, tissue, small_config, small_model, tmp_path):
+        tissue.copy().write_h5ad(tmp_path / "a.h5ad")
+        before = (tmp_path / "a.h5ad").read_bytes()
+        backed = ad.read_h5ad(tmp_path / "a.h5ad", backed="r")
+        assert same_state(small_model, fit(backed, small_config))
+        assert backed.isbacked
+        backed.file.close()
+        assert (tmp_path / "a.h5ad").read_bytes() == before
+
+    def test_control_probes_are_no_genes(self, tissue, small_config):
+        adata = tissue.copy()
+        adata.var_names = ["Blank-1", "NegControlProbe_00042", *adata.var_names[2:]]
+        model = fit(adata, small_config, epochs=0)
+        assert len(model.genes) == 170
+        assert not [gene for gene in model.genes if "blank" in gene or "control" in gene]
+
+
+class TestInit:
+    def test_tree_stays(self, slides, small_model):
+        before = {name: value.clone() for name, value in small_model.state_dict().items()}
+        tuned = fit(slides, None, init=small_model, name="tuned")
+        assert tuned.tree.parent.equal(small_model.tree.parent)
+        assert tuned.genes == small_model.genes
+        assert tuned.config.levels == small_model.config.levels
+        assert tuned.slides == ["slide1", "slide2"]
+        assert tuned.queue.scores.shape[0] == 2
+        assert tuned.name == "tuned"
+        assert tuned.basis.equal(small_model.basis)
+        assert not tuned.embedder.vectors.equal(small_model.embedder.vectors)
+        assert not tuned.tree.prototypes.equal(small_model.tree.prototypes)
+        assert all(value.equal(before[name]) for name, value in small_model.state_dict().items())
+
+    def test_names_of_niches_keep_their_meaning(self, tissue, small_model):
+        tuned = fit(tissue, None, init=small_model, epochs=2)
+        one, other = (
+            st.tl.stage_niches(tissue, model=model, copy=True).uns["stage"]["tree"] for model in (small_model, tuned)
+        )
+        pd.testing.assert_frame_equal(one[["level", "parent"]], other[["level", "parent"]])
+        cosine = (tuned.tree.prototypes * torch.nn.functional.normalize(small_model.tree.prototypes, dim=1)).sum(dim=1)
+        assert cosine.min() > 0.9
+        labels = [st.tl.stage_niches(tissue, model=model, copy=True).obs["stage_l1"] for model in (small_model, tuned)]
+        assert (labels[0].astype(str) == labels[1].astype(str)).mean() > 0.8
+
+    def test_starts_from_there(self, slides, small_model):
+        start = fit(slides, None, init=small_model, epochs=0)
+        for name, value in small_model.state_dict().items():
+            if not name.startswith("queue"):
+                torch.testing.assert_close(start.state_dict()[name], value, rtol=0, atol=1e-6)
+        assert len(start.history) == 0
+
+    def test_genes_that_it_does_not_know_are_left_out(self, tissue, small_model, caplog):
+        adata = tissue.copy()
+        adata.var_names = [*(f"unheard{number}" for number in range(50)), *adata.var_names[50:]]
+        with caplog.at_level(logging.INFO):
+            tuned = fit(adata, None, init=small_model, epochs=1)
+        assert tuned.genes == small_model.genes
+        assert "knows 122 of the 172 genes" in caplog.text
+
+    def test_schedule_is_short_and_logged(self, tissue, small_model, small_config, caplog):
+        with caplog.at_level(logging.INFO):
+            tuned = fit(tissue, None, init=small_model)
+        assert tuned.history["stage"].tolist() == ["joint"] * len(tuned.history)
+        assert len(tuned.history) <= 5
+        assert "300 training cells" in caplog.text
+        before = small_config.to_dict()
+        changed = {name for name, value in tuned.config.to_dict().items() if before[name] != value}
+        assert changed <= {"epochs", "warmup_epochs", "learning_rate"}
+
+    def test_own_schedule(self, tissue, small_model, small_config):
+        config = small_config.replace(epochs=3, warmup_epochs=1, learning_rate=1e-5)
+        tuned = fit(tissue, config, init=small_model)
+        assert tuned.config == config
+        assert tuned.history["stage"].tolist() == ["warm-up", "joint", "joint"]
+        assert tuned.tree.parent.equal(small_model.tree.parent)
+
+    def test_from_a_file(self, tissue, small_model, tmp_path):
+        path = st.model.save_checkpoint(small_model, tmp_path / "start")
+        assert same_state(fit(tissue, None, init=path, epochs=1), fit(tissue, None, init=small_model, epochs=1))
+
+    def test_from_the_bundled_model(self, tissue):
+        from stage_sc.weights import load_bundled
+
+        before = {name: value.clone() for name, value in load_bundled().state_dict().items()}
+        tuned = fit(tissue, None, init="bundled", epochs=1)
+        assert tuned.tree.parent.equal(load_bundled().tree.parent)
+        assert all(value.equal(before[name]) for name, value in load_bundled().state_dict().items())
+        adata = st.tl.stage_niches(tissue, model=tuned, n_domains=4, copy=True)
+        assert adata.uns["stage"]["tree"].index.tolist() == [f"N{node}" for node in range(tuned.tree.n_nodes)]
+
+    @pytest.mark.parametrize(
+        "changes", [{"dim": 8}, {"n_layers": 2}, {"n_heads": 2}, {"levels": (2, 6)}, {"scaling": "center"}], ids=str
+    )
+    def test_another_network_is_refused(self, tissue, small_model, small_config, changes):
+        with pytest.raises(ValueError, match="`config` and `init` differ"):
+            fit(tissue, small_config.replace(**changes), init=small_model)
+
+
+class TestSchedule:
+    def test_history(self, small_model):
+        history = small_model.history
+        assert history["stage"].tolist() == ["warm-up"] * 2 + ["joint"] * 2
+        assert history.index.tolist() == [0, 1, 2, 3]
+        assert history.index.name == "epoch"
+        assert set(history) == {"stage", "loss", "swapped", "anchor", "path", "cosine", "entropy", "used"}
+        assert history["path"].isna().tolist() == [True, True, False, False]
+        assert history.drop(columns=["stage", "path"]).notna().all().all()
+        assert history["entropy"].between(0, 1).all()
+        assert history["used"].between(1, 18).all()
+        assert history["cosine"].between(-1, 1).all()
+        total = history["swapped"] + history["anchor"] + 0.1 * history["path"].fillna(0)
+        np.testing.assert_allclose(history["loss"], total, rtol=1e-4)
+
+    @pytest.mark.parametrize("warmup", [0, 10], ids=["joint", "warm-up"])
+    def test_loss_falls(self, tissue, small_config, warmup):
+        config = small_config.replace(epochs=10, warmup_epochs=warmup, learning_rate=3e-3, batch_size=64)
+        history = fit(tissue, config, patience=None).history
+        assert history["stage"].nunique() == 1
+        for name in ("loss", "swapped", "anchor", *(["path"] if warmup == 0 else [])):
+            assert history[name].iloc[-3:].mean() < 0.98 * history[name].iloc[:2].mean(), name
+
+    def test_no_epochs(self, tissue, small_config, caplog):
+        with caplog.at_level(logging.INFO):
+            model = fit(tissue, small_config, epochs=0)
+        assert len(model.history) == 0
+        assert model.embedder.vectors.equal(model.basis)
+        adata = st.tl.stage_niches(tissue, model=model, n_domains=3, copy=True)
+        assert adata.obs["stage_domain"].nunique() == 3
+        assert "collapsed" not in caplog.text
+
+    @pytest.mark.parametrize(("epochs", "warmup"), [(1, 0), (2, 1), (6, 3)])
+    def test_epochs_keep_the_share_of_the_warm_up(self, tissue, small_config, epochs, warmup):
+        model = fit(tissue, small_config, epochs=epochs, patience=None)
+        assert (model.history["stage"] == "warm-up").sum() == warmup == model.config.warmup_epochs
+        assert len(model.history) == epochs == model.config.epochs
+
+    def test_patience(self, tissue, small_config):
+        config = small_config.replace(epochs=40, warmup_epochs=20, learning_rate=1e-9)
+        history = fit(tissue, config, patience=2).history
+        assert history["stage"].value_counts().max() < 20
+        assert set(history["stage"]) == {"warm-up", "joint"}
+
+    def test_never_impatient(self, tissue, small_config):
+        config = small_config.replace(epochs=10, warmup_epochs=5, learning_rate=1e-9)
+        assert len(fit(tissue, config, patience=None).history) == 10
+
+
+class TestConfiguration:
+    def test_small_data(self, tissue, caplog):
+        with caplog.at_level(logging.INFO):
+            model = fit(tissue, None, epochs=0)
+        levels = model.config.levels
+        assert levels[-1] < 512
+        assert model.tree.levels == levels
+        (line,) = [record.getMessage() for record in caplog.records if "training cells" in record.getMessage()]
+        assert "300 training cells" in line
+        assert f"levels={levels}" in line
+        assert "`config`" in line
+
+    def test_given_is_used_as_it_is(self, tissue, small_config, small_model, caplog):
+        assert small_model.config is small_config or small_model.config == small_config
+        with caplog.at_level(logging.INFO):
+            model = fit(tissue, StageConfig(levels=(2, 4, 250), epochs=1, warmup_epochs=0, dim=8))
+        assert model.config == StageConfig(levels=(2, 4, 250), epochs=1, warmup_epochs=0, dim=8)
+        assert "training cells" not in caplog.text
+
+    def test_printed_variant(self, tissue):
+        config = StageConfig.paper(levels=(2, 6, 18), epochs=2, warmup_epochs=1, batch_size=128, dim=16)
+        model = fit(tissue, config)
+        assert "anchor" not in model.history
+        adata = st.tl.stage_niches(tissue, model=model, n_domains=4, copy=True)
+        assert adata.obs["stage_domain"].nunique() == 4
+
+    @pytest.mark.parametrize(
+        ("name", "value", "part"),
+        [
+            ("m_step", "average", "tree.prototypes"),
+            ("linkage", "cosine", "tree.parent"),
+            ("swap_levels", "leaves", "encoder"),
+            ("scaling", "center", "basis"),
+            ("embedder_norm", "column", "embedder.vectors"),
+            ("anchor_weight", 0.0, "encoder"),
+            ("global_weight", 0.0, "encoder"),
+            ("lift", 0.0, "encoder"),
+        ],
+    )
+    def test_variants_make_a_difference(self, tissue, small_config, small_model, name, value, part):
+        model = fit(tissue, small_config.replace(**{name: value}))
+        states = (small_model.state_dict(), model.state_dict())
+        assert any(not states[0][key].equal(states[1][key]) for key in states[0] if key.startswith(part))
+        assert model.history["loss"].notna().all()
+
+    def test_slides_choose_prototypes(self, slides, small_config):
+        models = [
+            fit(slides, small_config.replace(selection=rule, selection_threshold=1.0, queue_length=1, epochs=6))
+            for rule in ("prototype", "slide")
+        ]
+        assert not same_state(*models)
+
+    def test_assignment(self, tissue, small_config):
+        """By definition from the written embeddings; the three differ for some cells."""
+        paths = {}
+        for how in ("leaf", "top-down", "path"):
+            model = fit(tissue, small_config.replace(assignment=how), epochs=2)
+            adata = st.tl.stage_niches(tissue, model=model, copy=True)
+            paths[how] = adata.obs["stage_path"].astype(str)
+            cosine = adata.obsm["X_stage"] @ model.tree.prototypes.detach().numpy().T
+            first = [int(path.split(">")[0][1:]) for path in paths[how]]
+            last = [int(path.split(">")[-1][1:]) for path in paths[how]]
+            assert (cosine[:, 8:].argmax(axis=1) + 8 == last).all() == (how == "leaf")
+            assert (cosine[:, :2].argmax(axis=1) == first).all() or how != "top-down"
+        assert (paths["leaf"] != paths["top-down"]).any()
+        assert (paths["path"] != paths["top-down"]).any()
+
+
+class TestOutput:
+    def test_nothing_is_printed(self, tissue, small_config, capfd):
+        fit(tissue, small_config, epochs=1)
+        assert capfd.readouterr() == ("", "")
+
+    def test_progress_bar(self, tissue, small_config, capfd):
+        st.tl.fit(tissue, config=small_config, epochs=2)
+        said = capfd.readouterr()
+        assert said.out == ""
+        assert re.search(r"STAGE: 100%.* 2/2 .*loss=\d\.\d{3}", said.err.replace("\r", "\n"))
+
+    def test_no_warning_for_healthy_data(self, slides, small_config, caplog, recwarn):
+        fit(slides, small_config)
+        assert not caplog.records
+        assert not [warning for warning in recwarn if "stage_sc" in warning.filename]
+
+    @pytest.mark.filterwarnings("ignore:Number of distinct clusters")
+    def test_cells_that_are_all_alike(self, tissue, small_config, caplog):
+        adata = tissue.copy()
+        adata.X = np.ones(tissue.shape, np.float32)
+        model = fit(adata, small_config)
+        assert "collapsed" in caplog.text
+        assert all(value.isfinite().all() for name, value in model.state_dict().items() if "queue" not in name)
+
+
+def test_finds_the_layers():
+    """Two slides with a batch effect: domains agree with the truth and are shared by both."""
+    adata = st.datasets.simulate_tissue(500, n_slides=2, batch_effect=0.3, rng=0)
+    st.pp.build_graph(adata, library_key="slide")
+    st.tl.stage_niches(adata, model=fit(adata, None, epochs=8), n_domains=5)
+    assert st.metrics.ari(adata, "stage_domain", reference="domain") > 0.35
+    shares = pd.crosstab(adata.obs["stage_domain"], adata.obs["slide"], normalize="columns")
+    assert shares.min(axis=1).sum() > 0.6
