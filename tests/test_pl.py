@@ -356,7 +356,7 @@ def test_slide_key_given_beats_the_remembered_one(slides):
 
 @pytest.mark.parametrize(("scale", "text"), [(1.0, "100 µm"), (0.1, "10 µm"), (20.0, "2 mm")])
 def test_scale_bar(adata, scale, text):
-    adata.uns["stage_graph"] = {"params": {"scale": scale}}
+    adata.uns["stage_graph"] = {"slides": pd.DataFrame({"scale": [scale]}, index=["slide"])}
     ax = spatial_domains(adata, keys="expert", show=False)
     (bar,) = (artist for artist in ax.artists if isinstance(artist, AnchoredSizeBar))
     assert bar.txt_label.get_text() == text

@@ -1,4 +1,4 @@
-"""Domains from leaves: groups that are there are found, numbers are exact, names follow the hierarchy."""
+"""Domains from leaves: by definition, exact in number, named along the hierarchy, the same for any order of cells."""
 
 from __future__ import annotations
 
@@ -8,23 +8,35 @@ import numpy as np
 import pytest
 import torch
 from scipy.cluster.hierarchy import fcluster, linkage
+from torch import Tensor
+from torch.nn.functional import normalize
 
 from stage_sc.tl import _domains
-from stage_sc.tl._domains import cut_domains
+from stage_sc.tl._domains import _join, cut_domains
 
 
-def cells(centres: list[float], leaves_each: int = 5, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Leaf, content and true group of cells: groups around `centres` on a line, of several leaves with gaps in their
-    numbers, each of 5 to 40 cells."""
+def tissue(centres: list[float], leaves_each: int = 5, seed: int = 0) -> tuple[Tensor, Tensor, Tensor, np.ndarray]:
+    """Embeddings, leaves, contents and true groups: contents lie around `centres` on a line; each group has several
+    leaves, each leaf 5 to 40 cells that are near it alone."""
     rng = np.random.default_rng(seed)
     n_leaves = leaves_each * len(centres)
-    numbers = rng.permutation(3 * n_leaves)[:n_leaves]
-    group = np.repeat(np.arange(len(centres)), leaves_each)
+    group = rng.permutation(np.repeat(np.arange(len(centres)), leaves_each))
     middle = np.stack([np.array(centres)[group], 0 * group, 0 * group], axis=1) + rng.normal(0, 0.1, (n_leaves, 3))
-    which = np.repeat(np.arange(n_leaves), rng.integers(5, 40, n_leaves))
-    rng.shuffle(which)
-    content = middle[which] + rng.normal(0, 0.3, (len(which), 3))
-    return numbers[which], content.astype(np.float32), group[which]
+    leaf = rng.permutation(np.repeat(np.arange(n_leaves), rng.integers(5, 40, n_leaves)))
+    content = middle[leaf] + rng.normal(0, 0.3, (len(leaf), 3))
+    h = np.eye(n_leaves)[leaf] + rng.normal(0, 0.05, (len(leaf), n_leaves))
+    return normalize(floats(h), dim=1), torch.eye(n_leaves), floats(content), group[leaf]
+
+
+def blurred(n: int = 200, n_leaves: int = 9, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+    """Cells that are between leaves, with contents that follow the embedding."""
+    rng = np.random.default_rng(seed)
+    h, leaves = (normalize(floats(rng.normal(size=(size, 3))), dim=1) for size in (n, n_leaves))
+    return h, leaves, floats(h.numpy() @ rng.normal(size=(3, 4)) + 0.1 * rng.normal(size=(n, 4)))
+
+
+def floats(values: np.ndarray) -> Tensor:
+    return torch.from_numpy(np.asarray(values, dtype=np.float32))
 
 
 def pairs(labels: np.ndarray) -> set[tuple[int, int]]:
@@ -43,138 +55,131 @@ def spread(values: np.ndarray, weights: np.ndarray, labels: np.ndarray) -> float
     return total
 
 
-def cut_leaves(leaf: np.ndarray, content: np.ndarray, n: int) -> np.ndarray:
-    """Domains of cells that stand on their leaf, with all others at a right angle: who is where is beyond doubt."""
-    leaves = torch.eye(int(leaf.max()) + 1)
-    h = leaves[torch.from_numpy(leaf)]
-    return cut_domains(h, leaves, torch.from_numpy(np.asarray(content, np.float32)), n, temperature=0.01)
+class TestCutDomains:
+    @pytest.mark.parametrize("centres", [[0, 5], [0, 4, 9], [0, 3, 20, 24, 40]], ids=len)
+    def test_separate_groups_are_found(self, centres):
+        h, leaves, content, group = tissue(centres)
+        domain = cut_domains(h, leaves, content, len(centres))
+        assert domain.dtype == np.int64
+        assert pairs(domain) == pairs(group)
 
+    @pytest.mark.parametrize("n", [2, 3, 5])
+    @pytest.mark.parametrize("temperature", [0.1, 0.5])
+    def test_by_loops(self, n, temperature):
+        """Probabilities, contents of leaves and votes, cell by cell; joining is tested below."""
+        h, leaves, content = blurred()
+        used = sorted({int(np.argmax(leaves.numpy() @ cell)) for cell in h.numpy()})
+        p = np.array([[np.exp(cell @ leaves[leaf].numpy() / temperature) for leaf in used] for cell in h.numpy()])
+        p /= p.sum(axis=1, keepdims=True)
+        mean = np.array([sum(w * x for w, x in zip(column, content.numpy(), strict=True)) for column in p.T])
+        group = _join(mean / p.sum(axis=0)[:, None], p.sum(axis=0), n)
+        votes = [[row[group == label].sum() for label in range(n)] for row in p]
+        domain = cut_domains(h, leaves, content, n, temperature)
+        assert domain.tolist() == np.argmax(votes, axis=1).tolist()
+        nearest = group[p.argmax(axis=1)]
+        assert (domain != nearest).any()  # the cell's own leaf may be outvoted
+        assert (domain == nearest).mean() > 0.7
 
-@pytest.mark.parametrize("centres", [[0, 5], [0, 4, 9], [0, 3, 20, 24, 40]], ids=len)
-def test_separate_groups_are_found(centres):
-    leaf, content, group = cells(centres)
-    domain = cut_leaves(leaf, content, len(centres))
-    assert domain.dtype == np.int64
-    assert pairs(domain) == pairs(group)
+    def test_number_is_exact(self, caplog):
+        h, leaves, content, _ = tissue([0, 5, 9])
+        for n in range(1, 16):
+            assert np.unique(cut_domains(h, leaves, content, n)).tolist() == list(range(n))
+        h, leaves, content = blurred()
+        for n in range(1, 10):
+            assert np.unique(cut_domains(h, leaves, content, n, temperature=0.4)).tolist() == list(range(n))
+        assert not caplog.records
 
+    def test_a_domain_that_is_outvoted_everywhere(self):
+        """The middle one of three leaves is nearest to half of the cells, but the outer two, which contain the same,
+        are more probable together."""
+        angle = np.repeat([-0.3, 0.0, 0.3], [10, 20, 10])
+        h = floats(np.stack([np.cos(angle), np.sin(angle)], axis=1))
+        leaves = floats([[np.cos(a), np.sin(a)] for a in (-0.1, 0.0, 0.1)])
+        content = floats((angle == 0)[:, None])
+        domain = cut_domains(h, leaves, content, 2)
+        assert pairs(domain) == pairs(angle == 0)
 
-def test_cells_of_a_leaf_stay_together_and_numbers_are_exact(caplog):
-    leaf, content, _ = cells([0, 5, 9])
-    for n in range(1, len(np.unique(leaf)) + 1):
-        domain = cut_leaves(leaf, content, n)
-        assert np.unique(domain).tolist() == list(range(n))
-        for number in np.unique(leaf):
-            assert len(np.unique(domain[leaf == number])) == 1
-    assert not caplog.records
+    @pytest.mark.parametrize("n", [16, 100])
+    def test_more_than_leaves(self, n, caplog):
+        h, leaves, content, _ = tissue([0, 5, 9])
+        domain = cut_domains(h, leaves, content, n)
+        assert np.unique(domain).tolist() == list(range(15))
+        assert pairs(domain) == pairs((h @ leaves.T).argmax(dim=1).numpy())
+        (record,) = caplog.records
+        assert (record.name, record.levelno) == ("stage_sc.tl", logging.WARNING)
+        assert f"{n} domains were asked for" in record.getMessage()
+        assert "15 leaves" in record.getMessage()
 
+    def test_one_leaf(self, caplog):
+        h, leaves, content = torch.eye(3)[:1].repeat(5, 1), torch.eye(3), torch.ones(5, 2)
+        assert cut_domains(h, leaves, content, 1).tolist() == [0] * 5
+        assert not caplog.records
+        assert cut_domains(h, leaves, content, 2).tolist() == [0] * 5
+        assert "1 leaves" in caplog.text
 
-@pytest.mark.parametrize("n", [16, 100])
-def test_more_than_leaves(n, caplog):
-    leaf, content, _ = cells([0, 5, 9])
-    domain = cut_leaves(leaf, content, n)
-    assert np.unique(domain).tolist() == list(range(15))
-    assert pairs(domain) == pairs(leaf)
-    (record,) = caplog.records
-    assert (record.name, record.levelno) == ("stage_sc.tl", logging.WARNING)
-    assert f"{n} domains were asked for" in record.getMessage()
-    assert "15 leaves" in record.getMessage()
+    def test_leaves_without_cells_do_not_matter(self):
+        h, leaves, content = blurred()
+        h[:, 0] = h[:, 0].abs()
+        far = normalize(floats([[-1, 0.1, 0], [-1, 0, 0.2], [-1, 0, 0]]), dim=1)
+        used = (h @ leaves.T).argmax(dim=1).unique()
+        leaves = leaves[used]
+        expected = cut_domains(h, leaves, content, 3)
+        assert (cut_domains(h, torch.cat([far[:1], leaves, far[1:]]), content, 3) == expected).all()
 
+    @pytest.mark.parametrize("n", [2, 3, 5, 8])
+    def test_order_of_cells(self, n):
+        for h, leaves, content in (tissue([0, 2, 3, 5], seed=3)[:3], blurred()):
+            expected = cut_domains(h, leaves, content, n)
+            assert (cut_domains(h, leaves, content, n) == expected).all()
+            for seed in range(3):
+                order = np.random.default_rng(seed).permutation(len(h))
+                assert (cut_domains(h[order], leaves, content[order], n) == expected[order]).all()
 
-def test_one_leaf(caplog):
-    assert cut_leaves(np.full(5, 3), np.ones((5, 2)), 1).tolist() == [0] * 5
-    assert not caplog.records
-    assert cut_leaves(np.full(5, 3), np.ones((5, 2)), 2).tolist() == [0] * 5
-    assert "1 leaves" in caplog.text
-
-
-def test_names_follow_the_hierarchy():
-    """0 and 1, 10 and 11, 30 and 31 are joined first: their numbers are neighbours, wherever they stand."""
-    leaf, content, group = cells([10, 31, 0, 30, 11, 1])
-    domain = cut_leaves(leaf, content, 6)
-    number = [int(domain[group == name][0]) for name in range(6)]
-    for one, other in ((0, 4), (1, 3), (2, 5)):
-        assert abs(number[one] - number[other]) == 1
-        assert number[one] // 2 == number[other] // 2
-    assert number[1] // 2 != 1  # 30 and 31 do not come between the others, which are nearer to each other
-
-
-@pytest.mark.parametrize("n", [2, 3, 5, 11])
-def test_independent_of_the_order_of_cells(n):
-    leaf, content, _ = cells([0, 2, 3, 5], seed=3)
-    expected = cut_leaves(leaf, content, n)
-    assert (cut_leaves(leaf, content, n) == expected).all()
-    for seed in range(3):
-        order = np.random.default_rng(seed).permutation(len(leaf))
-        assert (cut_leaves(leaf[order], content[order], n) == expected[order]).all()
-
-
-@pytest.mark.parametrize("seed", range(8))
-def test_no_worse_than_ward_and_no_leaf_better_elsewhere(seed):
-    rng = np.random.default_rng(seed)
-    values = rng.normal(size=(12, 2))
-    leaf = np.repeat(np.arange(12), 10)  # leaves of one size, for which scipy has Ward's linkage
-    weights = np.full(12, 10.0)
-    for n in (2, 3, 4):
-        domain = cut_leaves(leaf, values[leaf], n)[::10]
-        ward = fcluster(linkage(values, "ward"), n, "maxclust")
-        found = spread(values, weights, domain)
-        assert found <= spread(values, weights, ward) * (1 + 1e-6)
-        middle = np.stack([values[domain == label].mean(axis=0) for label in range(n)])
-        nearest = np.square(values[:, None] - middle).sum(axis=2).argmin(axis=1)
-        assert (nearest == domain).all()
-
-
-def test_leaves_count_by_their_cells():
-    """Leaves at 0, 2 and 5. As points, 0 and 2 are nearest; but where 5 is a single cell, moving it to 2 costs less
-    than joining two leaves of 100 cells."""
-    values = np.array([[0.0], [2.0], [5.0]])
-    for sizes, expected in (((100, 100, 1), [0, 1, 1]), ((1, 1, 100), [0, 0, 1]), ((50, 50, 50), [0, 0, 1])):
-        leaf = np.repeat([0, 1, 2], sizes)
-        domain = cut_leaves(leaf, values[leaf], 2)[np.unique(leaf, return_index=True)[1]]
-        assert pairs(domain) == pairs(np.array(expected))
-
-
-@pytest.mark.filterwarnings("ignore:Number of distinct clusters")
-def test_leaves_that_contain_the_same():
-    leaf = np.repeat(np.arange(6), 4)
-    domain = cut_leaves(leaf, np.ones((24, 3), np.float32), 3)
-    assert np.unique(domain).tolist() == [0, 1, 2]
-    assert len(pairs(domain)) == 24
-
-
-class TestDoubt:
-    """Cells between leaves."""
-
-    @pytest.fixture
-    def case(self):
-        rng = np.random.default_rng(0)
-        leaves = torch.nn.functional.normalize(torch.from_numpy(rng.normal(size=(9, 4))).float(), dim=1)
-        h = torch.nn.functional.normalize(torch.from_numpy(rng.normal(size=(200, 4))).float(), dim=1)
-        return h, leaves, torch.from_numpy(rng.normal(size=(200, 3))).float()
-
-    def test_by_loops(self, case):
-        h, leaves, content = (tensor.double().numpy() for tensor in case)
-        for n in (2, 4):
-            p = np.exp(h @ leaves.T / 0.1)
-            p /= p.sum(axis=1, keepdims=True)
-            mean = np.stack([(p[:, [k]] * content).sum(axis=0) / p[:, k].sum() for k in range(9)])
-            group = _domains._join(mean, p.sum(axis=0), n)
-            votes = np.stack([p[:, group == domain].sum(axis=1) for domain in range(n)], axis=1)
-            assert (cut_domains(*case, n) == votes.argmax(axis=1)).all()
-
-    def test_blocks_make_no_difference(self, case, monkeypatch):
-        expected = cut_domains(*case, 3)
+    def test_in_blocks(self, monkeypatch):
+        h, leaves, content = blurred()
+        expected = cut_domains(h, leaves, content, 4)
         monkeypatch.setattr(_domains, "BLOCK", 7)
-        assert (cut_domains(*case, 3) == expected).all()
+        assert (cut_domains(h, leaves, content, 4) == expected).all()
 
-    def test_two_leaves_outvote_the_nearest(self):
-        """Leaves a and b contain the same, c something else. A cell a little nearer to c than to a and b is with them."""
-        angle = torch.tensor([0.0, 0.1, 1.0])  # a, b, c
-        leaves = torch.stack([angle.cos(), angle.sin()], dim=1)
-        between = torch.tensor([0.56])
-        h = torch.cat([leaves.repeat(20, 1), torch.stack([between.cos(), between.sin()], dim=1)])
-        content = torch.tensor([[0.0], [0.0], [9.0]]).repeat(20, 1)
-        content = torch.cat([content, torch.tensor([[4.0]])])
-        assert int((h[-1] @ leaves.T).argmax()) == 2
-        domain = cut_domains(h, leaves, content, 2, temperature=0.5)
-        assert domain[-1] == domain[0] == domain[1] != domain[2]
+
+class TestJoin:
+    def test_names_follow_the_hierarchy(self):
+        """0 and 1, 10 and 11, 30 and 31 are joined first: their numbers are neighbours, wherever they stand."""
+        values = np.array([10.0, 31, 0, 30, 11, 1])
+        number = _join(values[:, None], np.ones(6), 6)
+        assert sorted(number) == list(range(6))
+        for one, other in ((0, 4), (1, 3), (2, 5)):
+            assert abs(number[one] - number[other]) == 1
+            assert number[one] // 2 == number[other] // 2
+        assert number[1] // 2 != 1  # 30 and 31 do not come between the others, which are nearer to each other
+
+    @pytest.mark.parametrize("seed", range(8))
+    def test_no_worse_than_ward_and_no_leaf_better_elsewhere(self, seed):
+        values = np.random.default_rng(seed).normal(size=(12, 2))
+        weights = np.full(12, 10.0)  # of one size, for which scipy has Ward's linkage
+        for n in (2, 3, 4):
+            group = _join(values, weights, n)
+            assert np.unique(group).tolist() == list(range(n))
+            ward = fcluster(linkage(values, "ward"), n, "maxclust")
+            assert spread(values, weights, group) <= spread(values, weights, ward) * (1 + 1e-6)
+            middle = np.stack([values[group == label].mean(axis=0) for label in range(n)])
+            nearest = np.square(values[:, None] - middle).sum(axis=2).argmin(axis=1)
+            assert (nearest == group).all()
+
+    @pytest.mark.parametrize(
+        ("weights", "expected"), [((100, 100, 1), [0, 1, 1]), ((1, 1, 100), [0, 0, 1]), ((50, 50, 50), [0, 0, 1])]
+    )
+    def test_leaves_count_by_their_cells(self, weights, expected):
+        """Leaves at 0, 2 and 5. As points, 0 and 2 are nearest; but where 5 is a single cell, moving it to 2 costs less
+        than joining two leaves of 100 cells."""
+        group = _join(np.array([[0.0], [2.0], [5.0]]), np.array(weights, float), 2)
+        assert pairs(group) == pairs(np.array(expected))
+
+    @pytest.mark.filterwarnings("ignore:Number of distinct clusters")
+    def test_leaves_that_contain_the_same(self):
+        assert np.unique(_join(np.ones((6, 3)), np.full(6, 4.0), 3)).tolist() == [0, 1, 2]
+
+    def test_one(self):
+        assert _join(np.ones((1, 3)), np.ones(1), 1).tolist() == [0]
+        assert _join(np.array([[0.0], [1.0], [5.0]]), np.ones(3), 1).tolist() == [0, 0, 0]
+        assert sorted(_join(np.array([[0.0], [1.0], [5.0]]), np.ones(3), 3)) == [0, 1, 2]

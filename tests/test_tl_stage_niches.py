@@ -193,8 +193,15 @@ class TestDomains:
         assert adata.obs["stage_domain"].nunique() == n
         assert "domains were asked for" not in caplog.text
 
-    def test_are_unions_of_leaves(self, adata):
-        assert (adata.obs.groupby("stage_l3", observed=True)["stage_domain"].nunique() == 1).all()
+    def test_cells_vote_by_the_probability_of_leaves(self, adata, small_model):
+        """The domain of a leaf is read off the cells that are nearest to it; then every cell's vote is counted."""
+        prototypes = small_model.tree.prototypes.detach().numpy()[8:]
+        odds = np.exp(adata.obsm["X_stage"] @ prototypes.T / small_model.config.temperature)
+        domain, leaf = adata.obs["stage_domain"].astype(str), adata.obs["stage_l3"].astype(str)
+        usual = domain.groupby(leaf).agg(lambda names: names.mode()[0])
+        usual = pd.Series([usual.get(f"N{8 + number}", "") for number in range(18)])
+        votes = pd.DataFrame({name: odds[:, usual == name].sum(axis=1) for name in adata.obs["stage_domain"].unique()})
+        assert votes.idxmax(axis=1).tolist() == domain.tolist()
 
     def test_fewer_leaves_than_domains(self, tissue, small_model, caplog):
         adata = labelled(tissue, small_model, n_domains=100)

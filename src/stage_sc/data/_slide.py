@@ -15,7 +15,7 @@ from anndata import AnnData
 from stage_sc._checks import read_slides, slide_prefix
 from stage_sc.data._canonical import canonical_order
 from stage_sc.pp._genes import gene_tokens, is_control, match_genes
-from stage_sc.pp._graph_state import read_graph
+from stage_sc.pp._graph_state import read_graph, stand_in
 from stage_sc.pp._neighbors import gaussian_weights
 from stage_sc.pp._normalize import expression, log_normalize, to_csr
 
@@ -73,8 +73,9 @@ def read_data(
     library_key: str | None = None,
     layer: str | None = None,
     prefix: str = "",
+    light: AnnData | None = None,
 ) -> list[Slide]:
-    """Read all slides of an AnnData; nothing but a stale graph is written to it.
+    """Read all slides of an AnnData, which is not changed: a stale graph is rebuilt beside it.
 
     Parameters
     ----------
@@ -90,6 +91,8 @@ def read_data(
         Entry of ``adata.layers`` with the counts. ``None``: ``adata.X``.
     prefix
         Put before the names of the slides, with a slash.
+    light
+        Stand-in of `adata` (`stage_sc.pp._graph_state.stand_in`) that a rebuilt graph is left in. ``None``: a new one.
 
     Returns
     -------
@@ -103,14 +106,15 @@ def read_data(
         If no gene is in the vocabulary, if expression is negative, NaN or infinite, or if coordinates are refused.
     """
     tokens = _tokens(adata, vocabulary)
-    counts_in = expression(adata, layer)
-    graph = read_graph(adata, spatial_key=spatial_key, library_key=library_key)
-    slides = read_slides(adata, library_key or adata.uns["stage_graph"]["params"]["library_key"])
-    values, names = _merge_columns(to_csr(counts_in), tokens)
+    values, names = _merge_columns(to_csr(expression(adata, layer)), tokens)
+    light = light or stand_in(adata)
+    graph = read_graph(light, spatial_key=spatial_key, library_key=library_key)
+    state = light.uns["stage_graph"]
+    slides = read_slides(adata, state["params"]["library_key"])
     known = np.array([vocabulary is None or name in vocabulary for name in names])
     used = [name for name, use in zip(names, known, strict=True) if use]
     members = [np.flatnonzero(slides.codes == code) for code in range(len(slides.names))]
-    lengths, table = adata.obsp["spatial_distances"], adata.uns["stage_graph"]["slides"]
+    lengths, table = light.obsp["spatial_distances"], state["slides"]
     return [
         _slide(
             f"{prefix}/{name}".strip("/") or "slide",

@@ -112,6 +112,30 @@ def read_graph(adata: AnnData, *, spatial_key: str | None = None, library_key: s
     return write_graph(adata, xy, slides, settings, params)
 
 
+def stand_in(adata: AnnData) -> AnnData:
+    """Return a light AnnData with the graph and what it is made from, where `read_graph` can rebuild it.
+
+    Parameters
+    ----------
+    adata
+        Cells; the matrices are shared, and nothing is written to them.
+    """
+    return AnnData(
+        obs=adata.obs.copy(),
+        obsm=dict(adata.obsm),
+        obsp={key: adata.obsp[key] for key in KEYS if key in adata.obsp},
+        uns={key: adata.uns[key] for key in ("stage_graph", "spatial_neighbors") if key in adata.uns},
+    )
+
+
+def hand_over(light: AnnData, adata: AnnData) -> None:
+    """Write the graph of a `stand_in` to the AnnData that it stands for."""
+    for key in KEYS:
+        adata.obsp[key] = light.obsp[key]
+    for key in ("stage_graph", "spatial_neighbors"):
+        adata.uns[key] = light.uns[key]
+
+
 def fingerprint(xy: np.ndarray, slides: Slides) -> str:
     """Digest of the coordinates and slides of all cells, the same for any order of the cells."""
     order = np.lexsort((xy[:, 1], xy[:, 0], slides.codes))

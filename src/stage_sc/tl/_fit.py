@@ -141,8 +141,14 @@ def fit(
             prefix=prefix,
         )
     ]
+    n_cells = sum(slide.n_cells for slide in slides)
+    if start is None and config is not None and config.levels[-1] > n_cells:
+        raise ValueError(
+            f"`config.levels` asks for {config.levels[-1]} leaves, more than the {n_cells} training cells: pass fewer, "
+            "or no `config`."
+        )
     if config is None:
-        chosen = adapt(chosen, sum(slide.n_cells for slide in slides), tuning=start is not None)
+        chosen = adapt(chosen, n_cells, tuning=start is not None)
     if epochs is not None:
         share = chosen.warmup_epochs / max(chosen.epochs, 1)
         chosen = chosen.replace(epochs=epochs, warmup_epochs=round(epochs * share))

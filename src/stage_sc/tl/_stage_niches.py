@@ -13,6 +13,7 @@ from anndata import AnnData
 from stage_sc._checks import check_anndata, check_positive
 from stage_sc.data._slide import Slide, read_data
 from stage_sc.model._stage import Stage
+from stage_sc.pp._graph_state import hand_over, stand_in
 from stage_sc.tl._domains import BLOCK, cut_domains
 from stage_sc.tl._results import Labels, write_labels
 from stage_sc.train._encode import encode_slide
@@ -124,13 +125,15 @@ def stage_niches(
     keys: dict[str, Any] = {"spatial_key": spatial_key, "library_key": library_key, "layer": layer}
     if copy:
         parts = [part.to_memory() if part.isbacked else part.copy() for part in parts]
-    read = [
-        read_data(part, scaling=network.config.scaling, vocabulary=frozenset(network.genes), **keys) for part in parts
-    ]
+    keys |= {"scaling": network.config.scaling, "vocabulary": frozenset(network.genes)}
+    lights = [stand_in(part) for part in parts]
+    read = [read_data(part, light=light, **keys) for part, light in zip(parts, lights, strict=True)]
     labels = [_label(network, slides) for slides in read]
     if n_domains is not None:
         labels = _add_domains(network, labels, n_domains)
-    for part, found in zip(parts, labels, strict=True):
+    for part, light, found in zip(parts, lights, labels, strict=True):
+        if light.uns["stage_graph"] is not part.uns["stage_graph"]:  # rebuilt
+            hand_over(light, part)
         graph = part.uns["stage_graph"]["params"]
         params = {
             "key_added": key_added,

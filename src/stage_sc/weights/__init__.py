@@ -29,7 +29,7 @@ def resolve_model(model: Stage | str | os.PathLike[str] | None) -> Stage:
     FileNotFoundError, ValueError
         As `stage_sc.model.load_checkpoint`.
     """
-    if model is None or model == "bundled":
+    if model is None or (isinstance(model, str) and model == "bundled"):
         return load_bundled()
     if isinstance(model, Stage):
         return model
