@@ -53,6 +53,7 @@ PLACES = [
     pytest.param({"angle": 0.3}, id="rotated"),
     pytest.param({"shift": (5000.0, -70_000.0)}, id="shifted"),
     pytest.param({"angle": 4.0, "shift": (-123.4, 99_999.9)}, id="rotated and shifted"),
+    pytest.param({"angle": 1.0, "shift": (3e7, -4e7)}, id="far away"),
     pytest.param({"mirror": -1}, id="mirrored"),
 ]
 

@@ -71,10 +71,10 @@ def train(
     vocabulary = {gene: number for number, gene in enumerate(model.genes)}
     panels = [slide_panel(slide, vocabulary) for slide in slides]
     generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
-    content = [encode_slide(model, slide, vocabulary).content for slide in slides]
     if not keep_tree:
         set_start(model, slides)
         grow_tree(model, slides, rng)
+    content = [encode_slide(model, slide, vocabulary).content for slide in slides]
     model.to(fabric.device).train()
     optimizer: Any = fabric.setup_optimizers(torch.optim.Adam(model.parameters(), lr=config.learning_rate))
     n_cells = [min(slide.n_cells, config.cells_per_slide or slide.n_cells) for slide in slides]
