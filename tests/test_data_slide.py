@@ -324,7 +324,7 @@ class TestLogAndErrors:
             read(adata)
         assert "several columns, which were added up: gfap" in caplog.text
         assert "1 cells have no counts" in caplog.text
-        assert "1 no neighbour" in caplog.text
+        assert "1 cells have no neighbour" in caplog.text
 
     @pytest.mark.parametrize(("n_known", "level"), [(172, "INFO"), (30, "WARNING"), (5, "WARNING")])
     def test_how_many_genes_are_known(self, adata, slide, caplog, n_known, level):
@@ -361,3 +361,14 @@ class TestLogAndErrors:
     def test_control_probes_alone(self, adata):
         with pytest.raises(ValueError, match="[Cc]ontrol|gene"):
             read(adata[:, EXTRA[:2]].copy())
+
+
+class TestUnmeasuredGenes:
+    def test_are_no_part_of_the_panel(self, adata):
+        """As where panels were joined: genes without any count here change nothing."""
+        zeros = ad.AnnData(
+            sp.csr_matrix((adata.n_obs, 3), dtype=np.float32), adata.obs, pd.DataFrame(index=["GAD1", "TP53", "new"])
+        )
+        joined = ad.concat([adata, zeros], axis="var", merge="first")
+        joined.obsm["spatial"] = adata.obsm["spatial"]
+        assert_same(read(graphed(joined)), read(adata))

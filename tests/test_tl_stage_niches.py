@@ -352,7 +352,7 @@ class TestModels:
     def test_few_known_genes_are_a_warning(self, tissue, small_model, caplog):
         labelled(tissue[:, :15].copy(), small_model)
         warnings = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
-        assert any("knows 15 of the 15 genes" in text for text in warnings)
+        assert any("knows only 15 of the 15 genes" in text for text in warnings)
 
     def test_control_probes_do_not_count(self, adata, tissue, small_model):
         probes = ad.AnnData(
@@ -480,3 +480,24 @@ class TestLabelledBefore:
         assert "stage_fine_l1" in again.obs
         kept = {name: list(again.uns[name]) for name in again.uns if name.endswith("_colors")}
         assert kept == {**colors, "stage_fine_l1_colors": ["#000005", "#000006"]}
+
+
+class TestNames:
+    def test_dictionary(self, tissue, small_model):
+        found = st.tl.stage_niches({"a": tissue, "b": tissue[:200]}, model=small_model, n_domains=3, copy=True)
+        assert list(found) == ["a", "b"]
+        assert all(part.obs["stage_domain"].notna().all() for part in found.values())
+
+    @pytest.mark.parametrize("key", ["stage_graph", "spatial_neighbors"])
+    def test_name_that_is_taken(self, tissue, small_model, key):
+        adata = tissue.copy()
+        with pytest.raises(ValueError, match=f"{key}.*another name"):
+            st.tl.stage_niches(adata, model=small_model, key_added=key)
+        st.tl.stage_niches(adata, model=small_model)
+
+    def test_plots_know_the_coordinates(self, tissue, small_model):
+        adata = tissue.copy()
+        adata.obsm["xy"] = adata.obsm.pop("spatial")
+        st.pp.build_graph(adata, spatial_key="xy")
+        st.tl.stage_niches(adata, model=small_model)
+        assert st.pl.spatial_domains(adata, keys="stage_l1", show=False).get_title()

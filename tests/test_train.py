@@ -30,7 +30,9 @@ from stage_sc.train._train import _average_step, _batches, _rate, _stalled, grow
 
 @pytest.fixture(scope="module")
 def parts(slides) -> list[Slide]:
-    return read_data(slides, scaling="standardize")
+    common = [set(part.genes) for part in read_data(slides, scaling="standardize")]
+    use = slides.var_names.str.casefold().isin(set.intersection(*common))
+    return read_data(slides[:, use].copy(), scaling="standardize")
 
 
 @pytest.fixture(scope="module")
@@ -389,7 +391,7 @@ class TestGenePrior:
 
     def test_two_panels_are_merged(self, parts):
         genes = parts[0].genes
-        columns = [np.arange(100), np.arange(60, 170)]
+        columns = [np.arange(100), np.arange(60, len(genes) - 2)]
         slides = [
             slide._replace(
                 expression=slide.expression[:, here], genes=[genes[g] for g in here], scale=slide.scale[here]
@@ -410,7 +412,7 @@ class TestGenePrior:
         vectors = gene_prior(slides, vocabulary, 10)
         assert_prior(vectors, merged)
         seen = np.array([gene in slides[0].genes + slides[1].genes for gene in vocabulary]) & (merged.any(axis=0))
-        assert seen.sum() > 150
+        assert seen.sum() > 140
         assert np.abs(vectors[seen]).max(axis=1).min() > 1e-4
         assert np.abs(vectors[~seen]).max() < 1e-4
 

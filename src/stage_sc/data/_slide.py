@@ -24,7 +24,7 @@ logger = logging.getLogger("stage_sc.data")
 # Genes whose log-normalised expression varies less are not blown up to unit variance.
 MIN_SCALE = 1e-3
 # Fewer genes than this say little about a niche.
-FEW_GENES = 20
+FEW_GENES = 50
 
 
 class Slide(NamedTuple):
@@ -119,12 +119,20 @@ def read_data(
         _slide(
             f"{prefix}/{name}".strip("/") or "slide",
             cells,
-            (log_normalize(values[cells])[0][:, known], used, scaling),
+            (*_measured(log_normalize(values[cells])[0][:, known], used), scaling),
             (lengths, graph.local, graph.view),
             table.loc[name],
         )
         for name, cells in zip(slides.names, members, strict=True)
     ]
+
+
+def _measured(values: sp.csr_matrix, names: list[str]) -> tuple[sp.csr_matrix, list[str]]:
+    """Columns with any count: the others are no part of this slide's panel, e.g. where panels were joined."""
+    seen = np.bincount(values.indices, minlength=values.shape[1]) > 0
+    if not seen.any():  # empty cells alone
+        return values, names
+    return sp.csr_matrix(values[:, seen]), [name for name, use in zip(names, seen, strict=True) if use]
 
 
 def _tokens(adata: AnnData, vocabulary: Collection[str] | None) -> list[str | None]:
@@ -136,8 +144,14 @@ def _tokens(adata: AnnData, vocabulary: Collection[str] | None) -> list[str | No
         table = match_genes(adata, vocabulary=vocabulary).table
         tokens = table["token"].tolist()
         known = int(table["status"].isin(["matched", "ambiguous"]).sum())
-        level = logging.WARNING if known < 0.5 * len(tokens) or known < FEW_GENES else logging.INFO
-        logger.log(level, "The model knows %d of the %d genes.", known, len(tokens))
+        if known < 0.5 * len(tokens) or known < FEW_GENES:
+            logger.warning(
+                "The model knows only %d of the %d genes: niches may be coarse or wrong. Look at "
+                "`st.pp.match_genes(adata)`, or train on this data with `st.tl.fit`.",
+                *(known, len(tokens)),
+            )
+        else:
+            logger.info("The model knows %d of the %d genes.", known, len(tokens))
     return [None if skip else token for token, skip in zip(tokens, control, strict=True)]
 
 
@@ -150,7 +164,7 @@ def _merge_columns(counts: sp.csr_matrix, tokens: list[str | None]) -> tuple[sp.
         logger.warning("%d genes have several columns, which were added up: %s.", len(repeated), shown)
     names = sorted(uses)
     if not names:
-        raise ValueError(f"`adata.var_names` holds no genes, but {len(tokens)} control probes.")
+        raise ValueError(f"There are no genes: `adata.var_names` holds {len(tokens)} control probes and nothing else.")
     column = {token: position for position, token in enumerate(names)}
     pairs = [(row, column[token]) for row, token in enumerate(tokens) if token is not None]
     rows, cols = np.array(pairs, dtype=np.intp).T
@@ -204,9 +218,9 @@ def _reorder(matrix: sp.csr_matrix, order: np.ndarray) -> sp.csr_matrix:
 
 
 def _report(slide: Slide) -> None:
-    if slide.empty.any() or slide.isolated.any():
-        logger.warning(
-            "%s%d cells have no counts in the genes used and %d no neighbour; they are labelled by what there is, and "
-            "flagged.",
-            *(slide_prefix(slide.name), slide.empty.sum(), slide.isolated.sum()),
-        )
+    for cells, what in ((slide.empty, "counts of the genes used"), (slide.isolated, "neighbour")):
+        if cells.any():
+            logger.warning(
+                "%s%d cells have no %s; they are labelled by what there is, and flagged.",
+                *(slide_prefix(slide.name), cells.sum(), what),
+            )

@@ -112,6 +112,10 @@ class StageConfig:
             check_positive(getattr(self, name), name)
             if getattr(self, name) > 1:
                 raise ValueError(f"`{name}` is a share and must be at most 1, got {getattr(self, name)!r}.")
+        if self.epochs and self.warmup_epochs > self.epochs:
+            raise ValueError(
+                f"`warmup_epochs` must not be above `epochs`, got {self.warmup_epochs} and {self.epochs}: pass both."
+            )
         if self.dim % self.n_heads:
             raise ValueError(f"`dim` must be a multiple of `n_heads`, got {self.dim} and {self.n_heads}.")
         if not self.levels or self.levels[0] < 1:

@@ -46,8 +46,9 @@ def categories(adata: AnnData, key: str) -> list[Any]:
     return list(labels(adata, key).categories)
 
 
-def coordinates(adata: AnnData, spatial_key: str) -> np.ndarray:
+def coordinates(adata: AnnData, spatial_key: str | None, key_added: str = "stage") -> np.ndarray:
     """Return x and y of each cell, float64 (n, 2); further columns of `obsm[spatial_key]` are left out."""
+    spatial_key = spatial_key or adata.uns.get(key_added, {}).get("params", {}).get("spatial_key", "spatial")
     if spatial_key not in adata.obsm:
         raise KeyError(
             f"no coordinates in adata.obsm[{spatial_key!r}], which has {list(adata.obsm)}: set `spatial_key`"

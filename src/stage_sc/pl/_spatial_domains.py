@@ -30,7 +30,7 @@ def spatial_domains(
     *,
     keys: str | Sequence[str] | None = None,
     key_added: str = "stage",
-    spatial_key: str = "spatial",
+    spatial_key: str | None = None,
     library_key: str | None = None,
     libraries: Sequence[str] | None = None,
     palette: Mapping[str, str] | None = None,
@@ -62,7 +62,8 @@ def spatial_domains(
     key_added
         Under which name the niches were written.
     spatial_key
-        `obsm` key of the coordinates, shape (n_obs, >= 2); the first two columns are x and y.
+        `obsm` key of the coordinates, shape (n_obs, >= 2); the first two columns are x and y. Default: the one with
+        which the niches were computed, or "spatial".
     library_key
         Column of `obs` that names the slide of each cell. Default: the one with which the niches were computed.
     libraries
@@ -131,7 +132,7 @@ def spatial_domains(
     'layer'
     """
     keys = _keys(adata, keys, key_added)
-    xy = coordinates(adata, spatial_key)
+    xy = coordinates(adata, spatial_key, key_added)
     cells_of = slides(adata, library_key, key_added, libraries)
     values = {key: labels(adata, key) for key in keys}
     shown = np.any(list(cells_of.values()), axis=0)

@@ -12,7 +12,7 @@ import torch
 from anndata import AnnData
 from threadpoolctl import threadpool_limits
 
-from stage_sc._checks import check_anndata, check_positive
+from stage_sc._checks import check_anndata, check_choice, check_positive
 from stage_sc.data._slide import Slide, read_data
 from stage_sc.model._config import StageConfig
 from stage_sc.model._queue import SlideQueue
@@ -75,7 +75,7 @@ def fit(
     name
         Name of the model, written beside its labels.
     device
-        ``"cpu"``, ``"cuda"``, ``"mps"`` …; ``"auto"`` takes a GPU where there is one.
+        ``"cpu"``, ``"cuda"`` or ``"mps"``; ``"auto"`` takes a GPU where there is one.
     rng
         Seed or generator. The same seed gives the same model, for any order of cells and genes (on the CPU, to the
         bit).
@@ -95,7 +95,8 @@ def fit(
     TypeError
         If an argument is of another type.
     ValueError
-        If expression has negative, NaN or infinite values, or if no gene is known to `init`.
+        If expression has negative, NaN or infinite values, if no cell has counts, if no gene is known to `init`, or if
+        this machine has no such `device`.
 
     See Also
     --------
@@ -118,8 +119,11 @@ def fit(
     named = _named(data)
     if patience is not None:
         check_positive(patience, "patience", integer=True)
-    if epochs is not None and epochs != 0:
+    if epochs is not None and (epochs != 0 or isinstance(epochs, bool)):
         check_positive(epochs, "epochs", integer=True)
+    if not isinstance(name, str) or not name:
+        raise TypeError(f"`name` must be a string with at least one character, got {name!r}.")
+    _check_device(device)
     if config is not None and not isinstance(config, StageConfig):
         raise TypeError(f"`config` must be a stage_sc.model.StageConfig, got {type(config).__name__}.")
     start = None if init is None else resolve_model(init)
@@ -141,6 +145,8 @@ def fit(
             prefix=prefix,
         )
     ]
+    if all(slide.empty.all() for slide in slides):
+        raise ValueError("There is nothing to train on: no cell has any counts.")
     n_cells = sum(slide.n_cells for slide in slides)
     if start is None and config is not None and config.levels[-1] > n_cells:
         raise ValueError(
@@ -167,6 +173,16 @@ def fit(
             progress=progress,
         )
     return model
+
+
+def _check_device(device: str) -> None:
+    """Raise unless torch can compute on `device`."""
+    if not isinstance(device, str):
+        raise TypeError(f"`device` must be a string, got {device!r}.")
+    present = ["auto", "cpu"]
+    present += ["cuda", "gpu"] if torch.cuda.is_available() else []
+    present += ["mps"] if torch.backends.mps.is_available() else []
+    check_choice(device, "device", present)
 
 
 def _named(data: AnnData | Sequence[AnnData] | Mapping[str, AnnData]) -> dict[str, AnnData]:

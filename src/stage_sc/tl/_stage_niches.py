@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,7 +21,7 @@ from stage_sc.weights import resolve_model
 
 
 def stage_niches(
-    data: AnnData | Sequence[AnnData],
+    data: AnnData | Sequence[AnnData] | Mapping[str, AnnData],
     *,
     model: Stage | str | os.PathLike[str] | None = None,
     n_domains: int | None = None,
@@ -30,7 +30,7 @@ def stage_niches(
     layer: str | None = None,
     key_added: str = "stage",
     copy: bool = False,
-) -> AnnData | list[AnnData] | None:
+) -> AnnData | list[AnnData] | dict[str, AnnData] | None:
     r"""Give every cell its niche at every level of a model's tree.
 
     Nothing is trained: genes are matched with the model's vocabulary, each cell's surroundings are embedded, and the
@@ -41,7 +41,7 @@ def stage_niches(
     ----------
     data
         Cells with counts, coordinates and the graph of `stage_sc.pp.build_graph`, of one or several slides; or a list
-        of these, whose panels may differ.
+        or a dictionary of these, whose panels may differ.
     model
         A model from `fit`, or the path of a checkpoint. ``None``: the model that comes with the package.
     n_domains
@@ -73,7 +73,8 @@ def stage_niches(
         float32 in [0, 1]. Geometric mean over the levels of the probability of the cell's node among its siblings,
         :math:`p = \mathrm{softmax}(h^\top c / \tau)` (equations 6 and 7 of the paper).
     ``obs["stage_flag"]``
-        Categorical. ``"empty"`` for cells without counts, ``"isolated"`` for cells without neighbour, else ``"ok"``.
+        Categorical. ``"empty"`` for cells without counts of any gene that the model knows, ``"isolated"`` for cells
+        without neighbour, else ``"ok"``.
     ``obs["stage_domain"]``
         Categorical, with `n_domains` only.
     ``obsm["X_stage"]``
@@ -89,8 +90,8 @@ def stage_niches(
     TypeError
         If `data` or `model` is of another type.
     ValueError
-        If no gene is in the model's vocabulary, if expression has negative, NaN or infinite values, or if the
-        coordinates of a stale graph are refused. `data` is then as it was.
+        If no gene is in the model's vocabulary, if expression has negative, NaN or infinite values, if the coordinates
+        of a stale graph are refused, or if ``uns[key_added]`` holds something else. `data` is then as it was.
     FileNotFoundError
         If there is no checkpoint at `model`.
 
@@ -113,14 +114,19 @@ def stage_niches(
     >>> adata.obs["stage_domain"].cat.categories.tolist()
     ['D1', 'D2', 'D3', 'D4']
     """
+    names = list(data) if isinstance(data, Mapping) else None
     several = isinstance(data, Sequence) and not isinstance(data, str)
-    parts = [check_anndata(part, name="data") for part in (data if several else [data])]
+    given = data.values() if isinstance(data, Mapping) else data if several else [data]
+    parts = [check_anndata(part, name="data") for part in given]
     if not parts:
-        raise ValueError("`data` is an empty list.")
+        raise ValueError("`data` is empty.")
     if n_domains is not None:
         check_positive(n_domains, "n_domains", integer=True)
     if not isinstance(key_added, str) or not key_added:
         raise TypeError(f"`key_added` must be a string with at least one character, got {key_added!r}.")
+    for part in parts:
+        if key_added in part.uns and "tree" not in part.uns[key_added]:
+            raise ValueError(f"`key_added`: `uns[{key_added!r}]` holds something else already: choose another name.")
     network = resolve_model(model)
     keys: dict[str, Any] = {"spatial_key": spatial_key, "library_key": library_key, "layer": layer}
     if copy:
@@ -145,6 +151,8 @@ def stage_niches(
         write_labels(part, found, network, params)
     if not copy:
         return None
+    if names is not None:
+        return dict(zip(names, parts, strict=True))
     return parts if several else parts[0]
 
 

@@ -85,9 +85,6 @@ def train(
     epoch = 0
     while epoch < config.epochs:
         joint = epoch >= config.warmup_epochs
-        if epoch == config.warmup_epochs and not keep_tree and epoch:
-            grow_tree(model, slides, rng)
-            model.queue.forget()
         model.tree.prototypes.requires_grad_(joint)
         health = Health(config.levels[-1])
         for number, centres in _batches(slides, config, rng):
@@ -118,6 +115,9 @@ def train(
         epoch += 1
         if patience and _stalled(history, patience):
             epoch = config.warmup_epochs if not joint else config.epochs
+        if not joint and epoch == config.warmup_epochs and not keep_tree:
+            grow_tree(model, slides, rng)
+            model.queue.forget()
     bar.close()
     model.tree.prototypes.requires_grad_(True)
     model.cpu().eval()
