@@ -17,8 +17,8 @@ def main() -> None:
     st.pp.build_graph(adata, library_key="slide")
     st.tl.stage_niches(adata, library_key="slide")
 
-    fig = plt.figure(figsize=(13, 4), layout="constrained")
-    halves = fig.subfigures(1, 2, width_ratios=[4, 3], squeeze=False)
+    fig = plt.figure(figsize=(17, 4.6), layout="constrained")
+    halves = fig.subfigures(1, 2, width_ratios=[1, 1], squeeze=False)
     panels = halves[0, 0].subplots(1, 4)
     for i, slide in enumerate(["slide1", "slide2"]):
         for j, level in enumerate(adata.uns["stage"]["levels"][:2]):
@@ -32,7 +32,7 @@ def main() -> None:
                 show=False,
             )
     st.pl.niche_tree(adata, max_level=2, ax=halves[0, 1].subplots(), show=False)
-    fig.savefig(OUT, dpi=92)
+    fig.savefig(OUT, dpi=80)
 
 
 if __name__ == "__main__":
