@@ -17,9 +17,8 @@ def main() -> None:
     st.pp.build_graph(adata, library_key="slide")
     st.tl.stage_niches(adata, library_key="slide")
 
-    fig = plt.figure(figsize=(17, 4.6), layout="constrained")
-    halves = fig.subfigures(1, 2, width_ratios=[1, 1], squeeze=False)
-    panels = halves[0, 0].subplots(1, 4)
+    fig = plt.figure(figsize=(17, 4.6))
+    panels = [fig.add_axes((0.005 + 0.125 * i, 0.06, 0.12, 0.84)) for i in range(4)]
     for i, slide in enumerate(["slide1", "slide2"]):
         for j, level in enumerate(adata.uns["stage"]["levels"][:2]):
             st.pl.spatial_domains(
@@ -31,7 +30,7 @@ def main() -> None:
                 ax=panels[2 * i + j],
                 show=False,
             )
-    st.pl.niche_tree(adata, max_level=2, ax=halves[0, 1].subplots(), show=False)
+    st.pl.niche_tree(adata, max_level=2, ax=fig.add_axes((0.56, 0.06, 0.38, 0.9)), show=False)
     fig.savefig(OUT, dpi=80)
 
 
