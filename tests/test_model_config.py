@@ -66,10 +66,15 @@ class TestValues:
 
     @pytest.mark.parametrize(
         ("levels", "message"),
-        [((), "at least one"), ((0,), "at least one"), ((4, 7), "7 below 4"), ((8, 64, 64), "64 below 64")],
+        [((), "at least one"), ((0,), "above 0"), ((4, 7), "7 below 4"), ((8, 64, 64), "64 below 64")],
     )
     def test_levels_that_make_no_tree(self, levels, message):
         with pytest.raises(ValueError, match=message):
+            StageConfig(levels=levels)
+
+    @pytest.mark.parametrize("levels", [8, "8", (2.5, 8), (True, 8)])
+    def test_levels_that_are_no_integers(self, levels):
+        with pytest.raises(TypeError, match="levels"):
             StageConfig(levels=levels)
 
     @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from hypothesis import strategies as some
 from scipy.cluster.hierarchy import fcluster, linkage
 from torch import Tensor
 
-from stage_sc.model._grow import cut, group_with_siblings, leaf_order, weighted_ward
+from stage_sc.model._linkage import cut, group_with_siblings, leaf_order, weighted_ward
 from stage_sc.model._sinkhorn import sinkhorn
 from stage_sc.model._tree import PrototypeTree
 

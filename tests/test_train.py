@@ -498,7 +498,7 @@ class TestKMeansLeaves:
 class TestStart:
     def test_decoder_is_fitted(self, parts, vocabulary, new_model):
         model = new_model()
-        encoded = [encode_slide(model, slide, vocabulary) for slide in parts]
+        encoded = [encode_slide(model, slide) for slide in parts]
         h, content = (np.concatenate([getattr(part, name) for part in encoded]) for name in ("h", "content"))
         with torch.no_grad():
             predicted = model.decoder(torch.from_numpy(h)).numpy()
@@ -514,14 +514,14 @@ class TestStart:
         assert (lifted.embedder.vectors[:, -1] == 0).all()
         assert (lifted.basis[:, -1] == 0).all()
         assert (flat.basis[:, -1] != 0).any()
-        h = np.concatenate([encode_slide(lifted, slide, vocabulary).h for slide in parts]).astype(float)
+        h = np.concatenate([encode_slide(lifted, slide).h for slide in parts]).astype(float)
         square = (1 - h[:, -1] ** 2) / h[:, -1] ** 2  # of the others, in units of the constant
         assert square.mean() == pytest.approx(1, rel=0.5)
         assert (h[:, -1] > 0).all()
 
     def test_content_is_the_mean_over_four_hops(self, parts, vocabulary, new_model):
         model, slide = new_model(), parts[0]
-        got = encode_slide(model, slide, vocabulary)
+        got = encode_slide(model, slide)
         near = (slide.graph.toarray() > 0).astype(float) + np.eye(slide.n_cells)
         near /= near.sum(axis=1, keepdims=True)
         scaled = (slide.expression.toarray() - slide.mean) / slide.scale

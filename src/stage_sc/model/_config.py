@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal
 
@@ -93,6 +93,10 @@ class StageConfig:
 
     def __post_init__(self) -> None:
         """Refuse values that no model can have."""
+        if isinstance(self.levels, str) or not isinstance(self.levels, Iterable):
+            raise TypeError(f"`levels` must be a sequence of integers, e.g. (8, 64, 512), got {self.levels!r}.")
+        for level in self.levels:
+            check_positive(level, "levels", integer=True)
         object.__setattr__(self, "levels", tuple(int(level) for level in self.levels))
         for name, choices in CHOICES.items():
             check_choice(getattr(self, name), name, choices)
@@ -118,8 +122,8 @@ class StageConfig:
             )
         if self.dim % self.n_heads:
             raise ValueError(f"`dim` must be a multiple of `n_heads`, got {self.dim} and {self.n_heads}.")
-        if not self.levels or self.levels[0] < 1:
-            raise ValueError(f"`levels` needs at least one level, of at least one prototype, got {self.levels}.")
+        if not self.levels:
+            raise ValueError("`levels` needs at least one level.")
         for upper, lower in zip(self.levels, self.levels[1:], strict=False):
             if lower < 2 * upper:
                 raise ValueError(f"Every prototype needs two children, but `levels` has {lower} below {upper}.")

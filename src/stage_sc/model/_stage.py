@@ -50,6 +50,8 @@ class Stage(nn.Module):
         Of the untrained weights. The state of torch's own generator is left as it is.
     """
 
+    vocabulary: dict[str, int]
+    """Position of every gene."""
     history: pd.DataFrame | None
     """Losses and health figures per epoch, of a model that was just trained."""
     basis: Tensor
@@ -66,6 +68,7 @@ class Stage(nn.Module):
     ) -> None:
         super().__init__()
         self.config, self.genes, self.slides, self.name = config, list(genes), list(slides), name
+        self.vocabulary = {gene: position for position, gene in enumerate(genes)}
         self.version = version or package_version("stage-sc")
         self.history: pd.DataFrame | None = None
         with torch.random.fork_rng(devices=[]):

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stage_sc.model._grow import group_with_siblings
+from stage_sc.model._linkage import group_with_siblings
 from stage_sc.model._sinkhorn import sinkhorn
 
 

@@ -10,7 +10,7 @@ from sklearn.cluster import KMeans
 from threadpoolctl import threadpool_limits
 from torch import Tensor
 
-from stage_sc.model._grow import cut, leaf_order, weighted_ward
+from stage_sc.model._linkage import cut, leaf_order, weighted_ward
 
 logger = logging.getLogger("stage_sc.tl")
 

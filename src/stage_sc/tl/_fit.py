@@ -131,7 +131,7 @@ def fit(
     if start is not None and _shape(chosen) != _shape(start.config):
         raise ValueError("`config` and `init` differ in the network or the tree: pass one of them only.")
     generator = np.random.default_rng(rng)
-    vocabulary = None if start is None else frozenset(start.genes)
+    vocabulary = None if start is None else start.vocabulary.keys()
     slides = [
         slide
         for prefix, adata in named.items()

@@ -131,7 +131,7 @@ def stage_niches(
     keys: dict[str, Any] = {"spatial_key": spatial_key, "library_key": library_key, "layer": layer}
     if copy:
         parts = [part.to_memory() if part.isbacked else part.copy() for part in parts]
-    keys |= {"scaling": network.config.scaling, "vocabulary": frozenset(network.genes)}
+    keys |= {"scaling": network.config.scaling, "vocabulary": network.vocabulary.keys()}
     lights = [stand_in(part) for part in parts]
     read = [read_data(part, light=light, **keys) for part, light in zip(parts, lights, strict=True)]
     labels = [_label(network, slides) for slides in read]
@@ -158,11 +158,10 @@ def stage_niches(
 
 def _label(model: Stage, slides: list[Slide]) -> Labels:
     """Nodes, confidence, embedding and content of all cells of one AnnData."""
-    vocabulary = {gene: number for number, gene in enumerate(model.genes)}
     config = model.config
     parts = []
     for slide in slides:
-        h, content = encode_slide(model, slide, vocabulary)
+        h, content = encode_slide(model, slide)
         assigned = [
             model.tree.assign(block, how=config.assignment, temperature=config.temperature) for block in h.split(BLOCK)
         ]

@@ -23,9 +23,9 @@ class Encoded(NamedTuple):
 
 
 @torch.no_grad()
-def encode_slide(model: Stage, slide: Slide, vocabulary: dict[str, int]) -> Encoded:
+def encode_slide(model: Stage, slide: Slide) -> Encoded:
     """Embed all cells of a slide."""
     device = model.tree.parent.device
-    batch = to_device(make_batch(slide, slide_panel(slide, vocabulary), model.config.n_layers), device)
+    batch = to_device(make_batch(slide, slide_panel(slide, model.vocabulary), model.config.n_layers), device)
     around = Sparse(slide.surroundings())
     return Encoded(model(batch).cpu(), around @ (around @ model.content(batch).cpu()))

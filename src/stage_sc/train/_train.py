@@ -68,13 +68,12 @@ def train(
     """
     config = model.config
     fabric = Fabric(accelerator=accelerator, devices=1)
-    vocabulary = {gene: number for number, gene in enumerate(model.genes)}
-    panels = [slide_panel(slide, vocabulary) for slide in slides]
+    panels = [slide_panel(slide, model.vocabulary) for slide in slides]
     generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
     if not keep_tree:
         set_start(model, slides)
         grow_tree(model, slides, rng)
-    content = [encode_slide(model, slide, vocabulary).content for slide in slides]
+    content = [encode_slide(model, slide).content for slide in slides]
     model.to(fabric.device).train()
     optimizer: Any = fabric.setup_optimizers(torch.optim.Adam(model.parameters(), lr=config.learning_rate))
     n_cells = [min(slide.n_cells, config.cells_per_slide or slide.n_cells) for slide in slides]
@@ -184,11 +183,10 @@ def set_start(model: Stage, slides: list[Slide]) -> None:
     """Give the embeddings their constant component, and the decoder the least-squares fit to what it shall predict."""
     config = model.config
     if config.lift:
-        vocabulary = {gene: number for number, gene in enumerate(model.genes)}
         model.set_vectors(torch.cat([model.basis[:, :-1], torch.zeros(len(model.genes), 1)], dim=1))
         square, n = 0.0, 0
         for slide in slides:
-            batch = make_batch(slide, slide_panel(slide, vocabulary), config.n_layers)
+            batch = make_batch(slide, slide_panel(slide, model.vocabulary), config.n_layers)
             pooled = model.encoder.pooled(model.content(batch), batch.neighbours)
             square, n = square + float(pooled.square().sum()), n + slide.n_cells
         model.encoder.project.bias[-1] = config.lift * (square / n) ** 0.5
@@ -211,8 +209,7 @@ def grow_tree(model: Stage, slides: list[Slide], rng: np.random.Generator) -> No
 
 
 def _encode_all(model: Stage, slides: list[Slide]) -> tuple[Tensor, Tensor]:
-    vocabulary = {gene: number for number, gene in enumerate(model.genes)}
-    encoded = [encode_slide(model, slide, vocabulary) for slide in slides]
+    encoded = [encode_slide(model, slide) for slide in slides]
     return torch.cat([part.h for part in encoded]), torch.cat([part.content for part in encoded])
 
 

@@ -1,4 +1,4 @@
-"""Grow a tree from the leaves up: weighted Ward linkage with at least two children for every node."""
+"""Weighted Ward linkage: hierarchies of points that each stand for many cells, and groups cut from them."""
 
 from __future__ import annotations
 
