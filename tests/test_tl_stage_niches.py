@@ -493,6 +493,9 @@ class TestNames:
         adata = tissue.copy()
         with pytest.raises(ValueError, match=f"{key}.*another name"):
             st.tl.stage_niches(adata, model=small_model, key_added=key)
+        adata.uns["taken"] = 3
+        with pytest.raises(ValueError, match="taken.*another name"):
+            st.tl.stage_niches(adata, model=small_model, key_added="taken")
         st.tl.stage_niches(adata, model=small_model)
 
     def test_plots_know_the_coordinates(self, tissue, small_model):

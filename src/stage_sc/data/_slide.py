@@ -119,7 +119,8 @@ def read_data(
         _slide(
             f"{prefix}/{name}".strip("/") or "slide",
             cells,
-            (*_measured(log_normalize(values[cells])[0][:, known], used), scaling),
+            *_measured(log_normalize(values[cells])[0][:, known], used),
+            scaling,
             (lengths, graph.local, graph.view),
             table.loc[name],
         )
@@ -180,18 +181,19 @@ def _merge_columns(counts: sp.csr_matrix, tokens: list[str | None]) -> tuple[sp.
 def _slide(
     name: str,
     cells: np.ndarray,
-    genes: tuple[sp.csr_matrix, list[str], str],
+    here: sp.csr_matrix,
+    genes: list[str],
+    scaling: str,
     graphs: tuple[sp.csr_matrix, ...],
     settings: pd.Series,
 ) -> Slide:
-    """Cut one slide out of the whole and put it into canonical order."""
-    here, names, scaling = genes
+    """Scale one slide and put it into canonical order; `here` is its expression, `graphs` are those of all cells."""
     lengths, local, view = (sp.csr_matrix(matrix[cells][:, cells]) for matrix in graphs)
     lengths.sort_indices()
     graph = sp.csr_matrix(
         (gaussian_weights(lengths.data, settings["sigma"]), lengths.indices, lengths.indptr), shape=lengths.shape
     )
-    order = canonical_order(here, names, graph)
+    order = canonical_order(here, genes, graph)
     here = here[order]
     graph, local, view = (_reorder(matrix, order) for matrix in (graph, local, view))
     mean, square = (np.asarray(part.mean(axis=0, dtype=np.float64)).ravel() for part in (here, here.multiply(here)))
@@ -200,7 +202,7 @@ def _slide(
         name,
         cells[order],
         here,
-        names,
+        genes,
         (np.zeros_like(mean) if scaling == "none" else mean).astype(np.float32),
         (np.maximum(deviation, MIN_SCALE) if scaling == "standardize" else np.ones_like(mean)).astype(np.float32),
         *(graph, local, view),

@@ -125,7 +125,8 @@ def stage_niches(
     if not isinstance(key_added, str) or not key_added:
         raise TypeError(f"`key_added` must be a string with at least one character, got {key_added!r}.")
     for part in parts:
-        if key_added in part.uns and "tree" not in part.uns[key_added]:
+        before = part.uns.get(key_added, {"tree": None})
+        if not isinstance(before, Mapping) or "tree" not in before:
             raise ValueError(f"`key_added`: `uns[{key_added!r}]` holds something else already: choose another name.")
     network = resolve_model(model)
     keys: dict[str, Any] = {"spatial_key": spatial_key, "library_key": library_key, "layer": layer}
