@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ import scipy.sparse as sp
 import stage_sc as st
 
 if TYPE_CHECKING:  # torch takes seconds to import
+    from stage_sc.data._slide import Slide
     from stage_sc.model import Stage, StageConfig
 
 EMPTY, ISOLATED = 7, 9
@@ -76,6 +78,49 @@ def small_model(tissue, small_config) -> Iterator[Stage]:
     before = {name: value.clone() for name, value in model.state_dict().items()}
     yield model
     assert all(value.equal(before[name]) for name, value in model.state_dict().items())
+
+
+@pytest.fixture(scope="session")
+def on_disk(tmp_path_factory) -> Callable[[Slide], Slide]:
+    """Writes a slide as it is to files, and gives the same slide on disk."""
+
+    def write(slide: Slide) -> Slide:
+        from stage_sc.data._stored import MatrixWriter, StoredArray
+        from stage_sc.data._window import boxes_of
+
+        folder, n = tmp_path_factory.mktemp("slide"), slide.n_cells
+        matrices = {"expression": slide.take(np.arange(n)), "graph": slide.graph, "local": slide.local}
+        stored: dict[str, Any] = {}
+        for name, matrix in matrices.items():
+            writer = MatrixWriter(folder / name, matrix.shape[1])
+            for start in range(0, n, 100):
+                writer.append(matrix[start : start + 100])
+            stored[name] = writer.finish()
+        for name, dtype in (("xy", "<f8"), ("cells", "<i8"), ("empty", "|b1"), ("isolated", "|b1")):
+            np.ascontiguousarray(getattr(slide, name), dtype).tofile(folder / name)
+            stored[name] = StoredArray(folder / name, dtype, 2 if name == "xy" else None)
+        return replace(slide, **stored, rows=None, boxes=boxes_of(slide.xy))
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def put_in_order() -> Callable[[Slide, np.ndarray], Slide]:
+    """The same slide with its cells in another order."""
+
+    def reorder(slide: Slide, order: np.ndarray) -> Slide:
+        return replace(
+            slide,
+            cells=slide.cells[order],
+            rows=order if slide.rows is None else slide.rows[order],
+            graph=slide.graph[order][:, order].sorted_indices(),
+            local=slide.local[order][:, order].sorted_indices(),
+            xy=slide.xy[order],
+            empty=slide.empty[order],
+            isolated=slide.isolated[order],
+        )
+
+    return reorder
 
 
 @pytest.fixture(scope="session")

@@ -363,7 +363,7 @@ def test_no_graph(raw_tissue, use, unchanged):
 
 
 def test_half_a_graph(graphed, use, unchanged):
-    del graphed.obsp["view_connectivities"]
+    del graphed.obsp["local_connectivities"]
     with unchanged(graphed), pytest.raises(KeyError, match=r"st\.pp\.build_graph\(adata\)"):
         use(graphed)
 
@@ -444,6 +444,8 @@ def test_wrong_models(graphed, parameter, unchanged, tmp_path):
         ({"key_added": None}, TypeError, "`key_added` must be a string"),
         ({"spatial_key": "xy"}, KeyError, r"obsm\['xy'\].*obsm holds 'spatial'"),
         ({"model": None, "layer": "counts"}, KeyError, "layers"),
+        ({"device": "abacus"}, ValueError, "`device` must be one of 'auto', 'cpu'.*got 'abacus'"),
+        ({"device": 0}, TypeError, "`device` must be a string, got 0"),
     ],
     ids=str,
 )

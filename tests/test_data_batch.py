@@ -3,28 +3,51 @@ in an order that does not depend on how they came."""
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import anndata as ad
 import numpy as np
 import pytest
 import scipy.sparse as sp
 import torch
 
 import stage_sc as st
-from stage_sc.data._batch import draw_partners, make_batch, slide_panel, to_device
+from stage_sc.data import _batch
+from stage_sc.data._batch import among, draw_partners, make_batch, slide_panel, to_device
 from stage_sc.data._canonical import canonical_order
+from stage_sc.data._expression import plan_columns, read_expression
 from stage_sc.data._slide import Slide, read_data
 from stage_sc.model import Stage, StageConfig
 from stage_sc.model._augment import draw_view
+from stage_sc.pp._neighbors import ring
 
 LONELY = [4, 40]  # cells far from all others
 
 
 @pytest.fixture(scope="module")
-def slide() -> Slide:
+def adata() -> ad.AnnData:
     adata = st.datasets.simulate_tissue(300, rng=5)
     for position, cell in enumerate(LONELY):
         adata.obsm["spatial"][cell] = adata.obsm["spatial"].max(axis=0) + 400 * (position + 1)
     st.pp.build_graph(adata)
+    return adata
+
+
+@pytest.fixture(scope="module")
+def slide(adata) -> Slide:
     return read_data(adata, scaling="standardize")[0]
+
+
+@pytest.fixture(scope="module")
+def in_hops(adata) -> Slide:
+    """The same cells, with neighbourhoods counted in steps."""
+    other = adata.copy()
+    st.pp.build_graph(other, mode="hops", local=1, view=3)
+    return read_data(other, scaling="standardize")[0]
+
+
+def rings(slide: Slide) -> sp.csr_matrix:
+    return ring(slide.xy, slide.tree, slide.graph, np.arange(slide.n_cells), slide.sizes)
 
 
 @pytest.fixture(scope="module")
@@ -82,10 +105,36 @@ class TestBatch:
         np.testing.assert_allclose(grads[0].numpy(), grads[1].numpy(), atol=1e-5)
 
     @torch.no_grad()
-    def test_one_hop_fewer_would_not_do(self, slide, vocabulary):
+    def test_one_hop_fewer_would_not_do(self, slide, vocabulary, monkeypatch):
         model, panel = network(vocabulary, 2), slide_panel(slide, vocabulary)
         centres = np.random.default_rng(0).permutation(300)[:20]
+        monkeypatch.setattr(_batch, "CONTENT_HOPS", 0)  # whose cells would do here
         short, whole = model(make_batch(slide, panel, 1, centres=centres)), model(make_batch(slide, panel, 2))
+        assert (short - whole[centres]).abs().max() > 1e-3
+
+    @pytest.mark.parametrize("n_layers", [0, 1, 3])
+    def test_content_is_that_of_the_whole_slide(self, slide, in_hops, vocabulary, n_layers):
+        """Mean over neighbours and itself, four times over, of cells embedded with the vectors of the start."""
+        model, lonely = network(vocabulary, n_layers), np.flatnonzero(slide.isolated)
+        with torch.no_grad():
+            model.embedder.vectors.normal_(generator=torch.Generator().manual_seed(1))  # no longer those of the start
+        for one in (slide, in_hops):
+            panel = slide_panel(one, vocabulary)
+            near = (one.graph.toarray() > 0).astype(float)
+            vectors = model.basis[panel.genes].double().numpy()
+            x = (one.take(np.arange(300)).toarray() - one.mean) / one.scale @ vectors / np.linalg.norm(vectors)
+            expected = np.linalg.matrix_power(near / near.sum(axis=1, keepdims=True), 4) @ x
+            whole = model.content(make_batch(one, panel, n_layers))
+            np.testing.assert_allclose(whole.numpy(), expected, atol=1e-5)
+            for centres in (np.random.default_rng(n_layers).permutation(300)[:40], lonely, np.array([3, 3, 250, 3])):
+                part = model.content(make_batch(one, panel, n_layers, centres=centres))
+                np.testing.assert_allclose(part.numpy(), whole[centres].numpy(), atol=2e-6)
+
+    def test_content_of_one_hop_fewer_would_not_do(self, slide, vocabulary, monkeypatch):
+        model, panel, centres = network(vocabulary, 0), slide_panel(slide, vocabulary), np.arange(5)
+        whole = model.content(make_batch(slide, panel, 0))
+        monkeypatch.setattr(_batch, "CONTENT_HOPS", 3)
+        short = model.content(make_batch(slide, panel, 0, centres=centres))
         assert (short - whole[centres]).abs().max() > 1e-3
 
     @pytest.mark.parametrize("n_layers", [0, 1, 3])
@@ -96,15 +145,23 @@ class TestBatch:
         reached = set(slide.local[centres].indices.tolist())
         for _ in range(n_layers):
             reached |= {other for cell in reached for other in slide.graph[[cell]].indices.tolist()}
-        cells = sorted(reached)
+        around = set(centres.tolist())
+        for _ in range(4):
+            around |= {other for cell in around for other in slide.graph[[cell]].indices.tolist()}
+        cells = np.array(sorted(reached | around))
         assert len(cells) < 300
-        np.testing.assert_array_equal(batch.expression.forward.to_dense().numpy(), slide.expression[cells].toarray())
+        np.testing.assert_array_equal(batch.expression.forward.to_dense().numpy(), slide.take(cells).toarray())
+        np.testing.assert_array_equal(cells[batch.centres], centres)
         graph = torch.zeros(len(cells), len(cells))
         seen, sees = batch.neighbours.edges  # from, to
         graph[sees, seen] = batch.neighbours.weights[:, 0]
         np.testing.assert_array_equal(graph.numpy(), slide.graph[cells][:, cells].toarray())
         np.testing.assert_array_equal(
             batch.neighbours.pool.forward.to_dense().numpy(), slide.local[centres][:, cells].toarray()
+        )
+        near = graph.numpy() > 0
+        np.testing.assert_allclose(
+            batch.around.forward.to_dense().numpy(), near / near.sum(axis=1, keepdims=True), rtol=1e-6
         )
 
     def test_panel(self, slide, vocabulary):
@@ -119,48 +176,93 @@ class TestBatch:
         assert batch.slide == 2
         with torch.no_grad():
             assert network(vocabulary, 1)(batch).shape == (5, 8)
+            assert network(vocabulary, 1).content(batch).shape == (5, 8)
+
+    @pytest.mark.parametrize("cells", [[3], [0, 5, 9], [8, 9], list(range(10))], ids=len)
+    def test_among(self, cells):
+        rows = sp.random(6, 10, 0.4, format="csr", rng=np.random.default_rng(0), dtype=np.float32)
+        for some in (rows, rows[:0], sp.csr_matrix((3, 10), dtype=np.float32)):
+            got = among(some, np.array(cells))
+            np.testing.assert_array_equal(got.toarray(), some.toarray()[:, cells])
+            assert got.has_sorted_indices
+            assert got.dtype == np.float32
 
 
 class TestPartners:
-    def test_come_from_the_ring(self, slide):
+    def test_come_from_the_ring(self, slide, in_hops):
         rng = np.random.default_rng(0)
-        for _ in range(20):
-            centres = rng.permutation(300)[:100]
-            partners = draw_partners(slide, centres, rng)
-            filled = np.diff(slide.view.indptr)[centres] > 0
-            assert (partners[~filled] == centres[~filled]).all()
-            assert (np.asarray(slide.view[centres[filled], partners[filled]]).ravel() > 0).all()
-            assert (partners[filled] != centres[filled]).all()
+        for one in (slide, in_hops):
+            view = rings(one)
+            for _ in range(20):
+                centres = rng.permutation(300)[:100]
+                partners = draw_partners(one, centres, rng.random(100))
+                filled = np.diff(view.indptr)[centres] > 0
+                assert (partners[~filled] == centres[~filled]).all()
+                assert (np.asarray(view[centres[filled], partners[filled]]).ravel() > 0).all()
+                assert (partners[filled] != centres[filled]).all()
 
-    def test_as_often_as_their_weights_say(self, slide):
-        centres = np.array([3, 120])
-        draws = draw_partners(slide, np.repeat(centres, 20_000), np.random.default_rng(0)).reshape(2, -1)
-        for centre, drawn in zip(centres, draws, strict=True):
-            weights = slide.view[[centre]].toarray()[0]
-            share = np.bincount(drawn, minlength=300) / 20_000
-            expected = weights / weights.sum()
-            assert (weights > 0).sum() > 5
-            np.testing.assert_allclose(share, expected, atol=4 * np.sqrt(expected.max() / 20_000))
+    def test_as_often_as_their_weights_say(self, slide, in_hops):
+        """With chance spread evenly over [0, 1), shares are the weights."""
+        for one in (slide, in_hops):
+            view, centres, u = rings(one), np.array([3, 120, 7]), (np.arange(20_000) + 0.5) / 20_000
+            draws = draw_partners(one, np.repeat(centres, 20_000), np.tile(u, 3)).reshape(3, -1)
+            for centre, drawn in zip(centres, draws, strict=True):
+                weights = view[[centre]].toarray()[0].astype(float)
+                assert (weights > 0).sum() > 5
+                share = np.bincount(drawn, minlength=300) / 20_000
+                np.testing.assert_allclose(share, weights / weights.sum(), atol=1.5 / 20_000)
 
-    def test_unequal_weights_and_rows_without_ring_in_between(self, slide):
-        view = sp.csr_matrix(np.array([[0, 9, 1, 0], [0, 0, 0, 0], [1e-4, 0, 0, 1], [0, 0, 0, 0]], np.float32))
-        small = slide._replace(view=view)
-        centres = np.tile([3, 0, 1, 2, 1], 4000)
-        partners = draw_partners(small, centres, np.random.default_rng(0))
-        assert (partners[centres == 1] == 1).all()
-        assert (partners[centres == 3] == 3).all()
-        assert np.mean(partners[centres == 0] == 1) == pytest.approx(0.9, abs=0.02)
-        assert set(partners[centres == 0]) == {1, 2}
-        assert np.mean(partners[centres == 2] == 3) > 0.99
+    def test_do_not_depend_on_the_other_centres(self, slide):
+        rng = np.random.default_rng(0)
+        centres, u = rng.permutation(300), rng.random(300)
+        together = draw_partners(slide, centres, u)
+        for some in (slice(0, 100), slice(100, 101), slice(101, 300), slice(0, 0)):
+            assert (draw_partners(slide, centres[some], u[some]) == together[some]).all()
+
+    @pytest.fixture
+    def line(self, slide) -> Slide:
+        """Four cells on a line, the third without ring."""
+        xy = np.array([[0.0, 0], [20, 0], [5000, 0], [60, 0]])
+        alone = sp.identity(4, np.float32, format="csr")
+        return replace(slide, xy=xy, graph=alone, local=alone, sizes=("radius", 10.0, 100.0, 30.0))
+
+    def test_unequal_weights_and_rows_without_ring_in_between(self, line):
+        centres = np.tile([2, 0, 1, 3, 2], 4000)
+        partners = draw_partners(line, centres, np.random.default_rng(0).random(20_000))
+        assert (partners[centres == 2] == 2).all()
+        weight = {d: np.exp(-(d**2) / 1800) for d in (20, 40, 60)}
+        for centre, near, far, one, other in ((0, 1, 3, 20, 60), (1, 0, 3, 20, 40), (3, 1, 0, 40, 60)):
+            drawn = partners[centres == centre]
+            assert set(drawn) == {near, far}
+            expected = weight[one] / (weight[one] + weight[other])
+            assert np.mean(drawn == near) == pytest.approx(expected, abs=0.03)
+
+    def test_the_ends_of_chance(self, line):
+        centres = np.array([0, 1, 2, 3])
+        assert draw_partners(line, centres, np.zeros(4)).tolist() == [1, 0, 2, 0]
+        assert draw_partners(line, centres, np.full(4, np.nextafter(1, 0))).tolist() == [3, 3, 2, 1]
+
+    def test_a_ring_of_far_cells_beside_near_ones(self, line):
+        """Whose weights are lost in a sum with those of others."""
+        far = replace(
+            line, xy=np.array([[0.0, 0], [11, 0], [5000, 0], [5090, 0], [5000, 90.0]]), sizes=(*line.sizes[:3], 9)
+        )
+        centres = np.tile([0, 2], 5000)
+        partners = draw_partners(far, centres, (np.arange(10_000) + 0.5) / 10_000)
+        assert (partners[centres == 0] == 1).all()
+        assert np.mean(partners[centres == 2] == 3) == pytest.approx(0.5, abs=1e-3)
+        assert np.mean(partners[centres == 2] == 4) == pytest.approx(0.5, abs=1e-3)
 
     def test_nobody_has_a_ring(self, slide):
-        empty = slide._replace(view=sp.csr_matrix((300, 300), dtype=np.float32))
+        empty = replace(slide, sizes=("radius", 1e-4, 2e-4, 1.0))
         centres = np.arange(0, 300, 7)
-        assert (draw_partners(empty, centres, np.random.default_rng(0)) == centres).all()
+        assert (draw_partners(empty, centres, np.random.default_rng(0).random(43)) == centres).all()
 
-    def test_centres_are_not_changed_and_chance_is_seeded(self, slide):
+    def test_centres_are_not_changed_and_chance_decides(self, slide):
         centres = np.arange(100)
-        one, same, other = (draw_partners(slide, centres, np.random.default_rng(seed)) for seed in (1, 1, 2))
+        one, same, other = (
+            draw_partners(slide, centres, np.random.default_rng(seed).random(100)) for seed in (1, 1, 2)
+        )
         assert (centres == np.arange(100)).all()
         assert (one == same).all()
         assert (one != other).any()
@@ -168,42 +270,41 @@ class TestPartners:
 
 class TestCanonicalOrder:
     @pytest.fixture
-    def case(self, slide):
-        return slide.expression, slide.genes, slide.graph
+    def case(self, adata, slide):
+        (read,) = read_expression(adata.X, plan_columns(list(adata.var_names), bool), np.zeros(300, int), 1)
+        return read.identity[slide.cells], slide.graph
 
     def test_is_the_identity_on_what_is_in_order(self, case):
-        assert (canonical_order(*case) == np.arange(case[0].shape[0])).all()
+        identity, weights = case
+        order = canonical_order(identity, weights)
+        assert (canonical_order(identity[order], weights[order][:, order]) == np.arange(300)).all()
 
     def test_any_order(self, case):
-        expression, genes, weights = case
-        rng = np.random.default_rng(0)
-        cells, columns = rng.permutation(expression.shape[0]), rng.permutation(len(genes))
-        shuffled = sp.csr_matrix(expression[cells][:, columns])
-        order = canonical_order(shuffled, [genes[column] for column in columns], weights[cells][:, cells])
-        assert (cells[order] == np.arange(expression.shape[0])).all()
+        identity, weights = case
+        expected = canonical_order(identity, weights)
+        cells = np.random.default_rng(0).permutation(300)
+        order = canonical_order(identity[cells], weights[cells][:, cells])
+        assert (cells[order] == expected).all()
 
     def test_cells_without_counts_are_told_apart_by_their_neighbours(self):
         # a path of 7 cells, one of which is expressed: up to three hops away all differ
-        expression = sp.csr_matrix(np.eye(7, 1, dtype=np.float32))
+        identity = np.array([3, 0, 0, 0, 0, 0, 0], np.uint64)
         weights = sp.csr_matrix(np.eye(7, k=1) + np.eye(7, k=-1), dtype=np.float32)
-        expected = canonical_order(expression, ["g"], weights)
+        expected = canonical_order(identity, weights)
         cells = np.array([3, 6, 0, 5, 2, 4, 1])
-        order = canonical_order(expression[cells], ["g"], weights[cells][:, cells])
+        order = canonical_order(identity[cells], weights[cells][:, cells])
         assert (cells[order] == expected).all()
 
     def test_what_cannot_be_told_apart_keeps_its_order(self):
-        kind = np.random.default_rng(0).integers(2, size=(400, 1))
-        order = canonical_order(
-            sp.csr_matrix(kind, dtype=np.float32), ["g"], sp.csr_matrix((400, 400), dtype=np.float32)
-        )
+        kind = np.random.default_rng(0).integers(2, size=400)
+        order = canonical_order(kind.astype(np.uint64), sp.csr_matrix((400, 400), dtype=np.float32))
         for value in (0, 1):
-            same = order[kind[order, 0] == value]
+            same = order[kind[order] == value]
             assert (np.diff(same) > 0).all()
-            assert np.ptp(np.flatnonzero(kind[order, 0] == value)) == len(same) - 1  # and stands together
+            assert np.ptp(np.flatnonzero(kind[order] == value)) == len(same) - 1  # and stands together
 
-    def test_names_and_values_count(self, case):
-        expression, genes, weights = case
-        same = canonical_order(expression, genes, weights)
-        assert (canonical_order(expression, genes[::-1], weights) != same).any()
-        assert (canonical_order(2 * expression, genes, weights) != same).any()
-        assert (canonical_order(expression, genes, 0.5 * weights) != same).any()
+    def test_identity_and_weights_count(self, case):
+        identity, weights = case
+        same = canonical_order(identity, weights)
+        assert (canonical_order(identity + np.uint64(1), weights) != same).any()
+        assert (canonical_order(identity, 0.5 * weights) != same).any()

@@ -9,9 +9,11 @@ import numpy as np
 import pandas as pd
 import pytest
 import scipy.sparse as sp
+from scipy.spatial.distance import cdist
 
 import stage_sc as st
 from stage_sc.data._slide import MIN_SCALE, Slide, read_data
+from stage_sc.pp._neighbors import ring
 
 MATRICES = ("expression", "graph", "local", "view")
 ARRAYS = ("mean", "scale", "empty", "isolated")
@@ -42,11 +44,25 @@ def read(adata: ad.AnnData, **arguments: object) -> Slide:
     return slide
 
 
+def values(slide: Slide) -> sp.csr_matrix:
+    """Expression of all cells, in the order of the slide."""
+    return slide.take(np.arange(slide.n_cells))
+
+
+def rings(slide: Slide) -> sp.csr_matrix:
+    """View rings of all cells."""
+    return ring(slide.xy, slide.tree, slide.graph, np.arange(slide.n_cells), slide.sizes)
+
+
+def matrices(slide: Slide) -> list[sp.csr_matrix]:
+    return [values(slide), slide.graph, slide.local, rings(slide)]
+
+
 def assert_same(one: Slide, other: Slide) -> None:
     """To the bit; the positions in the AnnData are compared by whoever knows what they should be."""
     assert one.genes == other.genes
-    for name in MATRICES:
-        a, b = getattr(one, name), getattr(other, name)
+    assert one.sizes == other.sizes
+    for name, a, b in zip(MATRICES, matrices(one), matrices(other), strict=True):
         assert a.shape == b.shape
         assert a.dtype == b.dtype == np.float32
         np.testing.assert_array_equal(a.indptr, b.indptr, err_msg=name)
@@ -97,12 +113,12 @@ class TestNumbers:
         for cell in range(len(summed)):
             if total[cell]:
                 expected[cell] = np.log1p(summed[cell] / total[cell] * np.median(total[total > 0]))
-        np.testing.assert_allclose(slide.expression.toarray(), expected[slide.cells], rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(values(slide).toarray(), expected[slide.cells], rtol=1e-5, atol=1e-6)
 
     def test_scaling(self, adata):
         for scaling in ("none", "center", "standardize"):
             slide = read(adata, scaling=scaling)
-            x = slide.expression.toarray().astype(float)
+            x = values(slide).toarray().astype(float)
             mean = x.mean(axis=0) if scaling != "none" else 0 * x[0]
             scale = np.maximum(x.std(axis=0), MIN_SCALE) if scaling == "standardize" else 0 * x[0] + 1
             np.testing.assert_allclose(slide.mean, mean, rtol=1e-5, atol=1e-7)
@@ -111,17 +127,42 @@ class TestNumbers:
 
     def test_cells_maps_back(self, adata, slide):
         assert sorted(slide.cells) == list(range(adata.n_obs)) == list(range(slide.n_cells))
-        for key, matrix in (("local_connectivities", slide.local), ("view_connectivities", slide.view)):
-            np.testing.assert_array_equal(matrix.toarray(), adata.obsp[key].toarray()[np.ix_(slide.cells, slide.cells)])
+        pairs = np.ix_(slide.cells, slide.cells)
+        np.testing.assert_array_equal(slide.local.toarray(), adata.obsp["local_connectivities"].toarray()[pairs])
+        settings = adata.uns["stage_graph"]["slides"].iloc[0]
+        assert slide.sizes == (settings["mode"], settings["local"], settings["view"], settings["sigma"])
+        np.testing.assert_array_equal(slide.xy, adata.obsm["spatial"][slide.cells] * settings["scale"])
+        assert slide.xy.dtype == np.float64
+
+    def test_rings(self, adata, slide):
+        """What training draws from: distances between the local neighbourhood and the view size."""
+        d = cdist(adata.obsm["spatial"], adata.obsm["spatial"])[np.ix_(slide.cells, slide.cells)]
+        expected = np.where((d > 25) & (d <= 50), np.exp(-(d**2) / (2 * slide.sizes[3] ** 2)), 0)
+        np.testing.assert_allclose(rings(slide).toarray(), expected, rtol=1e-4)
+        assert (expected > 0).any(axis=1).sum() > 200
+
+    def test_scale(self):
+        """Coordinates of a slide are µm, whatever the unit of the data."""
+        plain, pixels = tissue(), tissue()
+        pixels.obsm["spatial"] = plain.obsm["spatial"] * 8
+        one, other = read(graphed(plain)), read(graphed(pixels, scale=0.125))
+        assert_same(one, other)
+        np.testing.assert_allclose(one.xy, other.xy, rtol=1e-12)
 
     def test_graph_weights(self, adata, slide):
         sigma = adata.uns["stage_graph"]["slides"]["sigma"].iloc[0]
         edges = sp.coo_matrix(adata.obsp["spatial_distances"])
         expected = np.zeros((slide.n_cells, slide.n_cells))
         expected[edges.row, edges.col] = np.exp(-(edges.data**2) / (2 * sigma**2))
+        np.fill_diagonal(expected, 1)
         expected = expected[np.ix_(slide.cells, slide.cells)]
         np.testing.assert_allclose(slide.graph.toarray(), expected, rtol=1e-4)
-        assert slide.graph.nnz == adata.obsp["spatial_connectivities"].nnz
+        np.testing.assert_array_equal(slide.graph.diagonal(), 1)
+        assert slide.graph.nnz == adata.obsp["spatial_connectivities"].nnz + adata.n_obs
+        for matrix in (slide.graph, slide.local):
+            assert matrix.has_sorted_indices
+            assert (np.diff(matrix.indices) > 0).sum() >= matrix.nnz - slide.n_cells
+            assert not (matrix != matrix.T).nnz
 
     def test_cells_at_one_place_stay_connected(self):
         plain = tissue()
@@ -133,21 +174,30 @@ class TestNumbers:
     def test_flags(self, slide):
         assert slide.cells[slide.empty].tolist() == [7]
         assert slide.cells[slide.isolated].tolist() == [9]
-        assert slide.expression[slide.empty].nnz == slide.graph[slide.isolated].nnz == 0
+        assert slide.take(np.flatnonzero(slide.empty)).nnz == 0
+        (isolated,) = np.flatnonzero(slide.isolated)
+        assert slide.graph[isolated].indices.tolist() == [isolated]
 
-    def test_surroundings_are_the_mean_over_two_hops(self, slide):
-        near = (slide.graph.toarray() > 0).astype(float) + np.eye(slide.n_cells)
-        near /= near.sum(axis=1, keepdims=True)
-        got = slide.surroundings()
-        assert got.dtype == np.float32
-        np.testing.assert_allclose(got.toarray(), near @ near, atol=1e-6)
+    def test_rows_of_the_expression(self, adata, slide):
+        """It is kept as it was read: row by row the cells of the AnnData."""
+        assert slide.rows is not None
+        np.testing.assert_array_equal(slide.rows, slide.cells)
+        cells = np.array([5, 200, 5, 31])
+        np.testing.assert_array_equal(slide.take(cells).toarray(), slide.expression[slide.cells[cells]].toarray())
+        for size in (1, 7, 250, 1000):
+            found = np.full((slide.n_cells, len(slide.genes)), np.nan)
+            for part, rows in slide.blocks(size):
+                assert rows.shape[0] <= size
+                found[part] = rows.toarray()
+            np.testing.assert_array_equal(found, values(slide).toarray())
 
     def test_vocabulary_selects_genes_after_scaling_to_the_total(self, adata, slide):
         few = read(adata, vocabulary=["gfap", slide.genes[3], "no such gene"])
         columns = sorted([slide.genes.index("gfap"), 3])
         assert few.genes == [slide.genes[column] for column in columns]
         # the order of cells depends on the genes used
-        one, other = few.expression[np.argsort(few.cells)], slide.expression[np.argsort(slide.cells)][:, columns]
+        one, other = (part.take(np.argsort(part.cells)) for part in (few, slide))
+        other = other[:, columns]
         np.testing.assert_array_equal(one.toarray(), other.toarray())
 
     def test_unit_deviation_is_not_forced_on_genes_that_do_not_vary(self, adata):
@@ -155,7 +205,7 @@ class TestNumbers:
         flat.X = sp.csr_matrix(np.ones(flat.shape, np.float32))
         slide = read(flat)
         assert slide.scale.min() >= np.float32(MIN_SCALE)
-        x = (slide.expression.toarray() - slide.mean) / slide.scale
+        x = (values(slide).toarray() - slide.mean) / slide.scale
         assert np.abs(x[:, np.array(slide.genes) != "gfap"]).max() < 0.01
 
 

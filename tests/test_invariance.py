@@ -11,8 +11,10 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 import stage_sc as st
+from stage_sc.data import _expression
 from stage_sc.model import Stage
 
 
@@ -108,6 +110,37 @@ class TestLabelling:
         found = labels(other, small_model)
         back = [frame.set_index(tissue.obs_names).sort_index() for frame in found]
         assert_same(tuple(back), expected)
+
+    @pytest.mark.parametrize("n_threads", [1, 2, 3])
+    def test_number_of_threads(self, tissue, small_model, expected, n_threads):
+        before = torch.get_num_threads()
+        try:
+            torch.set_num_threads(n_threads)
+            assert_same(labels(tissue, small_model), expected)
+            assert torch.get_num_threads() == n_threads
+        finally:
+            torch.set_num_threads(before)
+
+    @pytest.mark.parametrize("rows", [1, 7, 299])
+    def test_size_of_the_blocks_that_are_read(self, tissue, small_model, expected, rows, monkeypatch):
+        monkeypatch.setattr(_expression, "BLOCK_ROWS", rows)
+        assert_same(labels(tissue, small_model), expected)
+
+    @pytest.mark.parametrize("layout", ["hexagonal", "square"])
+    def test_grids(self, raw_tissue, small_model, layout):
+        """Spots, whose neighbourhoods are counted in steps, in any order and place."""
+        row, column = np.divmod(np.arange(300), 20)
+        hexagonal = np.c_[100 * (column + 0.5 * (row % 2)), 100 * np.sqrt(0.75) * row]
+        grid, found = hexagonal if layout == "hexagonal" else 8.0 * np.c_[column, row], []
+        for seed in (None, 8, 9):
+            adata = raw_tissue.copy()
+            adata.obsm["spatial"] = grid if seed is None else moved(grid, 0.1 * seed, (300.0, -70.0 * seed))
+            adata = adata if seed is None else shuffled(adata, seed)
+            st.pp.build_graph(adata)
+            assert adata.uns["stage_graph"]["slides"]["mode"].iloc[0] == "hops"
+            found.append(labels(adata, small_model))
+        assert_same(found[1], found[0])
+        assert_same(found[2], found[0])
 
     def test_labels_do_not_change_what_labelling_finds(self, tissue, small_model, expected):
         adata = st.tl.stage_niches(tissue, model=small_model, n_domains=3, copy=True)

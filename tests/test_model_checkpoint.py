@@ -38,14 +38,14 @@ def build(seed: int = 0, **changes: object) -> Stage:
     n_leaves = config.levels[-1]
     leaf = torch.from_numpy(rng.integers(0, n_leaves, 100))
     model.tree.grow(torch.randn(n_leaves, 8), leaf, torch.randn(100, 8), "content")
-    model.queue.push(0, torch.rand(20, model.tree.n_nodes), 3)  # the rest of the queue stays infinite
+    model.queue.push(torch.zeros(20).long(), torch.rand(20, model.tree.n_nodes), 3)  # the rest stays infinite
     return model.eval()
 
 
 def batch(n_cells: int = 20) -> Batch:
     rng = np.random.default_rng(0)
     near = np.triu(rng.random((n_cells, n_cells)) < 0.2, 1)
-    edges = sp.coo_matrix(near + near.T)
+    edges = sp.coo_matrix(near + near.T + np.eye(n_cells, dtype=bool))
     expression = sp.csr_matrix(rng.random((n_cells, 6)).astype(np.float32))
     pool = sp.csr_matrix((near + near.T + np.eye(n_cells)).astype(np.float32))
     return Batch(
@@ -57,13 +57,16 @@ def batch(n_cells: int = 20) -> Batch:
             torch.ones(edges.nnz, 1),
             Sparse(pool),
         ),
+        Sparse(sp.csr_matrix(pool / pool.sum(axis=1))),
+        torch.arange(n_cells),
     )
 
 
 @torch.no_grad()
 def outputs(model: Stage) -> list[Tensor]:
     h = model(batch())
-    return [h, model.content(batch()), *model.tree.assign(h), *model.tree.scores(h, model.active(0))]
+    active = model.active(torch.zeros(len(h)).long())
+    return [h, model.content(batch()), *model.tree.assign(h), *model.tree.scores(h, active)]
 
 
 def header(path: Path) -> dict[str, object]:

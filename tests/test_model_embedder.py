@@ -175,6 +175,24 @@ class TestSparse:
         (sparse @ (sparse @ right)).sum().backward()
         np.testing.assert_allclose(right.grad.numpy(), (matrix @ matrix).T @ np.ones((7, 3)), rtol=1e-4, atol=1e-5)
 
+    @pytest.mark.parametrize("index", [np.int32, np.int64])
+    def test_index_types_and_no_copy(self, index):
+        dense = counts()
+        matrix = sp.csr_matrix(dense)
+        matrix.indices, matrix.indptr = matrix.indices.astype(index), matrix.indptr.astype(index)
+        sparse = Sparse(matrix)
+        np.testing.assert_allclose((sparse @ torch.eye(7)).numpy(), dense)
+        assert sparse.shape == dense.shape
+        assert sparse.forward.values().data_ptr() == matrix.data.ctypes.data
+
+    def test_transpose_only_where_a_gradient_is_wanted(self):
+        sparse = Sparse(sp.csr_matrix(counts()))
+        assert sparse.to("cpu") is sparse
+        sparse @ torch.eye(7)
+        assert sparse._backward is None
+        np.testing.assert_array_equal(sparse.backward.to_dense().numpy(), counts().T)
+        assert sparse.to("cpu").backward is sparse.backward
+
     def test_unsorted_and_empty(self):
         matrix = sp.csr_matrix((np.array([1.0, 2.0], np.float32), np.array([2, 0]), np.array([0, 2, 2])), shape=(2, 3))
         np.testing.assert_array_equal((Sparse(matrix) @ torch.eye(3)).numpy(), [[2, 0, 1], [0, 0, 0]])

@@ -31,7 +31,8 @@ def local(seed: int = 1) -> np.ndarray:
 
 
 def neighbours(weights: np.ndarray, pool: np.ndarray) -> Neighbours:
-    edges = sp.coo_matrix(weights)
+    """Every cell sees itself with weight 1."""
+    edges = sp.coo_matrix(weights + np.eye(len(weights), dtype=np.float32))
     return Neighbours(
         torch.from_numpy(np.stack([edges.col, edges.row]).astype(np.int64)),
         torch.from_numpy(edges.data)[:, None],

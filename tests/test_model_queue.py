@@ -57,30 +57,46 @@ def assert_whole_paths(selected: torch.Tensor) -> None:
         assert node >= NODES[-1].start or selected[PARENT == node].any()
 
 
+def of(slide: int, n_cells: int) -> torch.Tensor:
+    return torch.full((n_cells,), slide)
+
+
 class TestPush:
     @pytest.mark.parametrize("rank", [1, 3])
     def test_score_of_that_rank(self, rank):
         queue, scores = SlideQueue(2, M, 2), torch.from_numpy(np.random.default_rng(0).uniform(-1, 1, (9, M))).float()
-        queue.push(1, scores, rank)
+        queue.push(of(1, 9), scores, rank)
         for k in range(M):
             assert float(queue.scores[1, 0, k]) == sorted(scores[:, k].tolist(), reverse=True)[rank - 1]
         assert torch.isinf(queue.scores[0]).all()
         assert torch.isinf(queue.scores[1, 1]).all()
 
+    def test_every_slide_remembers_its_own_cells(self):
+        scores = torch.from_numpy(np.random.default_rng(0).uniform(-1, 1, (30, M)).astype(np.float32))
+        slides = torch.from_numpy(np.random.default_rng(1).choice([0, 2, 3], 30))
+        together, apart = filled(5), filled(5)
+        together.push(slides, scores, 3)
+        for slide in (0, 2, 3):
+            apart.push(of(slide, int((slides == slide).sum())), scores[slides == slide], 3)
+        assert torch.equal(together.scores, apart.scores)
+        assert not torch.equal(together.scores, filled(5).scores)
+        for slide in (1, 4):
+            assert torch.equal(together.scores[slide], filled(5).scores[slide])
+
     def test_small_batch(self):
         queue, scores = SlideQueue(1, M, 1), torch.rand(2, M)
-        queue.push(0, scores, 5)
+        queue.push(of(0, 2), scores, 5)
         assert torch.equal(queue.scores[0, 0], scores.amin(dim=0))
 
     def test_the_oldest_is_forgotten(self):
         queue = SlideQueue(2, M, 3)
         for value in range(5):
-            queue.push(0, torch.full((4, M), float(value)), 1)
+            queue.push(of(0, 4), torch.full((4, M), float(value)), 1)
         assert queue.scores[0, :, 0].tolist() == [4, 3, 2]
 
     def test_no_gradient_is_kept(self):
         queue = SlideQueue(1, M, 1)
-        queue.push(0, torch.rand(4, M, requires_grad=True) * 2, 1)
+        queue.push(of(0, 4), torch.rand(4, M, requires_grad=True) * 2, 1)
         assert not queue.scores.requires_grad
 
     def test_forget(self):

@@ -136,6 +136,14 @@ class TestMasked:
         expected = naive(scores.numpy(), 0.05, 3, np.full(5, 0.2))
         np.testing.assert_allclose(q.numpy(), expected, rtol=1e-4, atol=1e-7)
 
+    def test_cells_of_several_slides_with_their_own_columns(self):
+        scores = cosines(20, 6)
+        scores[:8, [0, 1]] = -torch.inf
+        scores[8:, [4, 5]] = -torch.inf
+        expected = naive(scores.numpy(), 0.05, 3, np.full(6, 1 / 6))
+        np.testing.assert_allclose(sinkhorn(scores).numpy(), expected, rtol=1e-4, atol=1e-7)
+        np.testing.assert_allclose(sinkhorn(scores, 0.05, 2000).sum(dim=0).numpy(), 20 / 6, rtol=0.01)
+
     def test_a_cell_with_one_choice(self):
         scores = cosines()
         scores[0, 1:] = -torch.inf

@@ -33,6 +33,10 @@ def grown(levels: tuple[int, ...], seed: int = 0, n_cells: int = 200, linkage: s
     return tree
 
 
+def draws(n_cells: int, tree: PrototypeTree, seed: int = 0) -> Tensor:
+    return torch.from_numpy(np.random.default_rng(seed).random((n_cells, len(tree.levels)), dtype=np.float32))
+
+
 def children(tree: PrototypeTree, node: int) -> list[int]:
     return [child for child, parent in enumerate(tree.parent.tolist()) if parent == node]
 
@@ -273,7 +277,7 @@ class TestSampling:
     @pytest.mark.parametrize("levels", SHAPES)
     def test_paths_go_from_parent_to_child(self, levels):
         tree = grown(levels)
-        paths = tree.sample_paths(tree.scores(directions(64, 9)), torch.Generator().manual_seed(0))
+        paths = tree.sample_paths(tree.scores(directions(64, 9)), draws(64, tree))
         assert paths.shape == (64, len(levels))
         valid = all_paths(tree)
         for path in paths.tolist():
@@ -288,15 +292,15 @@ class TestSampling:
                 active[node] = True
                 node = int(tree.parent[node])
         scores = tree.scores(directions(64, 9), active)
-        paths = tree.sample_paths(scores, torch.Generator().manual_seed(0))
+        paths = tree.sample_paths(scores, draws(64, tree))
         assert set((paths[:, 2] + tree.offsets[2]).tolist()) == set(leaves)
 
     @pytest.mark.parametrize("levels", [(4,), (1, 4)])
     def test_frequencies_follow_the_plan(self, levels):
         tree, h = grown(levels), directions(5, 9)
-        scores, generator = tree.scores(h), torch.Generator().manual_seed(0)
-        draws = torch.stack([tree.sample_paths(scores, generator, epsilon=0.5)[:, -1] for _ in range(2000)])
-        share = torch.stack([(draws == node).float().mean(dim=0) for node in range(4)], dim=1)
+        scores = tree.scores(h)
+        leaf = torch.stack([tree.sample_paths(scores, draws(5, tree, k), epsilon=0.5)[:, -1] for k in range(2000)])
+        share = torch.stack([(leaf == node).float().mean(dim=0) for node in range(4)], dim=1)
         plan = sinkhorn(scores[-1].detach(), 0.5)
         assert plan.max() < 0.95
         np.testing.assert_allclose(share.numpy(), plan.numpy(), atol=0.045)  # four standard errors
@@ -313,16 +317,61 @@ class TestSampling:
 
     def test_balance_spreads_cells_that_are_alike(self):
         tree = grown((2, 4, 8))
-        paths = tree.sample_paths(tree.scores(directions(1, 9).repeat(800, 1)), torch.Generator().manual_seed(0))
+        paths = tree.sample_paths(tree.scores(directions(1, 9).repeat(800, 1)), draws(800, tree))
         for level, n_nodes in enumerate((2, 4)):
             expected = [400] * 2 if level == 0 else [400 / len(children(tree, int(p))) for p in tree.parent[2:6]]
             count = torch.bincount(paths[:, level], minlength=n_nodes).numpy()
             np.testing.assert_allclose(count, expected, atol=70)
 
-    def test_seeded(self):
+    @pytest.mark.parametrize("epsilon", [0.05, 0.5])
+    @torch.no_grad()
+    def test_draws_are_looked_up_in_the_sums_of_the_plan(self, epsilon):
+        """Level by level, cell by cell: the first child up to which the plan has more than the drawn share."""
+        tree, u = grown((2, 5, 11)), draws(64, grown((2, 5, 11)))
+        scores = tree.scores(directions(64, 9))
+        paths, upper = tree.sample_paths(scores, u, epsilon=epsilon), torch.zeros(64, dtype=torch.int64)
+        for level in range(3):
+            plan = tree.plans(scores, upper, level, epsilon, 3).double().numpy()
+            for cell in range(64):
+                node, total = 0, plan[cell, 0]
+                while total <= float(u[cell, level]) * plan[cell].sum():
+                    node += 1
+                    total += plan[cell, node]
+                assert int(paths[cell, level]) == node
+            upper = paths[:, level]
+
+    @pytest.mark.parametrize("draw", [0.0, 0.5, 1 - 2**-24], ids=["least", "middle", "greatest"])
+    def test_extreme_draws_take_no_node_without_mass(self, draw):
+        tree, active = grown((2, 5, 11)), torch.ones(18, dtype=torch.bool)
+        active[[7, 17]] = False  # the first and the last leaf
+        for node in (7, 17):
+            assert active[tree.parent == tree.parent[node]].any()
+        paths = tree.sample_paths(tree.scores(directions(500, 9), active), torch.full((500, 3), draw), epsilon=0.01)
+        assert active[paths[:, 2] + 7].all()
+        valid = all_paths(tree)
+        assert all([a, b + 2, c + 7] in valid for a, b, c in paths.tolist())
+
+    def test_rows_of_several_slides(self):
+        """Cells among the prototypes of their own slides, all of them in balance."""
+        tree, active = grown((3, 7, 16)), torch.ones(80, 26, dtype=torch.bool)
+        roots = torch.arange(80) % 2  # of two slides that lack a root each, with all that is below
+        for cell, root in enumerate(roots.tolist()):
+            for node in range(26):
+                top = node
+                while int(tree.parent[top]) >= 0:
+                    top = int(tree.parent[top])
+                active[cell, node] = top != root
+        scores = tree.scores(directions(80, 9), active)
+        paths = tree.sample_paths(scores, draws(80, tree))
+        assert (paths[:, 0] != roots).all()
+        assert set(paths[:, 0].tolist()) == {0, 1, 2}
+        plan = tree.plans([level.detach() for level in scores], roots, 0, 0.05, 500)
+        np.testing.assert_allclose(plan.sum(dim=0).numpy(), 80 / 3, rtol=0.02)
+
+    def test_chance_comes_from_the_draws_alone(self):
         tree = grown((3, 7, 16))
         scores, state = tree.scores(directions(64, 9)), torch.get_rng_state()
-        one, same, other = (tree.sample_paths(scores, torch.Generator().manual_seed(seed)) for seed in (1, 1, 2))
+        one, same, other = (tree.sample_paths(scores, draws(64, tree, seed)) for seed in (1, 1, 2))
         assert torch.equal(one, same)
         assert not torch.equal(one, other)
         assert torch.equal(torch.get_rng_state(), state)

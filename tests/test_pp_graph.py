@@ -7,14 +7,15 @@ import numpy as np
 import pandas as pd
 import pytest
 import scipy.sparse as sp
-from scipy.spatial import Delaunay
+from scipy.spatial import Delaunay, cKDTree
 from scipy.spatial.distance import cdist
 
 import stage_sc.pp as pp
 from stage_sc.pp._graph_state import read_graph
-from stage_sc.pp._neighbors import gaussian_weights
+from stage_sc.pp._neighbors import gaussian_weights, ring
 
-KEYS = ("spatial_connectivities", "spatial_distances", "local_connectivities", "view_connectivities")
+STORED = ("spatial_connectivities", "spatial_distances", "local_connectivities")
+KEYS = (*STORED, "view")  # the view ring is not stored
 
 
 def cells(xy: np.ndarray, **obs: object) -> ad.AnnData:
@@ -47,9 +48,36 @@ def slide_row(adata: ad.AnnData, name: str = "") -> pd.Series:
     return adata.uns["stage_graph"]["slides"].loc[name]
 
 
-def assert_same(one: ad.AnnData, other: ad.AnnData, keys: tuple[str, ...] = KEYS, **tolerance: float) -> None:
+def rings(adata: ad.AnnData) -> sp.csr_matrix:
+    """View rings of all cells, slide by slide, as training finds them."""
+    library_key, xy = adata.uns["stage_graph"]["params"]["library_key"], adata.obsm["spatial"]
+    rows, cols, weights = [], [], []
+    for name, row in adata.uns["stage_graph"]["slides"].iterrows():
+        here = np.flatnonzero(adata.obs[library_key] == name) if library_key else np.arange(adata.n_obs)
+        graph = sp.csr_matrix(adata.obsp["spatial_connectivities"])[here][:, here]
+        places = xy[here] * row["scale"]
+        sizes = (row["mode"], row["local"], row["view"], row["sigma"])
+        found = ring(places, cKDTree(places), graph, np.arange(len(here)), sizes).tocoo()
+        rows, cols, weights = [*rows, here[found.row]], [*cols, here[found.col]], [*weights, found.data]
+    entries = np.concatenate(weights), (np.concatenate(rows), np.concatenate(cols))
+    return sp.csr_matrix(entries, shape=(adata.n_obs, adata.n_obs))
+
+
+def relation(adata: ad.AnnData, key: str) -> sp.csr_matrix:
+    return rings(adata) if key == "view" else sp.csr_matrix(adata.obsp[key])
+
+
+def assert_same(
+    one: ad.AnnData,
+    other: ad.AnnData,
+    keys: tuple[str, ...] = KEYS,
+    *,
+    of: np.ndarray | slice = slice(None),
+    **tolerance: float,
+) -> None:
+    """The graph of `one` is that among the cells `of` the other."""
     for key in keys:
-        a, b = (sp.csr_matrix(adata.obsp[key]).sorted_indices() for adata in (one, other))
+        a, b = relation(one, key).sorted_indices(), relation(other, key)[of][:, of].sorted_indices()
         np.testing.assert_array_equal(a.indptr, b.indptr, err_msg=key)
         np.testing.assert_array_equal(a.indices, b.indices, err_msg=key)
         np.testing.assert_allclose(a.data, b.data, err_msg=key, **{"rtol": 0, **tolerance})
@@ -96,14 +124,14 @@ class TestAgainstBruteForce:
         weight = np.exp(-(d**2) / (2 * 15.0**2))
         local, view = d <= 25, (d > 25) & (d <= 50)
         np.testing.assert_array_equal(adata.obsp["local_connectivities"].toarray() > 0, local)
-        np.testing.assert_array_equal(adata.obsp["view_connectivities"].toarray() > 0, view)
+        np.testing.assert_array_equal(rings(adata).toarray() > 0, view)
         np.testing.assert_allclose(adata.obsp["local_connectivities"].toarray(), np.where(local, weight, 0), rtol=1e-4)
-        np.testing.assert_allclose(adata.obsp["view_connectivities"].toarray(), np.where(view, weight, 0), rtol=1e-4)
+        np.testing.assert_allclose(rings(adata).toarray(), np.where(view, weight, 0), rtol=1e-4)
         np.testing.assert_array_equal(adata.obsp["local_connectivities"].diagonal(), 1)
         row = slide_row(adata)
-        assert row["no_view"] == (~view.any(axis=1)).sum() == 1
+        assert (np.diff(rings(adata).indptr) == 0).sum() == (~view.any(axis=1)).sum() == 1
         assert row["no_local"] == (local.sum(axis=1) == 1).sum()
-        assert row["mean_view"] == pytest.approx(view.sum(axis=1).mean(), abs=0.01)
+        assert row["mean_local"] == pytest.approx(local.sum(axis=1).mean() - 1, abs=0.01)
 
     @pytest.mark.parametrize(("local", "view"), [(1, 1), (1, 2), (2, 2), (2, 4)])
     def test_hops_mode(self, local, view):
@@ -115,11 +143,9 @@ class TestAgainstBruteForce:
             reached = (hops < step) @ joined.astype(float) > 0
             hops[reached & np.isinf(hops)] = step
         np.testing.assert_array_equal(adata.obsp["local_connectivities"].toarray() > 0, hops <= local)
-        np.testing.assert_array_equal(adata.obsp["view_connectivities"].toarray() > 0, hops == view)
+        np.testing.assert_array_equal(rings(adata).toarray() > 0, hops == view)
         weight = np.exp(-(cdist(xy, xy) ** 2) / (2 * 15.0**2))
-        np.testing.assert_allclose(
-            adata.obsp["view_connectivities"].toarray(), np.where(hops == view, weight, 0), rtol=1e-4, atol=1e-30
-        )
+        np.testing.assert_allclose(rings(adata).toarray(), np.where(hops == view, weight, 0), rtol=1e-4, atol=1e-30)
 
     def test_default_sigma_is_the_median_edge(self):
         adata = built(tissue())
@@ -140,11 +166,77 @@ class TestAgainstBruteForce:
 
     def test_dtypes(self):
         adata = built(tissue())
-        dtypes = ["float32", "float64", "float32", "float32"]
-        for key, dtype in zip(KEYS, dtypes, strict=True):
+        assert set(adata.obsp) == set(STORED)
+        dtypes = ["float32", "float64", "float32"]
+        for key, dtype in zip(STORED, dtypes, strict=True):
             assert adata.obsp[key].dtype == dtype
             assert adata.obsp[key].has_sorted_indices
             assert isinstance(adata.obsp[key], sp.csr_matrix)
+
+
+def ring_of(
+    xy: np.ndarray, cells: np.ndarray, graph: sp.csr_matrix, mode: str, local: float, view: float, sigma: float = 15.0
+) -> sp.csr_matrix:
+    return ring(xy, cKDTree(xy), graph, cells, (mode, local, view, sigma))
+
+
+def weighted(adata: ad.AnnData, sigma: float) -> sp.csr_matrix:
+    """The graph as a slide keeps it: Gaussian weights, 1 on the diagonal."""
+    lengths = sp.csr_matrix(adata.obsp["spatial_distances"])
+    edges = sp.csr_matrix((gaussian_weights(lengths.data, sigma), lengths.indices, lengths.indptr), lengths.shape)
+    return sp.csr_matrix(edges + sp.identity(lengths.shape[0], np.float32, format="csr"))
+
+
+class TestRing:
+    """Of some cells, from the graph in any form."""
+
+    CELLS = np.array([14, 250, 0, 10, 10, 13, 77])  # an isolated cell, coincident ones, one twice
+
+    @pytest.mark.parametrize(("local", "view"), [(25.0, 50.0), (0.5, 20.0), (90.0, 110.0)])
+    def test_radius(self, local, view):
+        xy = tissue()
+        got = ring_of(xy, self.CELLS, built(xy).obsp["spatial_connectivities"], "radius", local, view)
+        d = cdist(xy[self.CELLS], xy)
+        assert got.has_sorted_indices
+        assert got.dtype == np.float32
+        np.testing.assert_array_equal(got.toarray() > 0, (local < d) & (d <= view))
+        expected = np.where((local < d) & (d <= view), np.exp(-(d**2) / (2 * 15.0**2)), 0)
+        np.testing.assert_allclose(got.toarray(), expected, rtol=1e-4)
+        assert got[0].nnz == 0
+        assert got[1].nnz > 0
+
+    @pytest.mark.parametrize("sigma", [15.0, 4.0])
+    @pytest.mark.parametrize(("local", "view"), [(1, 1), (2, 2), (1, 2), (2, 3), (1, 4)])
+    def test_hops(self, local, view, sigma):
+        """By a walk over the graph; with small weights too, whose products float32 cannot hold."""
+        xy = tissue()
+        adata = built(xy, mode="hops", local=local, view=view)
+        adjacency = adata.obsp["spatial_connectivities"].toarray() > 0
+        for graph in (sp.csr_matrix(adjacency), weighted(adata, sigma)):
+            got = ring_of(xy, self.CELLS, graph, "hops", local, view, sigma)
+            assert got.has_sorted_indices
+            assert got.dtype == np.float32
+            for cell, row in zip(self.CELLS, got, strict=True):
+                seen, last = {int(cell)}, {int(cell)}
+                for _ in range(view):
+                    last = {int(other) for one in last for other in np.flatnonzero(adjacency[one])} - seen
+                    seen |= last
+                assert row.indices.tolist() == sorted(last)
+                expected = gaussian_weights(cdist(xy[[cell]], xy[row.indices])[0], sigma)
+                np.testing.assert_allclose(row.data, expected, rtol=1e-4)
+        assert got[0].nnz == 0
+        assert got[1].nnz > 0
+
+    @pytest.mark.parametrize(("mode", "local", "view"), [("radius", 25.0, 50.0), ("hops", 2, 3)])
+    def test_order_of_the_cells(self, mode, local, view):
+        xy = tissue()
+        graph = weighted(built(xy), 15.0)
+        expected = ring_of(xy, np.arange(300), graph, mode, local, view)
+        order = np.random.default_rng(3).permutation(300)
+        got = ring_of(xy[order], np.arange(300), graph[order][:, order], mode, local, view)
+        np.testing.assert_array_equal(got.toarray(), expected.toarray()[np.ix_(order, order)])
+        some = np.random.default_rng(4).permutation(300)[:50]
+        np.testing.assert_array_equal(ring_of(xy, some, graph, mode, local, view).toarray(), expected[some].toarray())
 
 
 class TestInvariance:
@@ -154,14 +246,14 @@ class TestInvariance:
         for mode in ("radius", "hops"):
             adata = built(xy, library, mode=mode)
             order = np.random.default_rng(1).permutation(len(xy))
-            assert_same(built(xy[order], library[order], mode=mode), adata[order].copy())
+            assert_same(built(xy[order], library[order], mode=mode), adata, of=order)
 
     def test_cell_order_on_a_square_lattice_triangulated_as_cells(self):
         """Every four neighbours lie on one circle: the triangulation is a matter of choice, but always the same."""
         xy = squares(10, 10.0)
         order = np.random.default_rng(1).permutation(len(xy))
         adata = built(xy, technology="xenium", mode="hops")
-        assert_same(built(xy[order], technology="xenium", mode="hops"), adata[order].copy())
+        assert_same(built(xy[order], technology="xenium", mode="hops"), adata, of=order)
 
     @pytest.mark.parametrize("mode", ["radius", "hops"])
     def test_rotation_and_shift_leave_weights_to_the_bit(self, mode):
@@ -169,7 +261,7 @@ class TestInvariance:
         moved = rotate(xy, 0.7) + [1234.5, -98765.4]
         moved[10:13], moved[13] = moved[0], moved[1]  # coincident cells stay coincident
         one, other = built(xy, mode=mode), built(moved, mode=mode)
-        assert_same(one, other, ("spatial_connectivities", "local_connectivities", "view_connectivities"))
+        assert_same(one, other, ("spatial_connectivities", "local_connectivities", "view"))
         assert_same(one, other, ("spatial_distances",), atol=1e-8)
 
     def test_pairs_on_the_boundary_stay_on_their_side(self):
@@ -177,8 +269,8 @@ class TestInvariance:
         for angle in np.linspace(0, 6, 25):
             adata = built(rotate(xy, angle) + 1000 * angle)
             assert adata.obsp["local_connectivities"][0, 1] > 0
-            assert adata.obsp["view_connectivities"][0, 1] == 0
-            assert adata.obsp["view_connectivities"][0, 2] > 0
+            assert rings(adata)[0, 1] == 0
+            assert rings(adata)[0, 2] > 0
 
     def test_unit_does_not_matter_when_it_is_inferred(self):
         xy = tissue(500)
@@ -191,9 +283,9 @@ class TestInvariance:
         library = ["one"] * len(xy) + ["two"] * len(other)
         adata = built(np.r_[xy, other], library)
         for name, alone in (("one", built(xy)), ("two", built(other))):
-            assert_same(adata[adata.obs["slide"] == name].copy(), alone)
+            assert_same(alone, adata, of=np.flatnonzero(adata.obs["slide"] == name))
         cut = np.array(library) == "one"
-        for key in KEYS:
+        for key in STORED:
             assert adata.obsp[key][cut][:, ~cut].nnz == 0
 
 
@@ -261,7 +353,7 @@ class TestContainers:
         part = whole[::2]
         with pytest.warns(ad.ImplicitModificationWarning):
             pp.build_graph(part)
-        assert part.obsp["view_connectivities"].shape == (150, 150)
+        assert part.obsp["local_connectivities"].shape == (150, 150)
         assert not whole.obsp
 
     def test_copy(self):
@@ -293,6 +385,6 @@ class TestContainers:
         )
         assert list(again.uns["spatial_neighbors"]["params"]["radius"]) == [0.0, 100.0]
         caplog.clear()
-        for got, key in zip(read_graph(again), (KEYS[0], *KEYS[2:]), strict=True):
+        for got, key in zip(read_graph(again), STORED[1:], strict=True):
             np.testing.assert_array_equal(got.toarray(), adata.obsp[key].toarray())
         assert not caplog.records

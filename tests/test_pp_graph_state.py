@@ -11,7 +11,7 @@ import scipy.sparse as sp
 import stage_sc.pp as pp
 from stage_sc.pp._graph_state import read_graph
 
-KEYS = ("spatial_connectivities", "spatial_distances", "local_connectivities", "view_connectivities")
+KEYS = ("spatial_connectivities", "spatial_distances", "local_connectivities")
 
 
 def cells(xy: np.ndarray, **obs: object) -> ad.AnnData:
@@ -59,7 +59,20 @@ class TestStaleGraph:
             caplog.clear()
             graph = read_graph(view)
             assert not caplog.records
-            np.testing.assert_array_equal(graph.view.toarray(), view.obsp["view_connectivities"].toarray())
+            for got, key in zip(graph, KEYS[1:], strict=True):
+                np.testing.assert_array_equal(got.toarray(), view.obsp[key].toarray(), err_msg=key)
+
+    def test_more_than_is_needed(self, caplog):
+        """Matrices and columns that are of no use any more, as in older files."""
+        adata = built(tissue())
+        adata.obsp["view_connectivities"] = adata.obsp["local_connectivities"].copy()
+        adata.uns["stage_graph"]["slides"]["no_view"] = 3
+        read_graph(adata)
+        assert "rebuilding" not in caplog.text
+        part = adata[:200].copy()
+        read_graph(part)
+        assert "rebuilding" in caplog.text
+        assert part.uns["stage_graph"]["slides"]["n_cells"].tolist() == [200]
 
     def test_subset_is_rebuilt_in_the_same_unit(self, caplog):
         xy = np.random.default_rng(0).uniform(0, 40_000, (1500, 2))  # pixels

@@ -8,7 +8,7 @@ import pytest
 import scanpy as sc
 import scipy.sparse as sp
 
-from stage_sc.pp._normalize import expression, log_normalize, to_csr
+from stage_sc.pp._normalize import Values, expression, log_normalize, to_csr
 
 
 @pytest.fixture
@@ -149,6 +149,54 @@ class TestExpression:
     def test_no_matrix(self):
         with pytest.raises(ValueError, match="Pass `layer`"):
             expression(ad.AnnData(shape=(3, 2)))
+
+
+def in_blocks(matrix: np.ndarray, cuts: list[int], target_sum: float | None = None) -> tuple[np.ndarray, Values]:
+    """Normalised rows that were looked at in several blocks."""
+    values, csr = Values(), to_csr(matrix)
+    for block in np.split(np.arange(len(matrix)), cuts):
+        values.add(csr[block])
+    factors = values.factors(target_sum)
+    if factors is not None:
+        csr.data = values.normalize(csr.data, np.repeat(factors, np.diff(csr.indptr)))
+    return csr.toarray(), values
+
+
+class TestBlocks:
+    @pytest.mark.parametrize(
+        "change",
+        [
+            pytest.param(lambda x: x, id="counts"),
+            pytest.param(lambda x: x * np.float32(1.0001), id="nearly whole"),
+            pytest.param(lambda x: x * np.float32(1.37), id="linear and below 25"),
+            pytest.param(lambda x: x * np.float32(31.7), id="linear"),
+            pytest.param(np.log1p, id="logged"),
+            pytest.param(lambda x: np.where(np.arange(40)[:, None] < 39, x * 1.0001, x * 40.4), id="last row broken"),
+            pytest.param(lambda x: np.where(np.arange(40)[:, None] > 0, x, x * 40.4), id="first row broken"),
+            pytest.param(np.zeros_like, id="nothing"),
+        ],
+    )
+    @pytest.mark.parametrize("cuts", [[1], [20], [0, 13, 13, 39], list(range(1, 40))], ids=len)
+    def test_make_no_difference(self, counts, change, cuts):
+        values = change(counts).astype(np.float32)
+        got, kind = in_blocks(values, cuts)
+        expected, was_counts = log_normalize(values)
+        np.testing.assert_array_equal(got, expected.toarray())
+        assert kind.counts == was_counts
+
+    def test_one_value_that_is_not_whole_decides_for_all(self, counts, caplog):
+        counts[30, 2] = 26.5
+        got, kind = in_blocks(counts, [10, 20])
+        assert not kind.counts
+        assert "not logged" in caplog.text
+        total = counts.sum(axis=1, keepdims=True)
+        factor = np.divide(np.median(total[total > 0]), total, out=np.zeros_like(total), where=total > 0)
+        np.testing.assert_allclose(got, np.log1p(counts * factor), rtol=1e-6)
+
+    def test_sums_of_large_counts_are_exact(self):
+        counts = np.full((2, 3), 2.0**23, np.float32) + np.float32([[0, 1, 2], [2, 1, 0]])
+        got, _ = in_blocks(counts, [1])
+        np.testing.assert_array_equal(got[0], got[1][::-1])
 
 
 def test_real_counts_are_recognised(dev_data):

@@ -14,7 +14,7 @@ import scipy.sparse as sp
 import stage_sc as st
 
 KINDS = ("h5ad", "zarr")
-GRAPHS = ("spatial_connectivities", "spatial_distances", "local_connectivities", "view_connectivities")
+GRAPHS = ("spatial_connectivities", "spatial_distances", "local_connectivities")
 
 
 def through(adata: ad.AnnData, folder: Path, kind: str) -> ad.AnnData:

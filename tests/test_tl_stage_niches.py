@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
+from contextlib import nullcontext
 from importlib.resources import files
 from itertools import pairwise
 
@@ -18,6 +20,7 @@ import stage_sc as st
 from stage_sc.data._batch import make_batch, slide_panel
 from stage_sc.data._slide import read_data
 from stage_sc.model._checkpoint import model_digest
+from stage_sc.tl import _stage_niches
 from stage_sc.weights import BUNDLED
 
 LEVELS = ["stage_l1", "stage_l2", "stage_l3"]
@@ -274,6 +277,62 @@ class TestArguments:
         assert_same_labels(labelled(slides, small_model), separate)
         assert separate.uns["stage"]["params"]["library_key"] == "slide"
         assert (labelled(joined, small_model).obsm["X_stage"] != separate.obsm["X_stage"]).any()
+
+
+class TestComputation:
+    def test_device(self, adata, tissue, small_model):
+        before = {name: value.clone() for name, value in small_model.state_dict().items()}
+        assert_same_labels(adata, labelled(tissue, small_model, n_domains=4, device="cpu"))
+        assert {value.device.type for value in small_model.state_dict().values()} == {"cpu"}
+        assert all(value.equal(before[name]) for name, value in small_model.state_dict().items())
+
+    @pytest.mark.parametrize("fails", [False, True])
+    def test_one_thread_for_as_long_as_it_takes(self, tissue, small_model, fails, monkeypatch):
+        seen, plain = [], _stage_niches.encode_slide
+
+        def spy(*arguments, **options):
+            seen.append(torch.get_num_threads())
+            if fails:
+                raise RuntimeError
+            return plain(*arguments, **options)
+
+        monkeypatch.setattr(_stage_niches, "encode_slide", spy)
+        before = torch.get_num_threads()
+        try:
+            torch.set_num_threads(3)
+            with pytest.raises(RuntimeError) if fails else nullcontext():
+                labelled(tissue, small_model)
+            assert torch.get_num_threads() == 3
+        finally:
+            torch.set_num_threads(before)
+        assert seen == [1]
+
+    def test_content_only_where_domains_are_cut(self, tissue, small_model, monkeypatch):
+        asked, plain = [], _stage_niches.encode_slide
+
+        def spy(*arguments, content, **options):
+            asked.append(content)
+            return plain(*arguments, content=content, **options)
+
+        monkeypatch.setattr(_stage_niches, "encode_slide", spy)
+        labelled(tissue, small_model)
+        labelled(tissue, small_model, n_domains=3)
+        assert asked == [False, True]
+
+    def test_x_is_read_once(self, tissue, small_model):
+        """Of an array that comes in chunks."""
+        made, dense = Counter(), tissue.X.toarray()
+
+        def chunk(block: np.ndarray, block_info: dict | None = None) -> np.ndarray:
+            made[block_info[0]["chunk-location"]] += 1
+            return block
+
+        other = tissue.copy()
+        lazy = da.from_array(dense, chunks=(70, -1))
+        other.X = lazy.map_blocks(chunk, dtype=dense.dtype, meta=np.zeros((0, 0), dense.dtype))
+        made.clear()
+        st.tl.stage_niches(other, model=small_model, n_domains=4)
+        assert made == {(number, 0): 1 for number in range(5)}
 
 
 class TestLists:

@@ -18,11 +18,11 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from stage_sc import datasets, metrics, model, pl, pp, tl
+    from stage_sc import data, datasets, metrics, model, pl, pp, tl
 
     __version__: str
 
-__all__ = ["__version__", "datasets", "metrics", "model", "pl", "pp", "tl"]
+__all__ = ["__version__", "data", "datasets", "metrics", "model", "pl", "pp", "tl"]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,1 +1,5 @@
-"""From AnnData to what the model takes: slides in canonical order, and batches of them."""
+"""From AnnData and files to what the model takes: slides, stores of many slides, batches of them."""
+
+from stage_sc.data._store import Store, build_store
+
+__all__ = ["Store", "build_store"]

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import numpy as np
+import pandas as pd
 import scipy.sparse as sp
 import torch
 
 from stage_sc.data._slide import Slide
+from stage_sc.data._stored import restrict
 from stage_sc.model._augment import Panel
 from stage_sc.model._encoder import Neighbours
 from stage_sc.model._sparse import Sparse
-from stage_sc.model._stage import Batch
+from stage_sc.model._stage import CONTENT_HOPS, Batch
+from stage_sc.pp._neighbors import ring
 
 
 def slide_panel(slide: Slide, vocabulary: dict[str, int]) -> Panel:
@@ -42,41 +45,79 @@ def make_batch(
     -----
     Work and memory grow with the number of cells reached, not with the slide.
     """
-    if centres is None:
-        cells, pool = np.arange(slide.n_cells), slide.local
-        expression, graph = slide.expression, slide.graph
-    else:
-        pool = slide.local[centres]
-        cells = np.unique(pool.indices)
-        for _ in range(n_layers):
-            cells = np.union1d(cells, slide.graph[cells].indices)
-        expression, graph, pool = slide.expression[cells], slide.graph[cells][:, cells], pool[:, cells]
-    edges = sp.coo_matrix(graph)
+    centres = np.arange(slide.n_cells) if centres is None else np.asarray(centres)
+    cells = within_reach(slide, centres, n_layers)
+    graph = among(slide.graph[cells], cells)
+    edges = graph.tocoo()
+    around = sp.diags_array(1 / np.diff(graph.indptr).astype(np.float32)) @ (graph != 0).astype(np.float32)
     return Batch(
         number,
-        Sparse(expression),
+        Sparse(slide.take(cells)),
         panel,
         Neighbours(
             torch.from_numpy(np.stack([edges.col, edges.row]).astype(np.int64)),  # from, to
             torch.from_numpy(edges.data.astype(np.float32))[:, None],
-            Sparse(sp.csr_matrix(pool)),
+            Sparse(among(slide.local[centres], cells)),
         ),
+        Sparse(sp.csr_matrix(around)),
+        torch.from_numpy(np.searchsorted(cells, centres)),
     )
+
+
+def within_reach(slide: Slide, centres: np.ndarray, n_layers: int) -> np.ndarray:
+    """Sorted cells that embedding and content of the centres depend on."""
+    reached = _distinct(slide.local[centres].indices)
+    for _ in range(n_layers):
+        reached = _distinct(slide.graph[reached].indices)
+    around = _distinct(centres)
+    for _ in range(CONTENT_HOPS):
+        around = _distinct(slide.graph[around].indices)
+    return np.union1d(reached, around)
+
+
+def among(rows: sp.csr_matrix, cells: np.ndarray) -> sp.csr_matrix:
+    """``rows[:, cells]`` for sorted `cells`, whatever the number of columns."""
+    return restrict(rows.data, rows.indices, rows.indptr, cells)
 
 
 def to_device(batch: Batch, device: torch.device | str) -> Batch:
     """Move a batch to `device`."""
-    return Batch(batch.slide, batch.expression.to(device), batch.panel.to(device), batch.neighbours.to(device))
+    number, expression, panel, neighbours, around, centres = batch
+    return Batch(
+        number,
+        expression.to(device),
+        panel.to(device),
+        neighbours.to(device),
+        around.to(device),
+        centres.to(device),
+    )
 
 
-def draw_partners(slide: Slide, centres: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """For every centre a cell of its view ring, with the probability of its weight; itself where the ring is empty."""
-    rows = slide.view[centres]
-    total = np.concatenate([[0.0], np.cumsum(rows.data, dtype=np.float64)])
+def draw_partners(slide: Slide, centres: np.ndarray, u: np.ndarray) -> np.ndarray:
+    """For every centre a cell of its view ring, with the probability of its weight; itself where the ring is empty.
+
+    Parameters
+    ----------
+    slide
+        The slide, in memory.
+    centres
+        ``(B,)`` cells.
+    u
+        ``(B,)`` float64 in [0, 1): chance.
+    """
+    rows = ring(slide.xy[:], slide.tree, slide.graph, centres, slide.sizes)
     start, stop = rows.indptr[:-1], rows.indptr[1:]
-    target = total[start] + rng.random(len(centres)) * (total[stop] - total[start])
-    position = np.clip(np.searchsorted(total, target, side="right") - 1, start, np.maximum(stop - 1, start))
     filled = stop > start
+    weights = rows.data.astype(np.float64)
+    if filled.any():  # shares of each row, or the weights of a far ring would be lost in a sum with those of near ones
+        weights /= np.repeat(np.add.reduceat(weights, start[filled]), (stop - start)[filled])
+    total = np.concatenate([[0.0], np.cumsum(weights)])
+    target = total[start] + u * (total[stop] - total[start])
+    position = np.clip(np.searchsorted(total, target, side="right") - 1, start, np.maximum(stop - 1, start))
     partners = centres.copy()
     partners[filled] = rows.indices[position[filled]]
     return partners
+
+
+def _distinct(cells: np.ndarray) -> np.ndarray:
+    return np.sort(pd.unique(cells))

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
-
 import numpy as np
 import scipy.sparse as sp
 
 ROUNDS = 3
 
 
-def canonical_order(expression: sp.csr_matrix, genes: list[str], weights: sp.csr_matrix) -> np.ndarray:
+def canonical_order(identity: np.ndarray, weights: sp.csr_matrix) -> np.ndarray:
     """Order cells by their expression and that of their neighbours.
 
     Sums over cells in another order differ in their last bits, and chance is drawn by position. Computing in this order
@@ -19,10 +17,8 @@ def canonical_order(expression: sp.csr_matrix, genes: list[str], weights: sp.csr
 
     Parameters
     ----------
-    expression
-        ``(n, P)`` float32.
-    genes
-        Names of the columns.
+    identity
+        ``(n,)`` uint64, the same for cells with the same counts.
     weights
         ``(n, n)`` float32, symmetric weights of the graph.
 
@@ -35,22 +31,21 @@ def canonical_order(expression: sp.csr_matrix, genes: list[str], weights: sp.csr
     -----
     Weisfeiler–Lehman hashing with sums modulo 2⁶⁴, which do not depend on the order of their terms. O(nnz).
     """
-    gene = np.array([int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "little") for name in genes], np.uint64)
-    value = _mix(expression.data.astype(np.float32).view(np.uint32).astype(np.uint64))
-    state = _row_sums(_mix(gene[expression.indices] ^ value), expression.indptr)
-    edge = _mix(weights.data.astype(np.float32).view(np.uint32).astype(np.uint64))
+    state = mix(identity)
+    edge = mix(weights.data.astype(np.float32).view(np.uint32).astype(np.uint64))
     for _ in range(ROUNDS):
-        state = _mix(state + np.uint64(1)) + _row_sums(_mix(state[weights.indices] ^ edge), weights.indptr)
+        state = mix(state + np.uint64(1)) + row_sums(mix(state[weights.indices] ^ edge), weights.indptr)
     return np.argsort(state, kind="stable")
 
 
-def _mix(x: np.ndarray) -> np.ndarray:
+def mix(x: np.ndarray) -> np.ndarray:
     """Scatter the bits of unsigned integers (the finaliser of splitmix64)."""
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return x ^ (x >> np.uint64(31))
 
 
-def _row_sums(values: np.ndarray, indptr: np.ndarray) -> np.ndarray:
+def row_sums(values: np.ndarray, indptr: np.ndarray) -> np.ndarray:
+    """Sum the values of every row of a csr matrix, modulo 2⁶⁴."""
     total = np.concatenate([np.zeros(1, np.uint64), np.cumsum(values, dtype=np.uint64)])
     return total[indptr[1:]] - total[indptr[:-1]]

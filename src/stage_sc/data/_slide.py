@@ -3,65 +3,93 @@
 from __future__ import annotations
 
 import logging
-from collections import Counter
-from collections.abc import Collection
-from typing import NamedTuple
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 from anndata import AnnData
+from scipy.spatial import cKDTree
 
-from stage_sc._checks import read_slides, slide_prefix
+from stage_sc._checks import read_coordinates, read_slides, slide_prefix
 from stage_sc.data._canonical import canonical_order
+from stage_sc.data._expression import Expression, plan_columns, read_expression
+from stage_sc.data._stored import StoredArray, StoredMatrix
 from stage_sc.pp._genes import gene_tokens, is_control, match_genes
 from stage_sc.pp._graph_state import read_graph, stand_in
-from stage_sc.pp._neighbors import gaussian_weights
-from stage_sc.pp._normalize import expression, log_normalize, to_csr
+from stage_sc.pp._neighbors import gaussian_weights, permute
+from stage_sc.pp._normalize import expression
 
 logger = logging.getLogger("stage_sc.data")
 
+Matrix: TypeAlias = "sp.csr_matrix | StoredMatrix"
 # Genes whose log-normalised expression varies less are not blown up to unit variance.
 MIN_SCALE = 1e-3
 # Fewer genes than this say little about a niche.
 FEW_GENES = 50
 
 
-class Slide(NamedTuple):
-    """One slide. Cells stand in canonical order, genes in that of their tokens."""
+@dataclass(frozen=True, eq=False)
+class Slide:
+    """One slide, or a window of one. Cells stand in one order of their own, genes in that of their tokens."""
 
     name: str
-    cells: np.ndarray
-    """``(n,)`` position of every cell in the AnnData."""
-    expression: sp.csr_matrix
-    """``(n, P)`` float32, log-normalised."""
     genes: list[str]
-    """Tokens of the columns, sorted."""
+    """Tokens of the P columns of `expression`, sorted."""
     mean: np.ndarray
-    """``(P,)`` float32 mean of each column, as the configuration scales."""
+    """``(P,)`` float32 mean of each column over the slide, as the configuration scales."""
     scale: np.ndarray
-    """``(P,)`` float32, standard deviation of each column, or 1."""
-    graph: sp.csr_matrix
-    """``(n, n)`` float32 Gaussian weights of the Delaunay edges."""
-    local: sp.csr_matrix
-    """``(n, n)`` float32 Gaussian weights of the local neighbourhoods."""
-    view: sp.csr_matrix
-    """``(n, n)`` float32 Gaussian weights of the view rings."""
-    empty: np.ndarray
+    """``(P,)`` float32, standard deviation of each column over the slide, or 1."""
+    cells: np.ndarray | StoredArray
+    """``(n,)`` position of every cell in the AnnData."""
+    expression: Matrix
+    """``(n, P)`` float32, log-normalised; in the order of `rows`."""
+    rows: np.ndarray | None
+    """``(n,)`` row of `expression` of every cell. ``None``: the cells follow each other there too."""
+    graph: Matrix
+    """``(n, n)`` float32 Gaussian weights of the Delaunay edges, 1 on the diagonal; rows are sorted."""
+    local: Matrix
+    """``(n, n)`` float32 Gaussian weights of the local neighbourhoods; rows are sorted."""
+    xy: np.ndarray | StoredArray
+    """``(n, 2)`` float64 coordinates in µm."""
+    sizes: tuple[str, float, float, float]
+    """Mode of the neighbourhoods, size of the local one and of the ring, σ of the weights."""
+    empty: np.ndarray | StoredArray
     """``(n,)`` bool: no counts."""
-    isolated: np.ndarray
+    isolated: np.ndarray | StoredArray
     """``(n,)`` bool: no neighbour."""
+    boxes: np.ndarray = field(default_factory=lambda: np.empty((0, 2, 2)))
+    """Corners of the chunks of a slide on disk, see `stage_sc.data._window`."""
 
     @property
     def n_cells(self) -> int:
         """Number of cells."""
-        return len(self.cells)
+        return self.graph.shape[0]
 
-    def surroundings(self) -> sp.csr_matrix:
-        """``(n, n)`` float32 operator: the mean over neighbours, twice, with every cell among its own neighbours."""
-        near = self.graph.astype(bool).astype(np.float32) + sp.identity(self.n_cells, np.float32, format="csr")
-        near = sp.diags_array(1 / np.asarray(near.sum(axis=1)).ravel()).astype(np.float32) @ near
-        return sp.csr_matrix(near @ near)
+    @property
+    def stored(self) -> bool:
+        """Whether its cells are on disk."""
+        return isinstance(self.graph, StoredMatrix)
+
+    @cached_property
+    def tree(self) -> cKDTree:
+        """Look-up of cells by place."""
+        return cKDTree(self.xy[:])
+
+    def take(self, cells: np.ndarray) -> sp.csr_matrix:
+        """Expression of some cells."""
+        return self.expression[cells if self.rows is None else self.rows[cells]]
+
+    def blocks(self, size: int) -> Iterator[tuple[slice | np.ndarray, sp.csr_matrix]]:
+        """All cells with their expression, `size` at a time, in the order in which it is kept."""
+        order = None if self.rows is None else np.argsort(self.rows)
+        for start in range(0, self.n_cells, size):
+            part = slice(start, min(start + size, self.n_cells))
+            yield part if order is None else order[part], self.expression[part]
 
 
 def read_data(
@@ -74,6 +102,7 @@ def read_data(
     layer: str | None = None,
     prefix: str = "",
     light: AnnData | None = None,
+    scratch: Path | None = None,
 ) -> list[Slide]:
     """Read all slides of an AnnData, which is not changed: a stale graph is rebuilt beside it.
 
@@ -93,6 +122,8 @@ def read_data(
         Put before the names of the slides, with a slash.
     light
         Stand-in of `adata` (`stage_sc.pp._graph_state.stand_in`) that a rebuilt graph is left in. ``None``: a new one.
+    scratch
+        Folder that expression is kept in. ``None``: it is kept in memory.
 
     Returns
     -------
@@ -105,35 +136,25 @@ def read_data(
     ValueError
         If no gene is in the vocabulary, if expression is negative, NaN or infinite, or if coordinates are refused.
     """
-    tokens = _tokens(adata, vocabulary)
-    values, names = _merge_columns(to_csr(expression(adata, layer)), tokens)
+    values = expression(adata, layer)
+    columns = plan_columns(_tokens(adata, vocabulary), lambda name: vocabulary is None or name in vocabulary)
     light = light or stand_in(adata)
     graph = read_graph(light, spatial_key=spatial_key, library_key=library_key)
     state = light.uns["stage_graph"]
     slides = read_slides(adata, state["params"]["library_key"])
-    known = np.array([vocabulary is None or name in vocabulary for name in names])
-    used = [name for name, use in zip(names, known, strict=True) if use]
-    members = [np.flatnonzero(slides.codes == code) for code in range(len(slides.names))]
-    lengths, table = light.obsp["spatial_distances"], state["slides"]
+    xy = read_coordinates(adata, state["params"]["spatial_key"])
+    read = read_expression(values, columns, slides.codes, len(slides.names), scratch)
     return [
         _slide(
             f"{prefix}/{name}".strip("/") or "slide",
-            cells,
-            *_measured(log_normalize(values[cells])[0][:, known], used),
+            np.flatnonzero(slides.codes == code),
+            read[code],
             scaling,
-            (lengths, graph.local, graph.view),
-            table.loc[name],
+            (graph.distances, graph.local, xy[:, :2]),
+            state["slides"].loc[name],
         )
-        for name, cells in zip(slides.names, members, strict=True)
+        for code, name in enumerate(slides.names)
     ]
-
-
-def _measured(values: sp.csr_matrix, names: list[str]) -> tuple[sp.csr_matrix, list[str]]:
-    """Columns with any count: the others are no part of this slide's panel, e.g. where panels were joined."""
-    seen = np.bincount(values.indices, minlength=values.shape[1]) > 0
-    if not seen.any():  # empty cells alone
-        return values, names
-    return sp.csr_matrix(values[:, seen]), [name for name, use in zip(names, seen, strict=True) if use]
 
 
 def _tokens(adata: AnnData, vocabulary: Collection[str] | None) -> list[str | None]:
@@ -156,71 +177,45 @@ def _tokens(adata: AnnData, vocabulary: Collection[str] | None) -> list[str | No
     return [None if skip else token for token, skip in zip(tokens, control, strict=True)]
 
 
-def _merge_columns(counts: sp.csr_matrix, tokens: list[str | None]) -> tuple[sp.csr_matrix, list[str]]:
-    """Columns sorted by token, those of one token added up, and those without any left out."""
-    uses = Counter(token for token in tokens if token is not None)
-    repeated = sorted(token for token, n in uses.items() if n > 1)
-    if repeated:
-        shown = ", ".join(repeated[:5]) + (", …" if len(repeated) > 5 else "")
-        logger.warning("%d genes have several columns, which were added up: %s.", len(repeated), shown)
-    names = sorted(uses)
-    if not names:
-        raise ValueError(f"There are no genes: `adata.var_names` holds {len(tokens)} control probes and nothing else.")
-    column = {token: position for position, token in enumerate(names)}
-    pairs = [(row, column[token]) for row, token in enumerate(tokens) if token is not None]
-    rows, cols = np.array(pairs, dtype=np.intp).T
-    if repeated:  # in float64, where the order of a few float32 terms makes no difference
-        merge = sp.csr_matrix((np.ones(len(rows)), (rows, cols)), (len(tokens), len(names)))
-        counts = sp.csr_matrix(counts.astype(np.float64) @ merge, dtype=np.float32)
-    else:
-        counts = sp.csr_matrix(counts[:, rows[np.argsort(cols)]])
-    counts.sort_indices()
-    return counts, names
-
-
 def _slide(
     name: str,
     cells: np.ndarray,
-    here: sp.csr_matrix,
-    genes: list[str],
+    read: Expression,
     scaling: str,
-    graphs: tuple[sp.csr_matrix, ...],
+    everything: tuple[sp.csr_matrix, sp.csr_matrix, np.ndarray],
     settings: pd.Series,
 ) -> Slide:
-    """Scale one slide and put it into canonical order; `here` is its expression, `graphs` are those of all cells."""
-    lengths, local, view = (sp.csr_matrix(matrix[cells][:, cells]) for matrix in graphs)
-    lengths.sort_indices()
-    graph = sp.csr_matrix(
-        (gaussian_weights(lengths.data, settings["sigma"]), lengths.indices, lengths.indptr), shape=lengths.shape
-    )
-    order = canonical_order(here, genes, graph)
-    here = here[order]
-    graph, local, view = (_reorder(matrix, order) for matrix in (graph, local, view))
-    mean, square = (np.asarray(part.mean(axis=0, dtype=np.float64)).ravel() for part in (here, here.multiply(here)))
-    deviation = np.sqrt(np.maximum(square - np.square(mean), 0))
+    """Put one slide into canonical order; `everything` holds distances, local weights and places of all cells."""
+    lengths, local, xy = everything
+    if len(cells) < len(xy):
+        lengths, local, xy = lengths[cells][:, cells], local[cells][:, cells], xy[cells]
+    weights = gaussian_weights(lengths.data, settings["sigma"])
+    edges = sp.csr_matrix((weights, lengths.indices, lengths.indptr), shape=lengths.shape, copy=False)
+    graph = sp.csr_matrix(edges + sp.identity(len(cells), np.float32, format="csr"))
+    order = canonical_order(read.identity, graph)
+    deviation = np.maximum(read.deviation, MIN_SCALE) if scaling == "standardize" else np.ones_like(read.mean)
     slide = Slide(
         name,
+        read.genes,
+        (np.zeros_like(read.mean) if scaling == "none" else read.mean).astype(np.float32),
+        deviation.astype(np.float32),
         cells[order],
-        here,
-        genes,
-        (np.zeros_like(mean) if scaling == "none" else mean).astype(np.float32),
-        (np.maximum(deviation, MIN_SCALE) if scaling == "standardize" else np.ones_like(mean)).astype(np.float32),
-        *(graph, local, view),
-        np.diff(here.indptr) == 0,
-        np.diff(graph.indptr) == 0,
+        read.matrix,
+        order,
+        permute(graph, order),
+        permute(local, order),
+        xy[order] * float(settings["scale"]),
+        (str(settings["mode"]), float(settings["local"]), float(settings["view"]), float(settings["sigma"])),
+        ~read.filled[order],
+        np.diff(edges.indptr)[order] == 0,
     )
     _report(slide)
     return slide
 
 
-def _reorder(matrix: sp.csr_matrix, order: np.ndarray) -> sp.csr_matrix:
-    matrix = sp.csr_matrix(matrix[order][:, order])
-    matrix.sort_indices()
-    return matrix
-
-
 def _report(slide: Slide) -> None:
-    for cells, what in ((slide.empty, "counts of the genes used"), (slide.isolated, "neighbour")):
+    for flags, what in ((slide.empty, "counts of the genes used"), (slide.isolated, "neighbour")):
+        cells = flags[:]
         if cells.any():
             logger.warning(
                 "%s%d cells have no %s; they are labelled by what there is, and flagged.",

@@ -80,10 +80,15 @@ class StageConfig:
     learning_rate: float = 1e-4
     """Of Adam; it rises over the first twentieth of the steps and falls to a hundredth with a cosine."""
     batch_size: int = 256
-    """Cells in a batch, all of one slide."""
+    """Cells in a batch."""
+    slides_per_batch: int = 1
+    """Slides that share a batch equally. With as many as there are processes, each process works on a slide of
+    its own."""
     cells_per_slide: int | None = None
     """Cells that an epoch takes from a slide at most, drawn anew each time, so that large slides do not rule; ``None``:
     all."""
+    cells_per_epoch: int | None = None
+    """Cells that an epoch takes of all slides at most; ``None``: as many as the slides give."""
     epochs: int = 60
     """Passes over the training cells; 0 leaves the network as it starts, with a tree."""
     warmup_epochs: int = 33
@@ -100,13 +105,16 @@ class StageConfig:
         object.__setattr__(self, "levels", tuple(int(level) for level in self.levels))
         for name, choices in CHOICES.items():
             check_choice(getattr(self, name), name, choices)
-        for name in ("dim", "n_heads", "batch_size", "queue_length", "queue_rank", "sinkhorn_iterations"):
+        for name in (
+            *("dim", "n_heads", "batch_size", "slides_per_batch", "queue_length", "queue_rank", "sinkhorn_iterations"),
+        ):
             check_positive(getattr(self, name), name, integer=True)
         for name in ("n_layers", "epochs", "warmup_epochs"):
             if getattr(self, name) != 0:
                 check_positive(getattr(self, name), name, integer=True)
-        if self.cells_per_slide is not None:
-            check_positive(self.cells_per_slide, "cells_per_slide", integer=True)
+        for name in ("cells_per_slide", "cells_per_epoch"):
+            if getattr(self, name) is not None:
+                check_positive(getattr(self, name), name, integer=True)
         for name in ("temperature", "epsilon", "learning_rate", "noise_rate"):
             check_positive(getattr(self, name), name)
         for name in ("anchor_weight", "global_weight", "lift", "noise_scale"):

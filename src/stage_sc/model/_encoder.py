@@ -16,9 +16,9 @@ class Neighbours(NamedTuple):
     """Who sees whom among the n cells of a batch."""
 
     edges: Tensor
-    """``(2, E)`` int64, from and to, without self-loops."""
+    """``(2, E)`` int64, from and to; every cell sees itself."""
     weights: Tensor
-    """``(E, 1)`` float32, Gaussian weight of each edge (equation 20)."""
+    """``(E, 1)`` float32, Gaussian weight of each edge (equation 20), 1 for a cell with itself."""
     pool: Sparse
     """``(B, n)`` Gaussian weights of the local neighbourhoods of the batch's centres."""
 
@@ -45,7 +45,7 @@ class Encoder(nn.Module):
     def __init__(self, dim: int, n_layers: int, n_heads: int) -> None:
         super().__init__()
         self.layers = nn.ModuleList(
-            GATConv(dim, dim // n_heads, heads=n_heads, edge_dim=1, fill_value=1.0) for _ in range(n_layers)
+            GATConv(dim, dim // n_heads, heads=n_heads, edge_dim=1, add_self_loops=False) for _ in range(n_layers)
         )
         self.score = nn.Linear(dim, 1)
         self.project = nn.Linear(dim, dim)
@@ -68,9 +68,18 @@ class Encoder(nn.Module):
         z = cells
         for attend in self.layers:
             z = z + F.elu(attend(z, neighbours.edges, neighbours.weights))
-        # Σ w e^s z / Σ w e^s: one sparse product, because the score belongs to the cell that is looked at
+        return self.pool(neighbours.pool @ self.gated(z))
+
+    def gated(self, z: Tensor) -> Tensor:
+        """Return what pooling adds up over a neighbourhood: ``e^s z`` and ``e^s`` of every cell, ``(n, dim + 1)``.
+
+        One sparse product, because the score s belongs to the cell that is looked at.
+        """
         gate = torch.exp(self.score(z).clamp(-10, 10))
-        total = neighbours.pool @ torch.cat([gate * z, gate], dim=1)
+        return torch.cat([gate * z, gate], dim=1)
+
+    def pool(self, total: Tensor) -> Tensor:
+        """Project ``Σ w e^s z / Σ w e^s``, from both sums."""
         return self.project(total[:, :-1] / total[:, -1:])
 
     def forward(self, cells: Tensor, neighbours: Neighbours) -> Tensor:

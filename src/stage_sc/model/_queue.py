@@ -33,20 +33,22 @@ class SlideQueue(nn.Module):
         self.scores.fill_(torch.inf)
 
     @torch.no_grad()
-    def push(self, slide: int, scores: Tensor, rank: int) -> None:
-        """Remember a batch: for every prototype, the score of the cell that comes `rank`-th.
+    def push(self, slides: Tensor, scores: Tensor, rank: int) -> None:
+        """Remember a batch: for every slide in it and every prototype, the score of the cell that comes `rank`-th.
 
         Parameters
         ----------
-        slide
-            Of the batch.
+        slides
+            ``(B,)`` int64 slide of every cell.
         scores
-            ``(B, M)`` cosines of the batch with all prototypes.
+            ``(B, M)`` cosines of the cells with all prototypes.
         rank
             1 would let a single odd cell keep a prototype alive.
         """
-        top = scores.topk(min(rank, len(scores)), dim=0).values[-1]
-        self.scores[slide] = torch.cat([top[None], self.scores[slide, :-1]])
+        for slide in slides.unique().tolist():
+            here = scores[slides == slide]
+            top = here.topk(min(rank, len(here)), dim=0).values[-1]
+            self.scores[slide] = torch.cat([top[None], self.scores[slide, :-1]])
 
     def weights(self) -> Tensor:
         """Weights W of equation 11, ``(S, M)``."""

@@ -56,12 +56,14 @@ class _Product(torch.autograd.Function):
         return ctx.sparse.backward @ grads[0], None
 
 
-def _to_torch(matrix: sp.csr_matrix) -> Tensor:
+def csr_tensor(indptr: Tensor, indices: Tensor, values: Tensor, shape: tuple[int, int]) -> Tensor:
+    """Return a sparse tensor of these parts, without copying them."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Sparse")  # "CSR support is in beta state"
-        return torch.sparse_csr_tensor(
-            torch.from_numpy(matrix.indptr.astype(np.int64)),
-            torch.from_numpy(matrix.indices.astype(np.int64)),
-            torch.from_numpy(matrix.data.astype(np.float32)),
-            size=matrix.shape,
-        )
+        return torch.sparse_csr_tensor(indptr, indices, values, size=shape)
+
+
+def _to_torch(matrix: sp.csr_matrix) -> Tensor:
+    parts = zip((matrix.indptr, matrix.indices, matrix.data), (np.int64, np.int64, np.float32), strict=True)
+    indptr, indices, values = (torch.from_numpy(part.astype(dtype, copy=False)) for part, dtype in parts)
+    return csr_tensor(indptr, indices, values, matrix.shape)

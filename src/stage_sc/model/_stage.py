@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from importlib.metadata import version as package_version
 from typing import NamedTuple
 
@@ -17,6 +18,9 @@ from stage_sc.model._queue import SlideQueue
 from stage_sc.model._sparse import Sparse
 from stage_sc.model._tree import PrototypeTree
 
+# What surrounds a cell is the mean over its neighbours and itself, so many times over.
+CONTENT_HOPS = 4
+
 
 class Batch(NamedTuple):
     """Centres of one slide with everything that their embeddings depend on; a whole slide is a batch too."""
@@ -29,6 +33,10 @@ class Batch(NamedTuple):
     """Genes of the slide and their scaling."""
     neighbours: Neighbours
     """Graph among the n cells, and the local neighbourhoods of the B centres."""
+    around: Sparse
+    """``(n, n)``: the mean over the neighbours of a cell and itself."""
+    centres: Tensor
+    """``(B,)`` int64, which of the n cells the centres are."""
 
 
 class Stage(nn.Module):
@@ -100,27 +108,40 @@ class Stage(nn.Module):
         -------
         ``(B, dim)`` float32 with rows of length 1.
         """
-        view = view or clean_view(len(batch.panel.genes)).to(self.tree.parent.device)
-        cells = self.embedder(batch.expression, batch.panel, view)
-        return self.encoder(cells, batch.neighbours)
+        return self.encoder(self.embed(batch.expression, batch.panel, view), batch.neighbours)
 
+    def embed(self, expression: Sparse, panel: Panel, view: View | None = None) -> Tensor:
+        """Embed cells, ``(n, dim)``, before they see each other."""
+        view = view or clean_view(len(panel.genes)).to(self.tree.parent.device)
+        return self.embedder(expression, panel, view)
+
+    @torch.no_grad()
     def content(self, batch: Batch) -> Tensor:
-        """Embed all cells of a batch with the vectors that the genes started from, ``(n, dim)``.
+        """Mean expression around the centres, embedded with the vectors that the genes started from, ``(B, dim)``.
 
         What leaves contain is compared in this fixed map, whatever training makes of the embeddings.
         """
-        view = clean_view(len(batch.panel.genes)).to(self.basis.device)
-        vectors = self.basis[batch.panel.genes]
-        return embed_cells(batch.expression, batch.panel, view, vectors, self.config.embedder_norm)
+        around = self.embed_fixed(batch.expression, batch.panel)
+        for _ in range(CONTENT_HOPS):
+            around = batch.around @ around
+        return around[batch.centres]
 
-    def active(self, slide: int) -> Tensor:
-        """Prototypes of a training slide, ``(M,)`` bool."""
+    def embed_fixed(self, expression: Sparse, panel: Panel) -> Tensor:
+        """Embed cells with the vectors that the genes started from, ``(n, dim)``."""
+        view = clean_view(len(panel.genes)).to(self.basis.device)
+        return embed_cells(expression, panel, view, self.basis[panel.genes], self.config.embedder_norm)
+
+    def active(self, slides: Tensor) -> Tensor:
+        """Prototypes of the training slide of every cell, ``(B, M)`` bool; `slides` is ``(B,)`` int64."""
         config, tree = self.config, self.tree
-        return self.queue.active(
-            slide,
-            [tree.nodes(level) for level in range(len(tree.levels))],
-            tree.parent,
+        levels = [tree.nodes(level) for level in range(len(tree.levels))]
+        select = partial(
+            self.queue.active,
+            levels=levels,
+            parent=tree.parent,
             rule=config.selection,
             threshold=config.selection_threshold,
             min_share=config.min_share,
         )
+        present, position = slides.unique(return_inverse=True)
+        return torch.stack([select(slide) for slide in present.tolist()])[position]

@@ -12,6 +12,9 @@ from torch import Tensor, nn
 from stage_sc.model._linkage import group_with_siblings
 from stage_sc.model._sinkhorn import sinkhorn
 
+# Cells that are compared with all prototypes at a time.
+BLOCK = 4096
+
 
 class PrototypeTree(nn.Module):
     """Prototypes of all levels, and who is whose child.
@@ -43,7 +46,8 @@ class PrototypeTree(nn.Module):
         return self.offsets[-1]
 
     def nodes(self, level: int) -> slice:
-        """Nodes of a level, counted from 0 at the root level."""
+        """Nodes of a level, counted from 0 at the root level, or from -1 at the leaves."""
+        level %= len(self.levels)
         return slice(self.offsets[level], self.offsets[level + 1])
 
     def scores(self, h: Tensor, active: Tensor | None = None) -> list[Tensor]:
@@ -70,7 +74,7 @@ class PrototypeTree(nn.Module):
 
     @torch.no_grad()
     def sample_paths(
-        self, scores: list[Tensor], generator: torch.Generator, *, epsilon: float = 0.05, n_iterations: int = 3
+        self, scores: list[Tensor], draws: Tensor, *, epsilon: float = 0.05, n_iterations: int = 3
     ) -> Tensor:
         """E-step: draw a path for every cell from the root level down, among children only (equations 6 to 8).
 
@@ -80,8 +84,8 @@ class PrototypeTree(nn.Module):
         ----------
         scores
             From `scores`.
-        generator
-            Source of chance.
+        draws
+            ``(B, L)`` float32, even in [0, 1): the source of chance.
         epsilon, n_iterations
             Of the assignment, see `sinkhorn`.
 
@@ -93,7 +97,10 @@ class PrototypeTree(nn.Module):
         path = []
         for level in range(len(self.levels)):
             plan = self.plans(scores, upper, level, epsilon, n_iterations)
-            upper = torch.multinomial(plan.cpu(), 1, generator=generator).squeeze(1).to(plan.device)
+            # the first node, of those with any mass, up to which there is more than the drawn share of it
+            mass = torch.where(plan > 0, plan.cumsum(dim=1), -1.0)
+            share = draws[:, level, None] * mass.amax(dim=1, keepdim=True)
+            upper = (mass > share).to(torch.uint8).argmax(dim=1)
             path.append(upper)
         return torch.stack(path, dim=1)
 
@@ -130,8 +137,12 @@ class PrototypeTree(nn.Module):
         ``(n, L)`` int64 node numbers, and ``(n,)`` float32 confidence: the geometric mean over levels of the
         probabilities of the path's nodes given their parents.
         """
+        parts = [self._assign(block, how, temperature) for block in h.split(BLOCK)]
+        nodes, confidence = (torch.cat(column) for column in zip(*parts, strict=True))
+        return nodes, confidence
+
+    def _assign(self, h: Tensor, how: str, temperature: float) -> tuple[Tensor, Tensor]:
         scores = self.scores(h)
-        log_p = self.log_probabilities(scores, temperature)
         n_levels = len(self.levels)
         if how == "top-down":
             position = scores[0].argmax(dim=1)
@@ -139,6 +150,7 @@ class PrototypeTree(nn.Module):
                 among = torch.where(self.siblings(level, position), scores[level], -torch.inf)
                 position = among.argmax(dim=1)
         elif how == "path":
+            log_p = self.log_probabilities(scores, temperature)
             total = log_p[0]
             for level in range(1, n_levels):
                 total = log_p[level] + total[:, self.local_parent(level)]
@@ -148,9 +160,28 @@ class PrototypeTree(nn.Module):
         path = [position]
         for level in range(n_levels - 1, 0, -1):
             path.insert(0, self.local_parent(level)[path[0]])
-        chosen = torch.stack([log_p[level].gather(1, path[level][:, None])[:, 0] for level in range(n_levels)])
         nodes = torch.stack([path[level] + self.offsets[level] for level in range(n_levels)], dim=1)
-        return nodes, chosen.mean(dim=0).exp()
+        return nodes, self._confidence(scores, path, temperature)
+
+    def _confidence(self, scores: list[Tensor], path: list[Tensor], temperature: float) -> Tensor:
+        """Geometric mean over levels of the probability of the path's node among its siblings."""
+        total = torch.zeros_like(scores[0][:, 0])
+        for level, (score, position) in enumerate(zip(scores, path, strict=True)):
+            chosen = score.gather(1, position[:, None])[:, 0]
+            if level:
+                siblings = self._children(level)[path[level - 1]]
+                score = torch.where(siblings >= 0, score.gather(1, siblings.clamp(min=0)), -torch.inf)
+            total += chosen / temperature - torch.logsumexp(score / temperature, dim=1)
+        return torch.exp(total / len(scores))
+
+    def _children(self, level: int) -> Tensor:
+        """``(K_{l-1}, most children)`` int64, nodes of `level` under each node above; -1 where there are fewer."""
+        parent, order = torch.sort(self.local_parent(level), stable=True)
+        count = torch.bincount(parent, minlength=self.levels[level - 1])
+        column = torch.arange(len(parent), device=parent.device) - (torch.cumsum(count, 0) - count)[parent]
+        table = torch.full((len(count), int(count.max())), -1, device=parent.device)
+        table[parent, column] = order
+        return table
 
     @torch.no_grad()
     def grow(self, leaves: Tensor, leaf: Tensor, content: Tensor, linkage: Literal["content", "cosine"]) -> None:

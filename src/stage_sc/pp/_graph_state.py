@@ -12,23 +12,21 @@ import scipy.sparse as sp
 from anndata import AnnData
 
 from stage_sc._checks import Slides, slide_coordinates
-from stage_sc.pp._neighbors import Pairs, SlideGraph, gaussian_weights, slide_graph
+from stage_sc.pp._neighbors import SlideGraph, gaussian_weights, slide_graph, sorted_csr
 from stage_sc.pp._units import Request, SlideSettings, resolve_settings
 
 logger = logging.getLogger("stage_sc.pp")
 
-KEYS = ("spatial_connectivities", "spatial_distances", "local_connectivities", "view_connectivities")
+KEYS = ("spatial_connectivities", "spatial_distances", "local_connectivities")
 
 
 class Graph(NamedTuple):
-    """Neighbourhoods of all cells, each ``(n_cells, n_cells)`` csr."""
+    """Neighbourhoods of all cells, each ``(n_cells, n_cells)`` csr and symmetric."""
 
-    spatial: sp.csr_matrix
-    """0/1 float32, symmetric: the Delaunay graph."""
+    distances: sp.csr_matrix
+    """float64 lengths of the edges of the Delaunay graph in µm; explicit zeros join cells at one place."""
     local: sp.csr_matrix
     """float32 Gaussian weights of the local neighbourhood, 1 on the diagonal."""
-    view: sp.csr_matrix
-    """float32 Gaussian weights of the view ring."""
 
 
 def write_graph(
@@ -42,22 +40,19 @@ def write_graph(
         sigma = chosen.sigma or _median_edge(part.edges)
         rows.append(_describe(name, chosen, sigma, part, len(cells)))
         parts.append((cells, part, sigma))
-    n = adata.n_obs
-    edges = [(cells, part.edges, np.ones(len(part.edges.rows), np.float32)) for cells, part, _ in parts]
-    lengths = [(cells, part.edges, part.edges.distance) for cells, part, _ in parts]
-    local = [(cells, part.local, gaussian_weights(part.local.distance, sigma)) for cells, part, sigma in parts]
-    view = [(cells, part.view, gaussian_weights(part.view.distance, sigma)) for cells, part, sigma in parts]
-    graph = Graph(_assemble(edges, n), _assemble(local, n), _assemble(view, n))
-    distances = _assemble(lengths, n)
+    distances = _assemble([(cells, part.edges, part.edges.data) for cells, part, _ in parts])
+    local = _assemble([(cells, part.local, gaussian_weights(part.local.data, sigma)) for cells, part, sigma in parts])
+    ones = np.ones(distances.nnz, np.float32)
+    spatial = sp.csr_matrix((ones, distances.indices, distances.indptr), shape=distances.shape, copy=False)
     table = pd.DataFrame(rows).set_index("slide")
     state = {"params": params, "slides": table, "fingerprint": fingerprint(xy, slides)}
 
-    adata.obsp["spatial_connectivities"], adata.obsp["spatial_distances"] = graph.spatial, distances
-    adata.obsp["local_connectivities"], adata.obsp["view_connectivities"] = graph.local, graph.view
+    adata.obsp["spatial_connectivities"], adata.obsp["spatial_distances"] = spatial, distances
+    adata.obsp["local_connectivities"] = local
     adata.uns["spatial_neighbors"] = parts[0][1].squidpy_entry
     adata.uns["stage_graph"] = state
     _log_table(table)
-    return graph
+    return Graph(distances, local)
 
 
 def read_graph(adata: AnnData, *, spatial_key: str | None = None, library_key: str | None = None) -> Graph:
@@ -96,7 +91,7 @@ def read_graph(adata: AnnData, *, spatial_key: str | None = None, library_key: s
     lengths_hold = _lengths_hold(adata.obsp["spatial_distances"], xy, slides, table)
     whole = adata.obsp["spatial_connectivities"].nnz == table["n_edges"].sum()
     if lengths_hold and whole and fingerprint(xy, slides) == state["fingerprint"]:
-        return Graph(*(sp.csr_matrix(adata.obsp[KEYS[position]]) for position in (0, 2, 3)))
+        return Graph(*(sp.csr_matrix(adata.obsp[key]) for key in KEYS[1:]))
     logger.warning(
         "The graph in `adata.obsp` does not belong to these cells any more (cells were removed, or coordinates or "
         "slides changed): rebuilding it with the recorded parameters."
@@ -157,25 +152,25 @@ def _lengths_hold(distances: Any, xy: np.ndarray, slides: Slides, table: pd.Data
     return bool(np.allclose(edges.data, length, rtol=1e-4, atol=1e-6))
 
 
-def _median_edge(edges: Pairs) -> float:
+def _median_edge(edges: sp.csr_matrix) -> float:
     """Median length of the edges between different places, rounded so that rotations give the same value to the bit."""
-    lengths = edges.distance[edges.distance > 0]
+    lengths = edges.data[edges.data > 0]
     return float(f"{np.median(lengths):.5g}") if len(lengths) else 10.0
 
 
-def _assemble(parts: list[tuple[np.ndarray, Pairs, np.ndarray]], n: int) -> sp.csr_matrix:
-    """Put the pairs of all slides into one matrix; explicit zeros (distances of coincident cells) stay."""
-    rows = np.concatenate([cells[pairs.rows] for cells, pairs, _ in parts])
-    cols = np.concatenate([cells[pairs.cols] for cells, pairs, _ in parts])
-    matrix = sp.coo_matrix((np.concatenate([values for *_, values in parts]), (rows, cols)), shape=(n, n)).tocsr()
-    matrix.sort_indices()
-    return matrix
+def _assemble(parts: list[tuple[np.ndarray, sp.csr_matrix, np.ndarray]]) -> sp.csr_matrix:
+    """Put `values` on the patterns of all slides into one matrix of all cells; explicit zeros stay."""
+    if len(parts) == 1:
+        _, pattern, values = parts[0]
+        return sp.csr_matrix((values, pattern.indices, pattern.indptr), shape=pattern.shape, copy=False)
+    n = sum(len(cells) for cells, *_ in parts)
+    rows = np.concatenate([np.repeat(cells, np.diff(pattern.indptr)) for cells, pattern, _ in parts])
+    cols = np.concatenate([cells[pattern.indices] for cells, pattern, _ in parts])
+    return sorted_csr(rows, cols, np.concatenate([values for *_, values in parts]), (n, n))
 
 
 def _describe(name: str, chosen: SlideSettings, sigma: float, part: SlideGraph, n: int) -> dict[str, Any]:
-    degree = np.bincount(part.edges.rows, minlength=n)
-    in_local = np.bincount(part.local.rows, minlength=n) - 1
-    in_view = np.bincount(part.view.rows, minlength=n)
+    degree, in_local = np.diff(part.edges.indptr), np.diff(part.local.indptr) - 1
     return {
         "slide": name,
         "n_cells": n,
@@ -187,30 +182,27 @@ def _describe(name: str, chosen: SlideSettings, sigma: float, part: SlideGraph, 
         "local": float(chosen.local),
         "view": float(chosen.view),
         "sigma": sigma,
-        "n_edges": len(part.edges.rows),
+        "n_edges": part.edges.nnz,
         "mean_degree": round(float(degree.mean()), 2),
         "mean_local": round(float(in_local.mean()), 2),
-        "mean_view": round(float(in_view.mean()), 2),
         "isolated": int((degree == 0).sum()),
         "no_local": int((in_local == 0).sum()),
-        "no_view": int((in_view == 0).sum()),
     }
 
 
 def _log_table(table: pd.DataFrame) -> None:
     """Say what was built, and warn where most neighbourhoods are empty."""
     n = int(table["n_cells"].sum())
-    per_cell = {name: (table[name] * table["n_cells"]).sum() / n for name in ("mean_local", "mean_view")}
     logger.info(
-        "Graph of %d cells on %d slide(s): %.1f cells in a local neighbourhood, %.1f in a view ring on average; %d "
-        "cells are isolated, %d have an empty ring. Details in `adata.uns['stage_graph']['slides']`.",
-        *(n, len(table), *per_cell.values(), table["isolated"].sum(), table["no_view"].sum()),
+        "Graph of %d cells on %d slide(s): %.1f cells in a local neighbourhood on average; %d cells are isolated. "
+        "Details in `adata.uns['stage_graph']['slides']`.",
+        *(n, len(table), (table["mean_local"] * table["n_cells"]).sum() / n, table["isolated"].sum()),
     )
-    sparse = table.index[(table["no_local"] > 0.5 * table["n_cells"]) | (table["no_view"] > 0.2 * table["n_cells"])]
+    sparse = table.index[table["no_local"] > 0.5 * table["n_cells"]]
     if len(sparse):
         row = table.loc[sparse[0]]
         logger.warning(
-            "%d slide(s), e.g. %r: %d of %d cells have nobody in their local neighbourhood and %d nobody in their view "
-            'ring. Check `scale` (%g here), or pass mode="hops".',
-            *(len(sparse), sparse[0], row["no_local"], row["n_cells"], row["no_view"], row["scale"]),
+            "%d slide(s), e.g. %r: %d of %d cells have nobody in their local neighbourhood. Check `scale` (%g here), "
+            'or pass mode="hops".',
+            *(len(sparse), sparse[0], row["no_local"], row["n_cells"], row["scale"]),
         )

@@ -14,34 +14,25 @@ from anndata import AnnData
 from scipy.spatial import cKDTree
 
 from stage_sc.pp._platforms import GRID_NEIGHBOURS
-from stage_sc.pp._units import SlideSettings
+from stage_sc.pp._units import SlideSettings, distinct_places
 
 # Radii are closed with this slack, so that rounding after a rotation or shift cannot move a pair across a boundary.
 SLACK = 1 + 1e-9
 MAX_MEAN_NEIGHBOURS = 1000
 
 
-class Pairs(NamedTuple):
-    """Ordered pairs of cells (both directions) with their distance."""
-
-    rows: np.ndarray
-    cols: np.ndarray
-    distance: np.ndarray
-    """float64, µm."""
-
-
 class SlideGraph(NamedTuple):
-    """The three neighbourhood relations of one slide."""
+    """Neighbourhoods of one slide: symmetric ``(n, n)`` csr matrices of float64 distances in µm."""
 
-    edges: Pairs
-    local: Pairs
-    """Includes every cell with itself."""
-    view: Pairs
+    edges: sp.csr_matrix
+    """Delaunay (or grid) graph; cells at one place are joined at distance 0."""
+    local: sp.csr_matrix
+    """Local neighbourhoods; includes every cell with itself."""
     squidpy_entry: dict[str, Any]
 
 
 def slide_graph(xy: np.ndarray, settings: SlideSettings) -> SlideGraph:
-    """Delaunay (or grid) graph, local neighbourhood and view ring of one slide.
+    """Delaunay (or grid) graph and local neighbourhoods of one slide.
 
     Parameters
     ----------
@@ -52,15 +43,57 @@ def slide_graph(xy: np.ndarray, settings: SlideSettings) -> SlideGraph:
 
     Notes
     -----
-    Equations 1, 2, 18 and 19 of the STAGE paper for mode ``"radius"``. O(n log n) time; memory is that of the pairs.
+    Equations 1 and 18 of the STAGE paper for mode ``"radius"``. O(n log n) time; memory is that of the pairs.
     """
     adjacency, entry = _adjacency(xy, settings)
-    edges = _pairs(adjacency, xy)
     if settings.mode == "radius":
-        local, view = _within_radii(xy, settings.local, settings.view)
+        local = _within_radius(xy, settings.local, settings.view)
     else:
-        local, view = _within_hops(adjacency, xy, int(settings.local), int(settings.view))
-    return SlideGraph(edges, local, view, entry)
+        local = _lengths(_within_hops(adjacency, int(settings.local)), xy)
+    return SlideGraph(_lengths(adjacency, xy), local, entry)
+
+
+def ring(
+    xy: np.ndarray,
+    tree: cKDTree,
+    adjacency: sp.csr_matrix,
+    cells: np.ndarray,
+    sizes: tuple[str, float, float, float],
+) -> sp.csr_matrix:
+    """View rings of some cells.
+
+    Parameters
+    ----------
+    xy
+        ``(n, 2)`` float64 coordinates in µm.
+    tree
+        Of `xy`.
+    adjacency
+        ``(n, n)`` pattern of the graph.
+    cells
+        ``(B,)`` cells whose rings are wanted.
+    sizes
+        Mode, local and view size, and σ of the weights.
+
+    Returns
+    -------
+    ``(B, n)`` float32 Gaussian weights of equation 20, rows sorted; a cell with nobody in its ring has an empty row.
+
+    Notes
+    -----
+    Equations 2 and 19. Rings are not stored, because they hold most pairs and serve in training alone.
+    """
+    mode, local, view, sigma = sizes
+    if mode == "hops":
+        reach = _reach(adjacency[cells].astype(bool), adjacency, int(view))  # weights could vanish in products
+        pairs = _rings(reach, cells, len(xy)).tocoo()
+        rows, cols = pairs.row, pairs.col
+        distance = _distances(xy, cells[rows], cols)
+    else:
+        found = cKDTree(xy[cells]).sparse_distance_matrix(tree, view * SLACK, output_type="ndarray")
+        found = found[found["v"] > local * SLACK]
+        rows, cols, distance = found["i"], found["j"], found["v"]
+    return sorted_csr(rows, cols, gaussian_weights(distance, sigma), (len(cells), len(xy)))
 
 
 def gaussian_weights(distance: np.ndarray, sigma: float) -> np.ndarray:
@@ -77,22 +110,44 @@ def _adjacency(xy: np.ndarray, settings: SlideSettings) -> tuple[sp.csr_matrix, 
     """Symmetric boolean adjacency between cells, without the diagonal, from squidpy's builders."""
     # Cells at one place would be isolated in a triangulation: triangulate the places, then connect the cells of a place
     # with each other and with those of neighbouring places. Sorted places make ties independent of the cell order.
-    places, place = np.unique(xy, axis=0, return_inverse=True)
+    places, place = distinct_places(xy)
     graph, entry = _squidpy_graph(places, settings)
-    # A nearest-neighbour edge is part of every Delaunay triangulation, but points closer than Qhull's precision are
-    # left out of it; put their edge back.
-    distance, nearest = (column[:, 1] for column in cKDTree(places).query(places, 2))
-    close = np.flatnonzero(distance <= settings.radius * SLACK) if settings.layout == "cells" else np.empty(0, np.intp)
-    extra = sp.csr_matrix((np.ones(len(close), bool), (close, nearest[close])), shape=graph.shape)
-    graph = (graph + graph.T + extra + extra.T).astype(bool)
-    member = sp.csr_matrix(
-        (np.ones(len(xy), np.int32), (np.arange(len(xy)), place.reshape(-1))), shape=(len(xy), len(places))
-    )
+    if settings.layout == "cells":
+        graph = _with_nearest(graph, places, settings.radius)
+    else:
+        graph = (graph + graph.T).astype(bool)
+    if len(places) == len(xy):
+        return permute(graph, place), entry
+    member = sp.csr_matrix((np.ones(len(xy), np.int32), (np.arange(len(xy)), place)), shape=(len(xy), len(places)))
     graph = (member @ (graph + sp.identity(len(places), dtype=bool, format="csr")).astype(np.int32) @ member.T).tocsr()
     graph.setdiag(0)
     graph.eliminate_zeros()
     graph.sort_indices()
     return graph.astype(bool), entry
+
+
+def _with_nearest(graph: sp.csr_matrix, places: np.ndarray, radius: float) -> sp.csr_matrix:
+    """Put places that Qhull left out, because they are closer to another than its precision, back beside that one.
+
+    The edge to the nearest place is part of every Delaunay triangulation.
+    """
+    lone = np.flatnonzero(np.diff(graph.indptr) == 0)
+    if not len(lone):
+        return graph
+    distance, nearest = (column[:, 1] for column in cKDTree(places).query(places[lone], 2))
+    lone, nearest = lone[distance <= radius * SLACK], nearest[distance <= radius * SLACK]
+    extra = sp.csr_matrix((np.ones(len(lone), bool), (lone, nearest)), shape=graph.shape)
+    return (graph + extra + extra.T).astype(bool)
+
+
+def permute(matrix: sp.csr_matrix, order: np.ndarray) -> sp.csr_matrix:
+    """``matrix[order][:, order]`` of a symmetric matrix, with sorted rows: its transpose is itself, and as sorted."""
+    inverse = np.empty(len(order), dtype=np.int32)
+    inverse[order] = np.arange(len(order), dtype=np.int32)
+    rows = matrix[order]
+    mixed = sp.csr_matrix((rows.data, inverse[rows.indices], rows.indptr), shape=rows.shape, copy=False)
+    turned = mixed.tocsc()
+    return sp.csr_matrix((turned.data, turned.indices, turned.indptr), shape=rows.shape, copy=False)
 
 
 def _squidpy_graph(places: np.ndarray, settings: SlideSettings) -> tuple[sp.csr_matrix, dict[str, Any]]:
@@ -130,48 +185,64 @@ def _quiet(name: str) -> Iterator[None]:
         other.setLevel(level)
 
 
-def _within_radii(xy: np.ndarray, local: float, view: float) -> tuple[Pairs, Pairs]:
-    """All pairs within `local` (with the cells themselves), and all pairs in the ring up to `view`."""
+def _within_radius(xy: np.ndarray, local: float, view: float) -> sp.csr_matrix:
+    """Distances of all pairs within `local`, and of the cells with themselves."""
     tree = cKDTree(xy)
-    sample = xy[np.lexsort(xy.T)][:: max(1, len(xy) // 512)]
+    sample = distinct_places(xy)[0]
+    sample = sample[:: max(1, len(sample) // 512)]
     mean = float(np.mean(tree.query_ball_point(sample, view * SLACK, return_length=True)))
     if mean > MAX_MEAN_NEIGHBOURS:
         raise ValueError(
             f"A cell has {mean:.0f} others within {view:g} µm on average: `scale` (µm per unit of the coordinates) is "
             'probably too small. For very dense data pass mode="hops", or smaller `local` and `view`.'
         )
-    pairs = tree.query_pairs(view * SLACK, output_type="ndarray").astype(np.int32)
-    distance = _distances(xy, pairs[:, 0], pairs[:, 1])
-    near = distance <= local * SLACK
+    first, second = tree.query_pairs(local * SLACK, output_type="ndarray").astype(np.int32).T
+    distance = _distances(xy, first, second)
     itself = np.arange(len(xy), dtype=np.int32)
-    return (
-        Pairs(
-            np.concatenate([itself, pairs[near, 0], pairs[near, 1]]),
-            np.concatenate([itself, pairs[near, 1], pairs[near, 0]]),
-            np.concatenate([np.zeros(len(xy)), distance[near], distance[near]]),
-        ),
-        Pairs(
-            np.concatenate([pairs[~near, 0], pairs[~near, 1]]),
-            np.concatenate([pairs[~near, 1], pairs[~near, 0]]),
-            np.concatenate([distance[~near], distance[~near]]),
-        ),
+    return sorted_csr(
+        np.concatenate([itself, first, second]),
+        np.concatenate([itself, second, first]),
+        np.concatenate([np.zeros(len(xy)), distance, distance]),
+        (len(xy), len(xy)),
     )
 
 
-def _within_hops(adjacency: sp.csr_matrix, xy: np.ndarray, local: int, view: int) -> tuple[Pairs, Pairs]:
-    """Pairs at most `local` hops apart (with the cells themselves), and pairs at exactly `view` hops."""
-    reach = [sp.identity(len(xy), dtype=bool, format="csr")]  # reach[k]: pairs at most k hops apart
-    step = adjacency + reach[0]
-    for _ in range(max(local, view)):
-        reach.append(reach[-1] @ step)
-    ring = reach[view].astype(np.int8) - reach[view - 1].astype(np.int8)
-    ring.eliminate_zeros()
-    return _pairs(reach[local], xy), _pairs(ring, xy)
+def _within_hops(adjacency: sp.csr_matrix, local: int) -> sp.csr_matrix:
+    """Pattern of the pairs at most `local` hops apart, and of the cells with themselves."""
+    itself = sp.identity(adjacency.shape[0], dtype=bool, format="csr")
+    return _reach(itself + adjacency, adjacency, local)[-1]
 
 
-def _pairs(matrix: sp.csr_matrix, xy: np.ndarray) -> Pairs:
-    pairs = matrix.tocoo()
-    return Pairs(pairs.row, pairs.col, _distances(xy, pairs.row, pairs.col))
+def _reach(near: sp.csr_matrix, adjacency: sp.csr_matrix, hops: int) -> list[sp.csr_matrix]:
+    """Who is at most 1, 2 … `hops` hops away, from who is at most one hop away."""
+    reach = [near]
+    for _ in range(hops - 1):
+        reach.append((reach[-1] @ adjacency + reach[-1]).astype(bool))
+    return reach
+
+
+def _rings(reach: list[sp.csr_matrix], cells: np.ndarray, n: int) -> sp.csr_matrix:
+    """Who is in the last of `reach` and not in the one before; nobody is in his own ring."""
+    itself = sp.csr_matrix((np.ones(len(cells), np.int8), (np.arange(len(cells)), cells)), shape=(len(cells), n))
+    inner = [part.astype(np.int8) for part in reach[-2:-1]]
+    inside = sum(inner, itself).astype(bool).astype(np.int8)
+    outside = (reach[-1].astype(np.int8) + itself).astype(bool).astype(np.int8) - inside
+    outside.eliminate_zeros()
+    return outside
+
+
+def sorted_csr(rows: np.ndarray, cols: np.ndarray, values: np.ndarray, shape: tuple[int, int]) -> sp.csr_matrix:
+    """Distinct pairs as csr with sorted rows; explicit zeros stay. Two counting sorts, first by column, then by row."""
+    pairs = sp.coo_matrix((values, (rows, cols)), shape=shape)
+    pairs.has_canonical_format = True  # nothing to add up
+    return pairs.tocsc().tocsr()
+
+
+def _lengths(pattern: sp.csr_matrix, xy: np.ndarray) -> sp.csr_matrix:
+    """Distance of every pair of the pattern."""
+    rows = np.repeat(np.arange(pattern.shape[0], dtype=np.int32), np.diff(pattern.indptr))
+    distance = _distances(xy, rows, pattern.indices)
+    return sp.csr_matrix((distance, pattern.indices, pattern.indptr), shape=pattern.shape, copy=False)
 
 
 def _distances(xy: np.ndarray, rows: np.ndarray, cols: np.ndarray) -> np.ndarray:

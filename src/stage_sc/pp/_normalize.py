@@ -60,26 +60,78 @@ def to_csr(X: Any) -> sp.csr_matrix:
         X = np.asarray(X[...])  # dense in memory or on disk
     matrix = sp.csr_matrix(X, dtype=np.float32, copy=True)
     matrix.sum_duplicates()  # sorts too
-    matrix.eliminate_zeros()
-    finite = np.isfinite(matrix.data)
-    if not finite.all():
+    low, high = matrix.data.min(initial=0.0), matrix.data.max(initial=0.0)
+    if not (np.isfinite(low) and np.isfinite(high)):  # NaN comes through min and max
+        broken = int((~np.isfinite(matrix.data)).sum())
+        raise ValueError(f"Expression has {broken} NaN or infinite values. Set them to 0 or drop the cells.")
+    if low < 0:
         raise ValueError(
-            f"Expression has {int((~finite).sum())} NaN or infinite values. Set them to 0 or drop the cells."
+            f"Expression has {int((matrix.data < 0).sum())} negative values (smallest {low:g}): scaled or centred "
+            "data. Pass raw counts, e.g. `layer='counts'`."
         )
-    negative = int((matrix.data < 0).sum())
-    if negative:
-        raise ValueError(
-            f"Expression has {negative} negative values (smallest {matrix.data.min():g}): scaled or centred data. "
-            "Pass raw counts, e.g. `layer='counts'`."
-        )
+    if matrix.nnz and not matrix.data.all():
+        matrix.eliminate_zeros()
     return matrix
+
+
+class Values:
+    """What kind of values a slide has: found out block by block, then used to normalise them.
+
+    Whole numbers are counts. Others are taken as already logged where none is above 25 (and kept as they are, with a
+    warning), and as linear values otherwise (scaled and logged, with a warning).
+    """
+
+    def __init__(self) -> None:
+        self.number, self.broken, self.highest = 0, 0, 0.0
+        self.exact: list[np.ndarray] = []
+        self.rounded: list[np.ndarray] = []
+
+    def add(self, block: sp.csr_matrix) -> None:
+        """Look at the next rows, as `to_csr` gives them."""
+        whole = np.rint(block.data)
+        self.number += block.nnz
+        self.highest = max(self.highest, float(block.data.max(initial=0.0)))
+        rounded = not np.array_equal(whole, block.data)
+        if rounded:
+            self.broken += int((np.abs(block.data - whole) > COUNT_TOLERANCE).sum())
+        ends = np.concatenate([[0.0], np.cumsum(whole, dtype=np.float64)])[block.indptr]
+        self.rounded.append(np.diff(ends))  # sums of whole numbers are exact, and the same for any order of the genes
+        self.exact.append(block.astype(np.float64).sum(axis=1).A1 if rounded else self.rounded[-1])
+
+    @property
+    def counts(self) -> bool:
+        """Whether all values are whole numbers."""
+        return self.broken == 0
+
+    def factors(self, target_sum: float | None = None) -> np.ndarray | None:
+        """Return what every row is multiplied by before the logarithm; ``None`` where values are logged already."""
+        if not self.counts:
+            share = 100 * self.broken / self.number
+            if self.highest <= MAX_LOGGED:
+                logger.warning(
+                    "Expression is no counts (%.0f %% of the values are not whole, largest %.3g): taken as already "
+                    "log-normalised and used as it is. Pass raw counts if you have them.",
+                    *(share, self.highest),
+                )
+                return None
+            logger.warning(
+                "Expression is no counts (%.0f %% of the values are not whole) and not logged (largest %.3g): scaled "
+                "and logged. Pass raw counts if you have them.",
+                *(share, self.highest),
+            )
+        total = np.concatenate(self.rounded if self.counts else self.exact)
+        filled = total > 0
+        if target_sum is None:
+            target_sum = float(np.median(total[filled])) if filled.any() else 1.0
+        return np.divide(target_sum, total, out=np.zeros_like(total), where=filled)
+
+    def normalize(self, values: np.ndarray, factor: np.ndarray) -> np.ndarray:
+        """Return ``log(1 + factor x)`` of stored values, float32."""
+        return np.log1p((np.rint(values) if self.counts else values) * factor).astype(np.float32)
 
 
 def log_normalize(X: Any, *, target_sum: float | None = None) -> tuple[sp.csr_matrix, bool]:
     """Scale every cell to the same total and take ``log(1 + x)``, as scanpy does.
-
-    Values that are whole numbers are counts. Others are taken as already logged where none is above 25 (and kept as
-    they are, with a warning), and as linear values otherwise (scaled and logged, with a warning).
 
     Parameters
     ----------
@@ -104,30 +156,9 @@ def log_normalize(X: Any, *, target_sum: float | None = None) -> tuple[sp.csr_ma
     """
     if target_sum is not None:
         check_positive(target_sum, "target_sum")
-    matrix = to_csr(X)
-    rounded = np.rint(matrix.data)
-    counts = bool(np.abs(matrix.data - rounded).max(initial=0) <= COUNT_TOLERANCE)
-    if counts:
-        matrix.data = rounded
-    else:
-        high = float(matrix.data.max())
-        share = float(np.mean(np.abs(matrix.data - rounded) > COUNT_TOLERANCE))
-        if high <= MAX_LOGGED:
-            logger.warning(
-                "Expression is no counts (%.0f %% of the values are not whole, largest %.3g): taken as already "
-                "log-normalised and used as it is. Pass raw counts if you have them.",
-                *(100 * share, high),
-            )
-            return matrix, False
-        logger.warning(
-            "Expression is no counts (%.0f %% of the values are not whole) and not logged (largest %.3g): scaled and "
-            "logged. Pass raw counts if you have them.",
-            *(100 * share, high),
-        )
-    total = np.asarray(matrix.sum(axis=1, dtype=np.float64)).ravel()
-    filled = total > 0
-    if target_sum is None:
-        target_sum = float(np.median(total[filled])) if filled.any() else 1.0
-    factor = np.divide(target_sum, total, out=np.zeros_like(total), where=filled)
-    matrix.data = np.log1p(matrix.data * np.repeat(factor, np.diff(matrix.indptr))).astype(np.float32)
-    return matrix, counts
+    matrix, values = to_csr(X), Values()
+    values.add(matrix)
+    factors = values.factors(target_sum)
+    if factors is not None:
+        matrix.data = values.normalize(matrix.data, np.repeat(factors, np.diff(matrix.indptr)))
+    return matrix, values.counts

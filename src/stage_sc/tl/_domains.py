@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -15,7 +16,16 @@ from stage_sc.model._linkage import cut, leaf_order, weighted_ward
 logger = logging.getLogger("stage_sc.tl")
 
 # Cells that are compared with all leaves at a time.
-BLOCK = 65_536
+BLOCK = 8192
+
+
+class Sums(NamedTuple):
+    """What joining leaves needs to know of the cells: sums, which add up over slides."""
+
+    mass: Tensor
+    """``(K,)`` float64, sum of the probabilities of each leaf."""
+    total: Tensor
+    """``(K, d)`` float64, sum of content weighted with them."""
 
 
 def cut_domains(h: Tensor, leaves: Tensor, content: Tensor, n_domains: int, temperature: float = 0.1) -> np.ndarray:
@@ -44,28 +54,47 @@ def cut_domains(h: Tensor, leaves: Tensor, content: Tensor, n_domains: int, temp
     ``(n,)`` int64 domain of every cell, in the order of the hierarchy: domains that are alike have near numbers. There
     are fewer than `n_domains` where fewer leaves are in use, and the log says so.
     """
-    nearest = torch.cat([(block @ leaves.T).argmax(dim=1) for block in h.split(BLOCK)])
-    used, position = torch.unique(nearest, return_inverse=True)
-    if len(used) < n_domains:
+    leaves = leaves[nearest_leaf(h, leaves).unique()]
+    group = join_leaves(leaf_sums(h, leaves, content, temperature), n_domains)
+    domain = vote(h, leaves, group, temperature)
+    if len(np.unique(domain)) < group.max() + 1:  # a domain of leaves that come second everywhere
+        domain = group[nearest_leaf(h, leaves).numpy()]
+    return domain
+
+
+def nearest_leaf(h: Tensor, leaves: Tensor) -> Tensor:
+    """``(n,)`` int64 leaf that every cell is nearest to."""
+    return torch.cat([(block @ leaves.T).argmax(dim=1) for block in h.split(BLOCK)])
+
+
+def leaf_sums(h: Tensor, leaves: Tensor, content: Tensor, temperature: float) -> Sums:
+    """Add up over cells what is known of every leaf."""
+    mass = torch.zeros(len(leaves), dtype=torch.float64)
+    total = torch.zeros(len(leaves), content.shape[1], dtype=torch.float64)
+    for block, around in zip(h.split(BLOCK), content.split(BLOCK), strict=True):
+        p = torch.softmax(block @ leaves.T / temperature, dim=1)
+        mass += p.sum(dim=0)
+        total += p.T @ around
+    return Sums(mass, total)
+
+
+def join_leaves(sums: Sums, n_domains: int) -> np.ndarray:
+    """``(K,)`` int64 domain of every leaf in use; as many as asked for, or as there are leaves."""
+    n_leaves = len(sums.mass)
+    if n_leaves < n_domains:
         logger.warning(
             "%d domains were asked for, but the cells are in %d leaves of the tree only: there are %d domains. A model "
             "that was trained on this data (`st.tl.fit`) has finer niches.",
-            *(n_domains, len(used), len(used)),
+            *(n_domains, n_leaves, n_leaves),
         )
-        n_domains = len(used)
-    mass = torch.zeros(len(used), dtype=torch.float64)
-    total = torch.zeros(len(used), content.shape[1], dtype=torch.float64)
-    for block, around in zip(h.split(BLOCK), content.split(BLOCK), strict=True):
-        p = torch.softmax(block @ leaves[used].T / temperature, dim=1).double()
-        mass += p.sum(dim=0)
-        total += p.T @ around.double()
-    group = torch.from_numpy(_join((total / mass[:, None]).numpy(), mass.numpy(), n_domains))
-    member = torch.nn.functional.one_hot(group, n_domains).float()
-    votes = [torch.softmax(block @ leaves[used].T / temperature, dim=1) @ member for block in h.split(BLOCK)]
-    domain = torch.cat([vote.argmax(dim=1) for vote in votes])
-    if len(torch.unique(domain)) < n_domains:  # a domain of leaves that come second everywhere
-        domain = group[position]
-    return domain.numpy()
+    return _join((sums.total / sums.mass[:, None]).numpy(), sums.mass.numpy(), min(n_domains, n_leaves))
+
+
+def vote(h: Tensor, leaves: Tensor, group: np.ndarray, temperature: float) -> np.ndarray:
+    """``(n,)`` int64 domain whose leaves have the greatest probability together, for every cell."""
+    member = torch.nn.functional.one_hot(torch.from_numpy(group)).float()
+    shares = (torch.softmax(block @ leaves.T / temperature, dim=1) @ member for block in h.split(BLOCK))
+    return torch.cat([share.argmax(dim=1) for share in shares]).numpy()
 
 
 def _join(mean: np.ndarray, weight: np.ndarray, n_domains: int) -> np.ndarray:

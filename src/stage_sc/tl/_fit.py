@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
 
 import numpy as np
 import torch
 from anndata import AnnData
-from threadpoolctl import threadpool_limits
 
-from stage_sc._checks import check_anndata, check_choice, check_positive
+from stage_sc._checks import check_anndata, check_positive
+from stage_sc._compute import one_thread, resolve_device
+from stage_sc.data._expression import scratch_folder
 from stage_sc.data._slide import Slide, read_data
+from stage_sc.data._store import Store
 from stage_sc.model._config import StageConfig
 from stage_sc.model._queue import SlideQueue
 from stage_sc.model._stage import Stage
@@ -26,7 +29,7 @@ logger = logging.getLogger("stage_sc.tl")
 
 
 def fit(
-    data: AnnData | Sequence[AnnData] | Mapping[str, AnnData],
+    data: AnnData | Sequence[AnnData] | Mapping[str, AnnData] | Store,
     *,
     library_key: str | None = None,
     init: Stage | str | os.PathLike[str] | None = None,
@@ -36,6 +39,7 @@ def fit(
     spatial_key: str | None = None,
     layer: str | None = None,
     name: str = "custom",
+    checkpoint: str | os.PathLike[str] | None = None,
     device: str = "auto",
     rng: int | np.random.Generator | None = 0,
     progress: bool = True,
@@ -54,7 +58,7 @@ def fit(
     ----------
     data
         Cells with counts, coordinates and the graph of `stage_sc.pp.build_graph`, of one or several slides; or a list
-        or a dictionary of these, whose panels may differ.
+        or a dictionary of these, whose panels may differ. Or a `stage_sc.data.Store`, for more data than memory holds.
     library_key
         Column of ``obs`` that names the slide of every cell. ``None``: the one that the graph was built with.
     init
@@ -74,11 +78,15 @@ def fit(
         Entry of ``layers`` with the counts. ``None``: ``X``.
     name
         Name of the model, written beside its labels.
+    checkpoint
+        File that the training is written to while it runs: every 200 steps and after every epoch. When the same call is
+        made again, it goes on from there, and ends with the model that it would have had without interruption (on the
+        CPU, to the bit); once it is finished, this model is returned at once. ``None``: nothing is written.
     device
-        ``"cpu"``, ``"cuda"`` or ``"mps"``; ``"auto"`` takes a GPU where there is one.
+        ``"cpu"`` or ``"cuda"``; ``"auto"`` takes a GPU where there is one.
     rng
         Seed or generator. The same seed gives the same model, for any order of cells and genes (on the CPU, to the
-        bit).
+        bit). A training that goes on from a `checkpoint` keeps the seed that it began with.
     progress
         Show a progress bar.
 
@@ -92,11 +100,13 @@ def fit(
     ------
     KeyError
         If there is no graph, or if a key names nothing.
+    OSError
+        If `checkpoint` cannot be written, e.g. because its folder does not exist.
     TypeError
         If an argument is of another type.
     ValueError
-        If expression has negative, NaN or infinite values, if no cell has counts, if no gene is known to `init`, or if
-        this machine has no such `device`.
+        If expression has negative, NaN or infinite values, if no cell has counts, if no gene is known to `init`, if
+        this machine has no such `device`, or if `checkpoint` holds another training.
 
     See Also
     --------
@@ -105,6 +115,11 @@ def fit(
     Notes
     -----
     About 10 s for 3,000 cells and 166 genes on one core; the time grows with cells times epochs. `data` is not changed.
+
+    Training stops early, with a warning, when the embeddings have collapsed in two epochs in a row.
+
+    A script that is started with ``torchrun --nproc-per-node 2 script.py`` trains in two processes: they share every
+    batch, and both return the same model, that of one process to rounding.
 
     Examples
     --------
@@ -116,14 +131,15 @@ def fit(
     >>> len(model.history)
     2
     """
-    named = _named(data)
+    named = {} if isinstance(data, Store) else _named(data)
     if patience is not None:
         check_positive(patience, "patience", integer=True)
     if epochs is not None and (epochs != 0 or isinstance(epochs, bool)):
         check_positive(epochs, "epochs", integer=True)
     if not isinstance(name, str) or not name:
         raise TypeError(f"`name` must be a string with at least one character, got {name!r}.")
-    _check_device(device)
+    where = resolve_device(device)
+    saved = None if checkpoint is None else _checkpoint_path(checkpoint)
     if config is not None and not isinstance(config, StageConfig):
         raise TypeError(f"`config` must be a stage_sc.model.StageConfig, got {type(config).__name__}.")
     start = None if init is None else resolve_model(init)
@@ -132,57 +148,53 @@ def fit(
         raise ValueError("`config` and `init` differ in the network or the tree: pass one of them only.")
     generator = np.random.default_rng(rng)
     vocabulary = None if start is None else start.vocabulary.keys()
-    slides = [
-        slide
-        for prefix, adata in named.items()
-        for slide in read_data(
-            adata,
-            scaling=chosen.scaling,
-            vocabulary=vocabulary,
-            spatial_key=spatial_key,
-            library_key=library_key,
-            layer=layer,
-            prefix=prefix,
-        )
-    ]
-    if all(slide.empty.all() for slide in slides):
-        raise ValueError("There is nothing to train on: no cell has any counts.")
-    n_cells = sum(slide.n_cells for slide in slides)
-    if start is None and config is not None and config.levels[-1] > n_cells:
-        raise ValueError(
-            f"`config.levels` asks for {config.levels[-1]} leaves, more than the {n_cells} training cells: pass fewer, "
-            "or no `config`."
-        )
-    if config is None:
-        chosen = adapt(chosen, n_cells, tuning=start is not None)
-    if epochs is not None:
-        share = chosen.warmup_epochs / max(chosen.epochs, 1)
-        chosen = chosen.replace(epochs=epochs, warmup_epochs=round(epochs * share))
-    with _one_thread():
-        if start is None:
-            model = _new_model(chosen, slides, generator, name)
+    keys = {"spatial_key": spatial_key, "library_key": library_key, "layer": layer}
+    with ExitStack() as scratch:
+        if isinstance(data, Store):
+            slides = data.slides(scaling=chosen.scaling, vocabulary=vocabulary)
         else:
-            model = _continued(start, chosen, slides, name)
-        model.history = train(
-            model,
-            slides,
-            generator,
-            keep_tree=start is not None,
-            patience=patience,
-            accelerator=device,
-            progress=progress,
-        )
+            slides = _read(named, chosen.scaling, vocabulary, keys, scratch)
+        if all(slide.empty[:].all() for slide in slides):
+            raise ValueError("There is nothing to train on: no cell has any counts.")
+        n_cells = sum(slide.n_cells for slide in slides)
+        if start is None and config is not None and config.levels[-1] > n_cells:
+            raise ValueError(
+                f"`config.levels` asks for {config.levels[-1]} leaves, more than the {n_cells} training cells: pass "
+                "fewer, or no `config`."
+            )
+        if config is None:
+            chosen = adapt(chosen, n_cells, tuning=start is not None)
+        if epochs is not None:
+            share = chosen.warmup_epochs / max(chosen.epochs, 1)
+            chosen = chosen.replace(epochs=epochs, warmup_epochs=round(epochs * share))
+        with one_thread(blas=True):
+            if start is None:
+                model = _new_model(chosen, slides, generator, name, vectors=saved is None or not saved.exists())
+            else:
+                model = _continued(start, chosen, slides, name)
+            model.history = train(
+                model,
+                slides,
+                generator,
+                keep_tree=start is not None,
+                patience=patience,
+                checkpoint=saved,
+                accelerator=where.type,
+                progress=progress,
+            )
     return model
 
 
-def _check_device(device: str) -> None:
-    """Raise unless torch can compute on `device`."""
-    if not isinstance(device, str):
-        raise TypeError(f"`device` must be a string, got {device!r}.")
-    present = ["auto", "cpu"]
-    present += ["cuda", "gpu"] if torch.cuda.is_available() else []
-    present += ["mps"] if torch.backends.mps.is_available() else []
-    check_choice(device, "device", present)
+def _checkpoint_path(checkpoint: str | os.PathLike[str]) -> Path:
+    """Raise unless a file can be there."""
+    if not isinstance(checkpoint, str | os.PathLike):
+        raise TypeError(f"`checkpoint` must be a path, got {checkpoint!r}.")
+    path = Path(checkpoint).absolute()
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"There is no folder {str(path.parent)!r} to write `checkpoint` to: make it.")
+    if path.is_dir():
+        raise IsADirectoryError(f"`checkpoint` must name a file, but {str(path)!r} is a folder.")
+    return path
 
 
 def _named(data: AnnData | Sequence[AnnData] | Mapping[str, AnnData]) -> dict[str, AnnData]:
@@ -200,16 +212,34 @@ def _named(data: AnnData | Sequence[AnnData] | Mapping[str, AnnData]) -> dict[st
     return named
 
 
+def _read(
+    named: Mapping[str, AnnData],
+    scaling: str,
+    vocabulary: Collection[str] | None,
+    keys: dict[str, str | None],
+    scratch: ExitStack,
+) -> list[Slide]:
+    """Read all slides; expression that is on disk goes to a folder that is there as long as `scratch` is open."""
+    slides = []
+    for prefix, adata in named.items():
+        folder = scratch.enter_context(scratch_folder(adata, keys["layer"]))
+        slides += read_data(adata, scaling=scaling, vocabulary=vocabulary, prefix=prefix, scratch=folder, **keys)
+    return slides
+
+
 def _shape(config: StageConfig) -> tuple[object, ...]:
     """Return what cannot change in a trained model."""
     return config.dim, config.n_layers, config.n_heads, config.levels, config.scaling, config.embedder_norm
 
 
-def _new_model(config: StageConfig, slides: list[Slide], rng: np.random.Generator, name: str) -> Stage:
-    """Untrained model with gene vectors from co-expression."""
+def _new_model(
+    config: StageConfig, slides: list[Slide], rng: np.random.Generator, name: str, *, vectors: bool
+) -> Stage:
+    """Untrained model, with gene vectors from co-expression unless a checkpoint has them."""
     genes = sorted({gene for slide in slides for gene in slide.genes})
     model = Stage(config, genes, [slide.name for slide in slides], name, seed=int(rng.integers(2**62)))
-    model.set_vectors(torch.from_numpy(gene_prior(slides, genes, config.dim)))
+    if vectors:
+        model.set_vectors(torch.from_numpy(gene_prior(slides, genes, config.dim)))
     return model
 
 
@@ -220,15 +250,3 @@ def _continued(start: Stage, config: StageConfig, slides: list[Slide], name: str
     model.load_state_dict(state, strict=False)
     model.queue = SlideQueue(len(slides), model.tree.n_nodes, config.queue_length)
     return model
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Small networks are faster on one thread, and sums are then the same on every machine."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        with threadpool_limits(1):
-            yield
-    finally:
-        torch.set_num_threads(before)

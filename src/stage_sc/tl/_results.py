@@ -49,10 +49,6 @@ def write_labels(adata: AnnData, labels: Labels, model: Stage, params: dict[str,
     columns[f"{key}_path"] = _categorical(labels.nodes[:, -1], order, leaves)
     columns[f"{key}_confidence"] = labels.confidence.astype(np.float32)
     columns[f"{key}_flag"] = pd.Categorical.from_codes(labels.flag, FLAGS).remove_unused_categories()
-    if labels.domain is not None:
-        n = int(labels.domain.max()) + 1
-        names = np.array([f"D{domain + 1}" for domain in range(n)], dtype=object)
-        columns[f"{key}_domain"] = _categorical(labels.domain, np.arange(n), names)
     before = [name for name in adata.obs.columns if name in columns or name == f"{key}_domain" or _is_level(name, key)]
     for name in before:
         del adata.obs[name]
@@ -66,6 +62,15 @@ def write_labels(adata: AnnData, labels: Labels, model: Stage, params: dict[str,
         "levels": levels,
         "tree": tree_table(tree, labels.nodes),
     }
+    if labels.domain is not None:
+        add_domains(adata, labels.domain, key, int(labels.domain.max()) + 1)
+
+
+def add_domains(adata: AnnData, domain: np.ndarray, key: str, n: int) -> None:
+    """Write domains, counted from 0, of n that there are in all data; colours of those before are dropped."""
+    names = np.array([f"D{number + 1}" for number in range(n)], dtype=object)
+    adata.obs[f"{key}_domain"] = _categorical(domain, np.arange(n), names)
+    adata.uns.pop(f"{key}_domain_colors", None)
 
 
 def tree_table(tree: PrototypeTree, nodes: np.ndarray) -> pd.DataFrame:

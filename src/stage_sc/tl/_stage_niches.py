@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from typing import Any
 
 import numpy as np
@@ -11,10 +12,12 @@ import torch
 from anndata import AnnData
 
 from stage_sc._checks import check_anndata, check_positive
+from stage_sc._compute import one_thread, resolve_device
+from stage_sc.data._expression import scratch_folder
 from stage_sc.data._slide import Slide, read_data
 from stage_sc.model._stage import Stage
 from stage_sc.pp._graph_state import hand_over, stand_in
-from stage_sc.tl._domains import BLOCK, cut_domains
+from stage_sc.tl._domains import cut_domains
 from stage_sc.tl._results import Labels, write_labels
 from stage_sc.train._encode import encode_slide
 from stage_sc.weights import resolve_model
@@ -29,6 +32,7 @@ def stage_niches(
     library_key: str | None = None,
     layer: str | None = None,
     key_added: str = "stage",
+    device: str = "auto",
     copy: bool = False,
 ) -> AnnData | list[AnnData] | dict[str, AnnData] | None:
     r"""Give every cell its niche at every level of a model's tree.
@@ -58,6 +62,9 @@ def stage_niches(
         Entry of ``layers`` with the counts. ``None``: ``X``. Neither is changed.
     key_added
         Begins the names of all results.
+    device
+        ``"cpu"`` or ``"cuda"``; ``"auto"`` takes a GPU where there is one. Reading and the graph take most of the time,
+        on the CPU.
     copy
         Return a labelled copy instead of writing into `data`.
 
@@ -90,8 +97,9 @@ def stage_niches(
     TypeError
         If `data` or `model` is of another type.
     ValueError
-        If no gene is in the model's vocabulary, if expression has negative, NaN or infinite values, if the coordinates
-        of a stale graph are refused, or if ``uns[key_added]`` holds something else. `data` is then as it was.
+        If this machine has no such `device`, if no gene is in the model's vocabulary, if expression has negative, NaN
+        or infinite values, if the coordinates of a stale graph are refused, or if ``uns[key_added]`` holds something
+        else. `data` is then as it was.
     FileNotFoundError
         If there is no checkpoint at `model`.
 
@@ -103,7 +111,10 @@ def stage_niches(
     Notes
     -----
     The same input gives the same labels, for any order of cells and genes and for rotated or shifted coordinates: cells
-    are computed in an order of their own. Time and memory grow linearly with the number of cells.
+    are computed in an order of their own, on one thread. Each is encoded once, layer by layer, over blocks of rows.
+    Time and memory grow linearly with the number of cells: on one core about 10 s and 3 GB for a million cells with 50
+    genes in each, most of the memory for the expression. An `X` on disk (backed, or a dask array) is read once, in
+    blocks, into files in the folder for temporary files (12 bytes per count), and does not stay in memory.
 
     Examples
     --------
@@ -128,17 +139,22 @@ def stage_niches(
         before = part.uns.get(key_added, {"tree": None})
         if not isinstance(before, Mapping) or "tree" not in before:
             raise ValueError(f"`key_added`: `uns[{key_added!r}]` holds something else already: choose another name.")
+    where = resolve_device(device)
     network = resolve_model(model)
     keys: dict[str, Any] = {"spatial_key": spatial_key, "library_key": library_key, "layer": layer}
     if copy:
         parts = [part.to_memory() if part.isbacked else part.copy() for part in parts]
     keys |= {"scaling": network.config.scaling, "vocabulary": network.vocabulary.keys()}
     lights = [stand_in(part) for part in parts]
-    read = [read_data(part, light=light, **keys) for part, light in zip(parts, lights, strict=True)]
-    labels = [_label(network, slides) for slides in read]
-    if n_domains is not None:
-        labels = _add_domains(network, labels, n_domains)
-    for part, light, found in zip(parts, lights, labels, strict=True):
+    found = []
+    with one_thread():
+        for part, light in zip(parts, lights, strict=True):
+            with scratch_folder(part, layer) as scratch:
+                slides = read_data(part, light=light, scratch=scratch, **keys)
+                found.append(label_slides(network, slides, where, content=n_domains is not None))
+        if n_domains is not None:
+            found = _add_domains(network, found, n_domains)
+    for part, light, labels in zip(parts, lights, found, strict=True):
         if light.uns["stage_graph"] is not part.uns["stage_graph"]:  # rebuilt
             hand_over(light, part)
         graph = part.uns["stage_graph"]["params"]
@@ -149,7 +165,7 @@ def stage_niches(
             "layer": layer or "",
             "n_domains": n_domains or 0,
         }
-        write_labels(part, found, network, params)
+        write_labels(part, labels, network, params)
     if not copy:
         return None
     if names is not None:
@@ -157,18 +173,19 @@ def stage_niches(
     return parts if several else parts[0]
 
 
-def _label(model: Stage, slides: list[Slide]) -> Labels:
+def label_slides(model: Stage, slides: list[Slide], device: torch.device, *, content: bool) -> Labels:
     """Nodes, confidence, embedding and content of all cells of one AnnData."""
     config = model.config
+    network = model if device.type == "cpu" else deepcopy(model).to(device)
     parts = []
     for slide in slides:
-        h, content = encode_slide(model, slide)
-        assigned = [
-            model.tree.assign(block, how=config.assignment, temperature=config.temperature) for block in h.split(BLOCK)
-        ]
-        nodes, confidence = (torch.cat(column) for column in zip(*assigned, strict=True))
-        flag = np.where(slide.empty, 1, np.where(slide.isolated, 2, 0)).astype(np.int8)
-        parts.append((slide.cells, nodes.numpy(), confidence.numpy(), h.numpy(), content.numpy(), flag))
+        encoded = encode_slide(network, slide, content=content)
+        nodes, confidence = network.tree.assign(
+            encoded.h.to(device), how=config.assignment, temperature=config.temperature
+        )
+        flag = np.where(slide.empty[:], 1, np.where(slide.isolated[:], 2, 0)).astype(np.int8)
+        tensors = (nodes, confidence, encoded.h, encoded.content)
+        parts.append((slide.cells, *(tensor.cpu().numpy() for tensor in tensors), flag))
     return Labels(*(np.concatenate(column) for column in zip(*parts, strict=True)))
 
 

@@ -1,0 +1,229 @@
+"""Label many slides in files, one after the other or on a cluster."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import anndata as ad
+import dask
+import h5py
+import numpy as np
+import torch
+from anndata.io import read_elem
+
+from stage_sc._checks import check_positive
+from stage_sc._compute import one_thread, resolve_device
+from stage_sc.data._expression import scratch_folder
+from stage_sc.data._files import read_table
+from stage_sc.data._slide import read_data
+from stage_sc.model._checkpoint import model_digest, save_checkpoint
+from stage_sc.model._stage import Stage
+from stage_sc.pp._graph import build_graph
+from stage_sc.tl._domains import Sums, join_leaves, leaf_sums, nearest_leaf, vote
+from stage_sc.tl._results import add_domains, write_labels
+from stage_sc.tl._stage_niches import label_slides
+from stage_sc.weights import resolve_model
+
+logger = logging.getLogger("stage_sc.tl")
+
+
+def label_files(
+    files: Iterable[str | os.PathLike[str]],
+    out: str | os.PathLike[str],
+    *,
+    model: Stage | str | os.PathLike[str] | None = None,
+    n_domains: int | None = None,
+    spatial_key: str = "spatial",
+    library_key: str | None = None,
+    layer: str | None = None,
+    table_key: str | None = None,
+    technology: str | None = None,
+    scale: float | None = None,
+    key_added: str = "stage",
+    device: str = "auto",
+    scheduler: Any = None,
+) -> list[Path]:
+    """Label slides in files that need not fit into memory together: `build_graph` and `stage_niches` for each of them.
+
+    Every file is a task for dask. Without further ado they run one after the other; with a ``dask.distributed.Client``
+    they run on its workers, which need to see the same files. A result is written at once and as a whole, and files
+    that have one are left as they are: after an interruption, or with more files, the same call goes on. A task whose
+    worker dies is given to another.
+
+    Parameters
+    ----------
+    files
+        ``.h5ad`` files, zarr folders of AnnData or of SpatialData. Expression is read in blocks. Cells without
+        coordinates are left out.
+    out
+        Folder of the results.
+    model, n_domains, layer, key_added, device
+        As in `stage_niches`. Domains are cut over all files together.
+    spatial_key, library_key, technology, scale
+        As in `stage_sc.pp.build_graph`.
+    table_key
+        Table of SpatialData folders. ``None``: the only one.
+    scheduler
+        As dask takes it, e.g. ``"processes"`` or a client. ``None``: the client that there is, or one after the other.
+
+    Returns
+    -------
+    One ``.h5ad`` file for every file, in their order: an AnnData without expression, with the coordinates and all that
+    `stage_niches` writes. Its cells have the names of the file's.
+
+    Raises
+    ------
+    FileNotFoundError, KeyError, ValueError
+        If a file cannot be read, or is refused by `build_graph` or `stage_niches`.
+
+    Notes
+    -----
+    What `stage_niches` costs for each file. The content around all cells, which domains are cut by, is kept in
+    ``out/content``, 128 bytes per cell.
+
+    Examples
+    --------
+    >>> import anndata as ad, stage_sc as st
+    >>> for number in range(2):
+    ...     st.datasets.simulate_tissue(500, rng=number).write_h5ad(f"slide{number}.h5ad")
+    >>> results = st.tl.label_files(["slide0.h5ad", "slide1.h5ad"], "labelled", n_domains=4)
+    >>> ad.read_h5ad(results[0]).obs["stage_domain"].cat.categories.tolist()
+    ['D1', 'D2', 'D3', 'D4']
+    """
+    paths = [Path(file) for file in files]
+    for path in paths:
+        if not path.exists():
+            raise FileNotFoundError(f"There is no file {str(path)!r}.")
+    if not paths:
+        raise ValueError("`files` is empty.")
+    if n_domains is not None:
+        check_positive(n_domains, "n_domains", integer=True)
+    resolve_device(device)
+    folder = Path(out)
+    (folder / "content").mkdir(parents=True, exist_ok=True)
+    network = resolve_model(model)
+    checkpoint = save_checkpoint(network, folder / "content" / f"model-{model_digest(network)}")
+    reading = {"spatial_key": spatial_key, "library_key": library_key, "layer": layer, "table_key": table_key}
+    settings = {**reading, "technology": technology, "scale": scale, "key_added": key_added, "device": device}
+    results = _result_paths(paths, folder)
+    _run(
+        _label_file,
+        [(path, result, checkpoint, settings) for path, result in zip(paths, results, strict=True)],
+        scheduler,
+    )
+    if n_domains is not None:
+        near = _run(_leaves_in_use, [(result, checkpoint, key_added) for result in results], scheduler)
+        used = np.unique(np.concatenate(near))
+        sums = _run(_sums, [(result, checkpoint, key_added, used) for result in results], scheduler)
+        group = join_leaves(Sums(*(sum(parts[1:], parts[0]) for parts in zip(*sums, strict=True))), n_domains)
+        for hard in (False, True):  # hard, where a domain's leaves come second everywhere
+            tasks = [(result, checkpoint, key_added, used, group, n_domains, hard) for result in results]
+            if len(np.unique(np.concatenate(_run(_add_domain, tasks, scheduler)))) == group.max() + 1:
+                break
+    return results
+
+
+def _run(function: Callable[..., Any], tasks: list[tuple[Any, ...]], scheduler: Any) -> list[Any]:
+    """Compute all tasks; results come in their order."""
+    calls = [dask.delayed(function, pure=False)(*task) for task in tasks]
+    if scheduler is None:
+        scheduler = None if _client() else "synchronous"
+    return list(dask.compute(*calls, scheduler=scheduler))
+
+
+def _client() -> bool:
+    """Whether there is a client of dask.distributed (which is not imported for this)."""
+    return dask.config.get("scheduler", None) is not None
+
+
+def _label_file(path: Path, result: Path, checkpoint: Path, settings: dict[str, Any]) -> None:
+    """Label one file, unless it is labelled."""
+    stat, key = path.stat(), settings["key_added"]
+    keys = {name: settings[name] or "" for name in ("spatial_key", "library_key", "layer", "table_key", "technology")}
+    source = {"file": path.name, "size": stat.st_size, "mtime": str(stat.st_mtime_ns), "model": checkpoint.stem}
+    source |= keys | {"scale": float(settings["scale"] or 0)}
+    if result.is_file() and _content_path(result).is_file() and _source(result, key) == source:
+        return
+    library_key, layer = settings["library_key"], settings["layer"]
+    adata = read_table(path, **{name: settings[name] for name in ("spatial_key", "library_key", "layer", "table_key")})
+    graph = {name: settings[name] for name in ("spatial_key", "library_key", "technology", "scale")}
+    build_graph(adata, **graph)
+    network = resolve_model(checkpoint)
+    with scratch_folder(adata) as scratch, one_thread():
+        slides = read_data(adata, scaling=network.config.scaling, vocabulary=network.vocabulary, scratch=scratch)
+        labels = label_slides(network, slides, resolve_device(settings["device"]), content=True)
+    params = {"key_added": key, "spatial_key": settings["spatial_key"], "library_key": library_key or ""}
+    write_labels(adata, labels, network, {**params, "layer": layer or "", "n_domains": 0})
+    adata.uns[key]["source"] = source
+    kept = {name: adata.obsm[name] for name in (settings["spatial_key"], f"X_{key}")}
+    content = np.empty_like(labels.content)
+    content[labels.cells] = labels.content
+    _write(_content_path(result), lambda part: np.save(part, content))
+    light = ad.AnnData(obs=adata.obs, obsm=kept, uns={key: adata.uns[key]})
+    _write(result, light.write_h5ad)
+
+
+def _leaves_in_use(result: Path, checkpoint: Path, key: str) -> np.ndarray:
+    h, _, leaves, _ = _read(result, checkpoint, key)
+    return nearest_leaf(h, leaves).unique().numpy()
+
+
+def _sums(result: Path, checkpoint: Path, key: str, used: np.ndarray) -> Sums:
+    h, content, leaves, temperature = _read(result, checkpoint, key)
+    with one_thread():
+        return leaf_sums(h, leaves[used], content, temperature)
+
+
+def _add_domain(
+    result: Path, checkpoint: Path, key: str, used: np.ndarray, group: np.ndarray, n_domains: int, hard: bool
+) -> np.ndarray:
+    """Write the domain of every cell into a result, and return those that there are."""
+    h, _, leaves, temperature = _read(result, checkpoint, key)
+    with one_thread():
+        domain = group[nearest_leaf(h, leaves[used]).numpy()] if hard else vote(h, leaves[used], group, temperature)
+    adata = ad.read_h5ad(result)
+    add_domains(adata, domain, key, int(group.max()) + 1)
+    adata.uns[key]["params"]["n_domains"] = n_domains
+    _write(result, adata.write_h5ad)
+    return np.unique(domain)
+
+
+def _read(result: Path, checkpoint: Path, key: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, float]:
+    """Embedding and content of the cells of a result; leaves and temperature of the model."""
+    with h5py.File(result, "r") as file:
+        h = torch.from_numpy(file["obsm"][f"X_{key}"][:])
+    content = torch.from_numpy(np.load(_content_path(result)))
+    network = resolve_model(checkpoint)
+    return h, content, network.tree.prototypes.detach()[network.tree.nodes(-1)], network.config.temperature
+
+
+def _source(result: Path, key: str) -> Any:
+    """Read what a result was made from."""
+    with h5py.File(result, "r") as file:
+        element = file.get(f"uns/{key}/source")
+        found = None if element is None else read_elem(element)
+    return found and {name: value.item() if hasattr(value, "item") else value for name, value in found.items()}
+
+
+def _result_paths(paths: list[Path], folder: Path) -> list[Path]:
+    """Name results as the files, and where two files have one name, with the name of their folder before it."""
+    stems = [path.stem for path in paths]
+    names = [path.stem if stems.count(path.stem) == 1 else f"{path.parent.name}-{path.stem}" for path in paths]
+    if len(set(names)) < len(names):
+        raise ValueError(f"Several files are called {max(names, key=names.count)!r}: results would replace each other.")
+    return [folder / f"{name}.h5ad" for name in names]
+
+
+def _content_path(result: Path) -> Path:
+    return result.parent / "content" / f"{result.stem}.npy"
+
+
+def _write(path: Path, write: Callable[[Path], Any]) -> None:
+    """Write a file beside its place, then put it there: nobody ever sees half of it."""
+    part = path.with_name(f"{os.getpid()}-{path.name}")
+    write(part)
+    part.replace(path)

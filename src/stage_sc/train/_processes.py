@@ -1,0 +1,71 @@
+"""The processes that train together, and what they exchange."""
+
+from __future__ import annotations
+
+import os
+from datetime import timedelta
+from typing import NamedTuple, TypeVar
+
+import torch
+import torch.distributed as dist
+from lightning.fabric import Fabric
+from lightning.fabric.strategies import DDPStrategy
+from torch import Tensor, nn
+
+Value = TypeVar("Value")
+
+# While one process sets the tree from all cells the others wait.
+PATIENCE = timedelta(days=1)
+
+
+class Processes(NamedTuple):
+    """One of several processes; a process that is alone exchanges nothing."""
+
+    rank: int = 0
+    n: int = 1
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """Sum over all processes, in place; every process gets the same, to the bit."""
+        if self.n > 1:
+            dist.all_reduce(tensor)
+        return tensor
+
+    def whole(self, rows: Tensor) -> Tensor:
+        """Rows of all processes: each gives its own, and zeros for the others'. Only its own carry a gradient."""
+        if self.n == 1:
+            return rows
+        own = rows.detach()
+        return rows + (self.sum(own.clone()) - own)
+
+    def share(self, value: Value) -> Value:
+        """Return the value of process 0."""
+        box = [value]
+        if self.n > 1:
+            dist.broadcast_object_list(box)
+        return box[0]
+
+    def spread(self, model: nn.Module) -> None:
+        """Give every process the model of process 0."""
+        if self.n > 1:
+            for tensor in model.state_dict().values():
+                dist.broadcast(tensor, src=0)
+
+
+def launch(accelerator: str) -> tuple[Processes, torch.device]:
+    """Join the other processes where torchrun has started several.
+
+    Parameters
+    ----------
+    accelerator
+        Where to compute, as lightning names it.
+
+    Returns
+    -------
+    The processes, and the device of this one.
+    """
+    if not (dist.is_available() and dist.is_torchelastic_launched()):
+        return Processes(), Fabric(accelerator=accelerator, devices=1).device
+    n, here = int(os.environ["WORLD_SIZE"]), int(os.environ["LOCAL_WORLD_SIZE"])
+    fabric = Fabric(accelerator=accelerator, strategy=DDPStrategy(timeout=PATIENCE), devices=here, num_nodes=n // here)
+    fabric.launch()
+    return Processes(fabric.global_rank, fabric.world_size), fabric.device

@@ -1,0 +1,249 @@
+"""Stores: what is in them is what is read from the files; damage and interruption are noticed and mended."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import anndata as ad
+import numpy as np
+import pytest
+import scipy.sparse as sp
+
+import stage_sc as st
+from stage_sc.data import _store as module
+from stage_sc.data._slide import read_data
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """One section in an h5ad file; two in a zarr folder, one cell of which has no place."""
+    folder = tmp_path_factory.mktemp("files")
+    sections = [st.datasets.simulate_tissue(n, rng=n) for n in (700, 500, 600)]
+    sections[0].write_h5ad(folder / "one.h5ad")
+    pair = ad.concat({"a": sections[1], "b": sections[2]}, label="slide", index_unique="-")
+    pair.obsm["spatial"] = pair.obsm["spatial"].astype(float)
+    pair.obsm["spatial"][7] = np.inf
+    pair.write_zarr(folder / "pair.zarr")
+    return [folder / "one.h5ad", folder / "pair.zarr"]
+
+
+@pytest.fixture(scope="module")
+def store(files, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("store")
+    st.data.build_store(files[:1], folder, progress=False)
+    return st.data.build_store(files, folder, library_key=None, progress=False)
+
+
+def from_memory(path, library_key=None, **options):
+    adata = ad.read_zarr(path) if path.suffix == ".zarr" else ad.read_h5ad(path)
+    st.pp.filter_cells(adata)
+    st.pp.build_graph(adata, library_key=library_key)
+    return read_data(adata, **{"scaling": "standardize", **options})
+
+
+def places_of(stored, expected):
+    """Of every stored cell, its place in the other slide."""
+    order = np.argsort(expected.cells)
+    return order[np.searchsorted(expected.cells[order], stored.cells[:])]
+
+
+def assert_same_slide(stored, expected):
+    """The same cells in another order, with the same neighbours."""
+    back = places_of(stored, expected)
+    assert stored.n_cells == expected.n_cells
+    assert stored.genes == expected.genes
+    np.testing.assert_array_equal(stored.mean, expected.mean)
+    np.testing.assert_array_equal(stored.scale, expected.scale)
+    assert stored.sizes == expected.sizes
+    np.testing.assert_array_equal(stored.xy[:], expected.xy[back])
+    np.testing.assert_array_equal(stored.empty[:], expected.empty[back])
+    np.testing.assert_array_equal(stored.isolated[:], expected.isolated[back])
+    everything = np.arange(stored.n_cells)
+    assert (stored.take(everything) != expected.take(back)).nnz == 0
+    for name in ("graph", "local"):
+        got = getattr(stored, name)[everything]
+        assert got.has_sorted_indices
+        assert (got != getattr(expected, name)[back][:, back]).nnz == 0
+
+
+class TestContent:
+    def test_slides_are_those_of_the_files(self, store, files):
+        slides = store.slides()
+        expected = [slide for path in files for slide in from_memory(path)]
+        assert store.n_cells == sum(slide.n_cells for slide in expected) == 1799
+        assert repr(store) == f"Store: 1799 cells, 2 slides, {len({g for s in slides for g in s.genes})} genes"
+        for got, wanted in zip(slides, expected, strict=True):
+            assert got.stored
+            assert_same_slide(got, wanted)
+
+    def test_several_slides_in_a_file(self, files, tmp_path):
+        store = st.data.build_store(files[1:], tmp_path, library_key="slide", progress=False)
+        for got, wanted in zip(store.slides(), from_memory(files[1], "slide"), strict=True):
+            assert_same_slide(got, wanted)
+            assert got.name.endswith(f"pair/{wanted.name}")
+
+    @pytest.mark.parametrize("scaling", ["none", "center", "standardize"])
+    def test_scaling(self, store, files, scaling):
+        (expected,) = from_memory(files[0], scaling=scaling)
+        assert_same_slide(store.slides(scaling=scaling)[0], expected)
+
+    def test_vocabulary(self, store, files):
+        known = store.slides()[0].genes[1::3]
+        (expected,) = from_memory(files[0], vocabulary=set(known))
+        slide = store.slides(vocabulary=set(known))[0]
+        assert slide.genes == known == expected.genes
+        np.testing.assert_array_equal(slide.mean, expected.mean)
+        back = places_of(slide, expected)
+        assert (slide.take(np.arange(700)) != expected.take(back)).nnz == 0
+        with pytest.raises(ValueError, match="no gene of any slide"):
+            store.slides(vocabulary={"nothing"})
+
+    def test_neighbours_are_near_on_disk(self, files, tmp_path, monkeypatch):
+        monkeypatch.setattr(module, "CHUNK", 32)
+        for slide in st.data.build_store(files, tmp_path, progress=False).slides():
+            graph = slide.graph[:].tocoo()
+            apart = np.abs(graph.row - graph.col).mean()
+            shuffled = np.random.default_rng(0).permutation(slide.n_cells)
+            assert apart < 0.3 * np.abs(shuffled[graph.row] - shuffled[graph.col]).mean()
+
+    def test_order_of_the_cells_in_the_file_does_not_matter(self, files, tmp_path):
+        adata = ad.read_h5ad(files[0])
+        order = np.random.default_rng(1).permutation(adata.n_obs)
+        adata[order].copy().write_h5ad(tmp_path / "one.h5ad")
+        first, second = (
+            st.data.build_store([path], tmp_path / name, progress=False).slides()[0]
+            for path, name in ((files[0], "a"), (tmp_path / "one.h5ad", "b"))
+        )
+        np.testing.assert_array_equal(order[second.cells[:]], first.cells[:])
+        for name in ("expression", "graph", "local"):
+            assert (getattr(first, name)[:] != getattr(second, name)[:]).nnz == 0
+
+    def test_spatialdata(self, files, tmp_path):
+        spatialdata = pytest.importorskip("spatialdata")
+        adata = ad.read_h5ad(files[0])
+        table = spatialdata.models.TableModel.parse(ad.AnnData(adata.X, var=adata.var, obsm=dict(adata.obsm)))
+        spatialdata.SpatialData(tables={"cells": table}).write(tmp_path / "data.zarr")
+        store = st.data.build_store([tmp_path / "data.zarr"], tmp_path / "store", progress=False)
+        assert_same_slide(store.slides()[0], from_memory(files[0])[0])
+        with pytest.raises(KeyError, match="spots"):
+            st.data.build_store([tmp_path / "data.zarr"], tmp_path / "other", table_key="spots", progress=False)
+
+    @pytest.mark.parametrize("form", ["csr", "csc", "dense", "layer"])
+    def test_expression_in_any_form(self, files, tmp_path, form):
+        adata = ad.read_h5ad(files[0])
+        counts = sp.csr_matrix(adata.X)
+        adata.X = {"csr": counts, "csc": counts.tocsc(), "dense": counts.toarray(), "layer": counts * 0}[form]
+        adata.layers["counts"] = counts
+        adata.write_h5ad(tmp_path / "one.h5ad")
+        layer = "counts" if form == "layer" else None
+        store = st.data.build_store([tmp_path / "one.h5ad"], tmp_path / "store", layer=layer, progress=False)
+        assert_same_slide(store.slides()[0], from_memory(files[0])[0])
+
+
+class TestResume:
+    def test_files_that_are_there_are_left(self, store, files, monkeypatch):
+        before = {path: path.stat().st_mtime_ns for path in store.path.rglob("*")}
+        monkeypatch.setattr(module, "build_graph", None)
+        again = st.data.build_store(files, store.path, progress=False)
+        assert again.n_cells == store.n_cells
+        assert {path: path.stat().st_mtime_ns for path in store.path.rglob("*")} == before
+
+    def test_a_changed_file_is_read_again(self, files, tmp_path):
+        path = tmp_path / "one.h5ad"
+        path.write_bytes(files[0].read_bytes())
+        st.data.build_store([path], tmp_path / "store", progress=False)
+        st.datasets.simulate_tissue(300).write_h5ad(path)
+        store = st.data.build_store([path], tmp_path / "store", progress=False)
+        assert [slide.n_cells for slide in store.slides()] == [300]
+
+    def test_error_leaves_what_was_built(self, files, tmp_path):
+        bad = ad.read_h5ad(files[0])
+        bad.X[3, 0] = -1
+        bad.write_h5ad(tmp_path / "bad.h5ad")
+        with pytest.raises(ValueError, match="negative"):
+            st.data.build_store([files[0], tmp_path / "bad.h5ad"], tmp_path / "store", progress=False)
+        assert st.data.Store(tmp_path / "store").n_cells == 700
+        assert not list((tmp_path / "store").glob("*.part"))
+
+    def test_killed_in_the_middle(self, files, tmp_path):
+        """Killed while it works on the second file, the first stays, and the same command completes the store."""
+        command = [sys.executable, "-m", "stage_sc.data", str(tmp_path / "store"), *map(str, files), "--verify"]
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        while not list((tmp_path / "store").glob("pair-*.part")) and process.poll() is None:
+            time.sleep(0.01)
+        process.send_signal(signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL
+        first = st.data.Store(tmp_path / "store")
+        assert first.n_cells == 700
+        before = os.stat(first.folders[0] / "xy").st_mtime_ns
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        assert done.stdout.startswith("Store: 1799 cells, 2 slides")
+        assert os.stat(first.folders[0] / "xy").st_mtime_ns == before
+        assert not list((tmp_path / "store").glob("*.part"))
+
+
+class TestDamage:
+    @pytest.fixture
+    def copy(self, files, tmp_path):
+        return st.data.build_store(files[:1], tmp_path / "store", progress=False)
+
+    def test_checksum(self, copy):
+        copy.verify()
+        path = copy.folders[0] / "expression.data"
+        content = bytearray(path.read_bytes())
+        content[100] ^= 1
+        path.write_bytes(content)
+        again = st.data.Store(copy.path)  # the size is right
+        with pytest.raises(ValueError, match="checksum"):
+            again.verify()
+
+    @pytest.mark.parametrize("change", ["short", "gone"])
+    def test_size(self, copy, change):
+        path = copy.folders[0] / "graph.indices"
+        if change == "short":
+            path.write_bytes(path.read_bytes()[:-4])
+        else:
+            path.unlink()
+        with pytest.raises(ValueError, match="damaged"):
+            st.data.Store(copy.path)
+
+    def test_format(self, copy):
+        path = next(copy.path.glob("*/file.json"))
+        content = json.loads(path.read_text())
+        path.write_text(json.dumps({**content, "format": "stage_sc store 99"}))
+        with pytest.raises(ValueError, match="store 99"):
+            st.data.Store(copy.path)
+
+
+class TestBadInput:
+    def test_nothing_to_build(self, files, tmp_path):
+        with pytest.raises(FileNotFoundError, match="nowhere"):
+            st.data.build_store([files[0], "nowhere.h5ad"], tmp_path / "store")
+        with pytest.raises(ValueError, match="empty"):
+            st.data.build_store([], tmp_path / "store")
+        assert not (tmp_path / "store").exists()
+        with pytest.raises(FileNotFoundError, match="build_store"):
+            st.data.Store(tmp_path / "store")
+        (tmp_path / "store").mkdir()
+        with pytest.raises(FileNotFoundError, match="no slides"):
+            st.data.Store(tmp_path / "store")
+
+    def test_keys(self, files, tmp_path):
+        with pytest.raises(KeyError, match="obsm/centroid"):
+            st.data.build_store(files[:1], tmp_path / "store", spatial_key="centroid", progress=False)
+        with pytest.raises(KeyError, match="layers/raw"):
+            st.data.build_store(files[:1], tmp_path / "store", layer="raw", progress=False)
+        with pytest.raises(KeyError, match="obs/section"):
+            st.data.build_store(files[:1], tmp_path / "store", library_key="section", progress=False)
+
+    def test_other_files(self, tmp_path):
+        (tmp_path / "text.h5ad").write_text("no")
+        (tmp_path / "folder.zarr").mkdir()
+        for name in ("text.h5ad", "folder.zarr"):
+            with pytest.raises(ValueError, match="Expected is an .h5ad file"):
+                st.data.build_store([tmp_path / name], tmp_path / "store", progress=False)

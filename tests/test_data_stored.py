@@ -1,0 +1,187 @@
+"""Matrices and arrays in files against scipy and numpy."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import scipy.sparse as sp
+from hypothesis import given, settings
+from hypothesis import strategies as some
+
+from stage_sc.data._stored import MatrixWriter, StoredArray, StoredMatrix, files_of, restrict
+
+
+def matrix(n: int = 37, width: int = 11, seed: int = 0) -> sp.csr_matrix:
+    """With empty rows at the beginning, in the middle and at the end, and a stored zero."""
+    made = sp.random(n, width, 0.3, format="lil", rng=np.random.default_rng(seed), dtype=np.float32)
+    for row in (0, 1, 17, n - 1):
+        made[row] = 0
+    made = sp.csr_matrix(made)
+    made.data[5] = 0
+    return made
+
+
+def written(matrix: sp.csr_matrix, base, cuts: tuple[int, ...] = ()) -> StoredMatrix:
+    writer = MatrixWriter(base, matrix.shape[1])
+    bounds = [0, *cuts, matrix.shape[0]]
+    for start, stop in zip(bounds, bounds[1:], strict=False):
+        writer.append(matrix[start:stop])
+    return writer.finish()
+
+
+def assert_same(got: sp.csr_matrix, expected: sp.csr_matrix) -> None:
+    assert isinstance(got, sp.csr_matrix)
+    assert got.shape == expected.shape
+    assert got.dtype == np.float32
+    for name in ("indptr", "indices", "data"):
+        np.testing.assert_array_equal(getattr(got, name), getattr(expected, name), err_msg=name)
+
+
+@pytest.fixture
+def stored(tmp_path) -> StoredMatrix:
+    return written(matrix(), tmp_path / "m")
+
+
+class TestMatrix:
+    @pytest.mark.parametrize(
+        "rows",
+        [
+            *(slice(*ends) for ends in ((None, None), (0, 37), (3, 9), (0, 1), (36, 37), (17, 18), (30, 99), (40, 50))),
+            *(slice(*ends) for ends in ((5, 5), (9, 3), (0, 0), (-5, None), (None, -30))),
+            *(np.array(rows, dtype=int) for rows in ([3], [5, 2, 2, 36, 0], [0, 1, 17, 36], [], range(37))),
+        ],
+        ids=str,
+    )
+    def test_rows(self, stored, rows):
+        assert_same(stored[rows], matrix()[rows])
+
+    @settings(max_examples=50, deadline=None)
+    @given(some.data())
+    def test_any_rows(self, tmp_path_factory, data):
+        n, width = data.draw(some.integers(0, 30)), data.draw(some.integers(1, 5))
+        full = sp.random(n, width, data.draw(some.floats(0, 1)), format="csr", rng=np.random.default_rng(1))
+        full = sp.csr_matrix(full, dtype=np.float32)
+        cuts = tuple(sorted(data.draw(some.lists(some.integers(0, n), max_size=4))))
+        stored = written(full, tmp_path_factory.mktemp("x") / "m", cuts)
+        assert stored.shape == full.shape
+        start, stop = (data.draw(some.none() | some.integers(-n - 2, n + 2)) for _ in range(2))
+        assert_same(stored[start:stop], full[start:stop])
+        if n:
+            rows = np.array(data.draw(some.lists(some.integers(0, n - 1))), dtype=int)
+            assert_same(stored[rows], full[rows])
+
+    @pytest.mark.parametrize("cuts", [(), (10,), (0, 1, 2, 17, 18, 36), (5, 5, 5)], ids=str)
+    def test_blocks(self, tmp_path, cuts):
+        assert_same(written(matrix(), tmp_path / "m", cuts)[:], matrix())
+
+    def test_types_and_orders_of_what_is_appended(self, tmp_path):
+        writer = MatrixWriter(tmp_path / "m", 11)
+        for dtype, index in (("f8", "i8"), ("i4", "i4"), ("f4", "i8")):
+            part = sp.csr_matrix(np.rint(10 * matrix()).astype(dtype))
+            part.indices, part.indptr = part.indices.astype(index), part.indptr.astype(index)
+            writer.append(part)
+        writer.append(sp.csr_matrix(np.rint(10 * matrix()))[::-1])
+        got = writer.finish()
+        expected = np.rint(10 * matrix().toarray())
+        np.testing.assert_array_equal(got[:].toarray(), np.concatenate([expected, expected, expected, expected[::-1]]))
+
+    @pytest.mark.parametrize("shape", [(0, 4), (6, 4), (1, 1)])
+    def test_nothing_in_it(self, tmp_path, shape):
+        empty = sp.csr_matrix(shape, dtype=np.float32)
+        got = written(empty, tmp_path / "m")
+        assert got.shape == shape
+        assert_same(got[:], empty)
+        assert_same(got[np.array([], dtype=int)], empty[:0])
+        if shape[0]:
+            assert_same(got[np.array([0, 0])], sp.csr_matrix((2, shape[1]), dtype=np.float32))
+
+    def test_nothing_appended(self, tmp_path):
+        assert MatrixWriter(tmp_path / "m", 3).finish().shape == (0, 3)
+
+    def test_files(self, stored, tmp_path):
+        assert [path.stat().st_size for path in files_of(tmp_path / "m")] == [
+            38 * 8,
+            matrix().nnz * 4,
+            matrix().nnz * 4,
+        ]
+        again = StoredMatrix(tmp_path / "m", 11)
+        assert_same(again[:], matrix())
+
+    def test_written_anew(self, stored, tmp_path):
+        other = matrix(20, 11, seed=1)
+        assert_same(written(other, tmp_path / "m")[:], other)
+
+    def test_what_is_read_is_a_copy(self, stored):
+        part = stored[2:30]
+        part.data[:] = -1
+        part.indices[:] = 0
+        assert_same(stored[2:30], matrix()[2:30])
+
+    @pytest.mark.parametrize("columns", [[0], [2, 3, 7], [10], list(range(11)), [9, 10]], ids=str)
+    def test_some_columns(self, stored, tmp_path, columns):
+        some_columns = StoredMatrix(tmp_path / "m", 11, np.array(columns))
+        assert some_columns.shape == (37, len(columns))
+        for rows in (slice(None), slice(4, 20), np.array([5, 2, 2, 36]), slice(3, 3)):
+            assert_same(some_columns[rows], matrix()[rows][:, columns])
+
+    def test_reads_the_rows_asked_for_and_no_more(self, stored, monkeypatch):
+        asked = []
+        plain = StoredArray.__getitem__
+
+        def spy(array, rows):
+            result = plain(array, rows)
+            asked.append((array.path.suffix, len(result)))
+            return result
+
+        monkeypatch.setattr(StoredArray, "__getitem__", spy)
+        part = stored[4:8]
+        assert dict(asked) == {".indptr": 5, ".indices": part.nnz, ".data": part.nnz}
+        asked.clear()
+        part = stored[np.array([20, 3])]
+        assert dict(asked) == {".indptr": 2, ".indices": part.nnz, ".data": part.nnz}
+
+
+class TestArray:
+    def test_flat(self, tmp_path):
+        values = np.arange(10, dtype="<i8")
+        values.tofile(tmp_path / "a")
+        stored = StoredArray(tmp_path / "a", "<i8")
+        assert len(stored) == 10
+        for rows in (slice(None), slice(2, 5), slice(8, 20), slice(4, 4), np.array([3, 3, 0]), np.array([], dtype=int)):
+            np.testing.assert_array_equal(stored[rows], values[rows])
+            assert stored[rows].dtype == values.dtype
+            assert type(stored[rows]) is np.ndarray
+
+    def test_table(self, tmp_path):
+        values = np.random.default_rng(0).random((9, 2))
+        values.tofile(tmp_path / "a")
+        stored = StoredArray(tmp_path / "a", "<f8", 2)
+        assert len(stored) == 9
+        for rows in (slice(None), slice(2, 5), np.array([8, 0, 0])):
+            np.testing.assert_array_equal(stored[rows], values[rows])
+
+    @pytest.mark.parametrize("width", [None, 2])
+    def test_empty(self, tmp_path, width):
+        (tmp_path / "a").write_bytes(b"")
+        stored = StoredArray(tmp_path / "a", "<f8", width)
+        assert len(stored) == 0
+        assert stored[:].shape == ((0,) if width is None else (0, 2))
+
+    def test_overwrite(self, tmp_path):
+        values = np.arange(10, dtype="<f4")
+        values.tofile(tmp_path / "a")
+        stored = StoredArray(tmp_path / "a", "<f4")
+        before = stored[:]
+        stored.overwrite(3, np.array([7.0, 8.0]))  # another type
+        stored.overwrite(9, np.array([1], dtype=np.int64))
+        stored.overwrite(0, np.array([], dtype=np.float32))
+        np.testing.assert_array_equal(stored[:], [0, 1, 2, 7, 8, 5, 6, 7, 8, 1])
+        np.testing.assert_array_equal(before, values)
+        assert len(stored) == 10
+
+
+def test_restrict():
+    full = matrix()
+    for columns in ([0], [2, 3, 7], [10], list(range(11))):
+        got = restrict(full.data, full.indices, full.indptr, np.array(columns))
+        np.testing.assert_array_equal(got.toarray(), full.toarray()[:, columns])

@@ -1,0 +1,344 @@
+"""Whole slides layer by layer over blocks, and batches of some centres: both give what torch-geometric's layers give.
+And ways through the tree against all of its paths."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch.nn.functional import normalize
+
+import stage_sc as st
+from stage_sc.data._batch import make_batch, slide_panel
+from stage_sc.data._slide import Slide, read_data
+from stage_sc.model import Stage, StageConfig, _tree
+from stage_sc.model._tree import PrototypeTree
+from stage_sc.train._encode import Encoded, encode_slide
+
+TOLERANCE = 1e-5
+
+
+def uneven() -> np.ndarray:
+    """Cells of uneven density; some at one place, some far from all others."""
+    rng = np.random.default_rng(1)
+    xy = 250 * rng.uniform(0, 1, (260, 2)) ** [1.5, 1.0]
+    xy[10:13], xy[13] = xy[0], xy[1]
+    xy[14], xy[15] = [600, 600], [900, -300]
+    return xy
+
+
+def hexagonal() -> np.ndarray:
+    row, column = np.divmod(np.arange(260), 20)
+    return np.c_[100 * (column + 0.5 * (row % 2)), 100 * np.sqrt(0.75) * row]
+
+
+def squares() -> np.ndarray:
+    return 8.0 * np.stack(np.divmod(np.arange(260), 20), axis=1)
+
+
+def read(xy: np.ndarray, **arguments: object) -> list[Slide]:
+    adata = st.datasets.simulate_tissue(260, rng=6)
+    counts = adata.X.tolil()
+    counts[7] = 0
+    adata.X, adata.obsm["spatial"] = counts.tocsr(), xy
+    st.pp.build_graph(adata, **arguments)
+    return read_data(adata, scaling="standardize")
+
+
+@pytest.fixture(scope="module")
+def cases() -> dict[str, Slide]:
+    several = st.datasets.simulate_tissue(90, n_slides=3, batch_effect=0.3, rng=2)
+    several = several[np.random.default_rng(0).permutation(270)].copy()
+    st.pp.build_graph(several, library_key="slide")
+    parts = {
+        "radius": read(uneven())[0],
+        "hops": read(uneven(), mode="hops", local=2, view=3)[0],
+        "hexagonal": read(hexagonal())[0],
+        "square": read(squares())[0],
+        **{slide.name: slide for slide in read_data(several, scaling="center")},
+    }
+    assert [parts[name].sizes[0] for name in ("radius", "hops", "hexagonal", "square")] == ["radius", *["hops"] * 3]
+    assert parts["radius"].isolated.sum() >= 2
+    assert (parts["radius"].graph.data == 1).sum() > 260  # cells at one place
+    return parts
+
+
+CASES = ("radius", "hops", "hexagonal", "square", "slide1", "slide2", "slide3")
+
+
+def network(slide: Slide, n_layers: int, *, sharp: float = 1.0, seed: int = 0, norm: str = "frobenius") -> Stage:
+    """All parameters far from their start; with `sharp`, attention looks at few cells."""
+    genes = ["another", *reversed(slide.genes), "one more"]
+    config = StageConfig(dim=16, n_layers=n_layers, n_heads=4, levels=(2, 4), embedder_norm=norm)
+    model, generator = Stage(config, genes, ["one"], version="0"), torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.copy_(0.4 * torch.randn(parameter.shape, generator=generator))
+            if ".att_" in name:
+                parameter *= sharp
+        model.basis.copy_(torch.randn(model.basis.shape, generator=generator))
+    return model.eval()
+
+
+@torch.no_grad()
+def by_layers(model: Stage, slide: Slide, centres: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """Embedding and content from torch-geometric's layers and plain products."""
+    batch = make_batch(slide, slide_panel(slide, model.vocabulary), model.config.n_layers, centres=centres)
+    return model(batch).numpy(), model.content(batch).numpy()
+
+
+def assert_close(got: Encoded, h: np.ndarray, content: np.ndarray, tolerance: float = TOLERANCE) -> None:
+    np.testing.assert_allclose(got.h.numpy(), h, rtol=0, atol=tolerance)
+    np.testing.assert_allclose(got.content.numpy(), content, rtol=0, atol=tolerance)
+    assert got.pooled.dtype == got.content.dtype == torch.float32
+
+
+class TestWholeSlides:
+    @pytest.mark.parametrize("name", CASES)
+    @pytest.mark.parametrize("n_layers", [0, 1, 2, 3])
+    def test_like_the_layers(self, cases, name, n_layers):
+        slide = cases[name]
+        model = network(slide, n_layers, seed=n_layers)
+        h, content = by_layers(model, slide)
+        assert_close(encode_slide(model, slide), h, content)
+        assert len(np.unique(h.round(3), axis=0)) > 0.9 * slide.n_cells
+        assert content.std() > 0.01
+
+    @pytest.mark.parametrize("sharp", [30.0, 1000.0])
+    @pytest.mark.parametrize("name", ["radius", "hexagonal"])
+    def test_large_attention_scores(self, cases, name, sharp):
+        """Of some hundreds, whose exponentials float32 cannot hold."""
+        slide = cases[name]
+        model = network(slide, 1, sharp=sharp)
+        with torch.no_grad():
+            batch = make_batch(slide, slide_panel(slide, model.vocabulary), 1)
+            layer, z = model.encoder.layers[0], model.embed(batch.expression, batch.panel)
+            source = (layer.lin(z).view(-1, 4, 4) * layer.att_src).sum(dim=2)
+        assert source.abs().max() > (89 if sharp == 1000 else 5)
+        got, (h, content) = encode_slide(model, slide), by_layers(model, slide)
+        assert np.isfinite(got.h.numpy()).all()
+        assert_close(got, h, content)
+
+    def test_large_gates(self, cases):
+        model = network(cases["radius"], 1)
+        with torch.no_grad():
+            model.encoder.score.weight *= 1000
+        assert_close(encode_slide(model, cases["radius"]), *by_layers(model, cases["radius"]))
+
+    def test_column_norm(self, cases):
+        model = network(cases["radius"], 1, norm="column")
+        assert_close(encode_slide(model, cases["radius"]), *by_layers(model, cases["radius"]))
+
+    @pytest.mark.parametrize("name", ["radius", "square"])
+    @pytest.mark.parametrize("block", [1, 7, 64, 259, 260, 10**6])
+    def test_any_size_of_the_blocks(self, cases, name, block):
+        model = network(cases[name], 2)
+        got, expected = (encode_slide(model, cases[name], block=size) for size in (block, 100))
+        assert_close(got, expected.h.numpy(), expected.content.numpy(), 2e-6)
+        np.testing.assert_allclose(got.pooled, expected.pooled, atol=TOLERANCE)
+
+    def test_any_number_of_threads(self, cases):
+        model, before = network(cases["radius"], 2), torch.get_num_threads()
+        found = []
+        try:
+            for number in (1, 2, 3):
+                torch.set_num_threads(number)
+                found.append(encode_slide(model, cases["radius"], block=50))
+        finally:
+            torch.set_num_threads(before)
+        for other in found[1:]:
+            assert_close(other, found[0].h.numpy(), found[0].content.numpy(), 2e-6)
+
+    @pytest.mark.parametrize("name", CASES)
+    def test_on_disk(self, cases, name, on_disk, put_in_order):
+        slide = cases[name]
+        model, order = network(slide, 2), np.random.default_rng(5).permutation(slide.n_cells)
+        stored = on_disk(put_in_order(slide, order))
+        assert stored.stored
+        assert not slide.stored
+        expected = encode_slide(model, slide)
+        for block in (7, 64, 10**6):
+            got = encode_slide(model, stored, block=block)
+            assert_close(got, expected.h[order].numpy(), expected.content[order].numpy())
+
+    def test_expression_on_disk_changes_no_bit(self, tmp_path):
+        adata = st.datasets.simulate_tissue(200, rng=3)
+        st.pp.build_graph(adata)
+        (one,), (other,) = (read_data(adata, scaling="standardize", scratch=folder) for folder in (None, tmp_path))
+        model = network(one, 2)
+        got, expected = (encode_slide(model, slide, block=30) for slide in (other, one))
+        assert got.pooled.equal(expected.pooled)
+        assert got.content.equal(expected.content)
+
+    @pytest.mark.parametrize("name", CASES)
+    def test_any_order_of_the_cells(self, cases, name, put_in_order):
+        slide = cases[name]
+        model, order = network(slide, 2), np.random.default_rng(4).permutation(slide.n_cells)
+        expected, got = encode_slide(model, slide), encode_slide(model, put_in_order(slide, order))
+        assert_close(got, expected.h[order].numpy(), expected.content[order].numpy())
+
+    def test_without_content(self, cases):
+        model = network(cases["radius"], 1)
+        got, expected = encode_slide(model, cases["radius"], content=False), encode_slide(model, cases["radius"])
+        assert got.content.shape == (260, 0)
+        assert got.pooled.equal(expected.pooled)
+
+    def test_reads_blocks_and_expression_once(self, cases, on_disk, monkeypatch):
+        stored, asked = on_disk(cases["radius"]), []
+        plain = type(stored.graph).__getitem__
+
+        def spy(matrix, rows):
+            part = plain(matrix, rows)
+            asked.append((matrix.indptr.path.stem, part.shape[0]))
+            return part
+
+        monkeypatch.setattr(type(stored.graph), "__getitem__", spy)
+        encode_slide(network(stored, 2), stored, block=50)
+        assert max(size for _, size in asked) == 50
+        rows = {name: sum(size for other, size in asked if other == name) for name, _ in asked}
+        assert rows == {"expression": 260, "graph": (4 + 2) * 260, "local": 260}
+
+    def test_no_gradient_and_nothing_changed(self, cases):
+        model = network(cases["radius"], 1)
+        before = {name: value.clone() for name, value in model.state_dict().items()}
+        encoded = encode_slide(model, cases["radius"])
+        assert not encoded.pooled.requires_grad
+        assert all(value.equal(before[name]) for name, value in model.state_dict().items())
+
+
+class TestBatches:
+    @pytest.mark.parametrize("name", CASES)
+    @pytest.mark.parametrize("n_layers", [0, 1, 3])
+    def test_any_centres(self, cases, name, n_layers):
+        slide, rng = cases[name], np.random.default_rng(n_layers)
+        model = network(slide, n_layers, seed=n_layers + 10)
+        whole = encode_slide(model, slide)
+        odd = [*np.flatnonzero(slide.isolated), *np.flatnonzero(slide.empty), 3, 3]
+        draws = [rng.permutation(slide.n_cells)[:size] for size in (1, 1, 2, 5, 40, slide.n_cells)]
+        for centres in (*draws, np.array(odd)):
+            h, content = by_layers(model, slide, centres)
+            assert_close(Encoded(whole.pooled[centres], whole.content[centres]), h, content)
+
+    def test_do_not_hold_the_whole_slide(self, cases):
+        slide = cases["radius"]
+        batch = make_batch(slide, slide_panel(slide, network(slide, 1).vocabulary), 1, centres=np.array([0]))
+        assert batch.expression.shape[0] < 200
+
+    def test_on_disk(self, cases, on_disk):
+        """To the bit: the same rows are read."""
+        slide = cases["hops"]
+        model, stored = network(slide, 2), on_disk(slide)
+        centres = np.random.default_rng(0).permutation(260)[:30]
+        for one, other in zip(by_layers(model, slide, centres), by_layers(model, stored, centres), strict=True):
+            np.testing.assert_array_equal(one, other)
+
+
+def grown(levels: tuple[int, ...], parents: list[list[int]], seed: int = 0) -> PrototypeTree:
+    """A tree with these parents, as positions in the level above."""
+    torch.manual_seed(seed)
+    tree = PrototypeTree(levels, 6)
+    with torch.no_grad():
+        tree.prototypes *= torch.rand(tree.n_nodes, 1) + 0.5  # of any length
+    for level, above in enumerate(parents, 1):
+        tree.parent[tree.nodes(level)] = torch.tensor(above) + tree.offsets[level - 1]
+    return tree
+
+
+def random_parents(levels: tuple[int, ...], seed: int) -> list[list[int]]:
+    """Unbalanced: every node has a child at least, the others go to few."""
+    rng, parents = np.random.default_rng(seed), []
+    for upper, lower in zip(levels, levels[1:], strict=False):
+        few = rng.permutation(upper)[: max(1, upper // 2)]
+        parents.append(rng.permutation([*range(upper), *rng.choice(few, lower - upper)]).tolist())
+    return parents
+
+
+TREES = {
+    "balanced": grown((2, 4, 8), [[0, 0, 1, 1], [0, 0, 1, 1, 2, 2, 3, 3]]),
+    "unbalanced": grown((3, 9, 40), random_parents((3, 9, 40), 0)),
+    "very unbalanced": grown((2, 7), [[0, 1, 1, 1, 1, 1, 1]]),
+    "deep": grown((2, 5, 11, 23, 47), random_parents((2, 5, 11, 23, 47), 1)),
+    "one level": grown((5,), []),
+    "one root": grown((1, 4), [[0, 0, 0, 0]]),
+}
+
+
+class TestAssign:
+    def by_hand(self, tree: PrototypeTree, h: np.ndarray, how: str, tau: float) -> tuple[list[int], float, float]:
+        """Path, confidence, and by how much the path is better than the second best, from every path of the tree."""
+        prototypes = tree.prototypes.detach().double().numpy()
+        cosine = prototypes @ h / np.linalg.norm(prototypes, axis=1)
+        parent = tree.parent.tolist()
+        last = len(tree.levels) - 1
+        paths = []
+        for leaf in range(tree.offsets[last], tree.n_nodes):
+            path = [leaf]
+            while parent[path[0]] >= 0:
+                path.insert(0, parent[path[0]])
+            paths.append(path)
+        factors = {}
+        for path in paths:
+            for node in path:
+                siblings = [other for other in range(tree.n_nodes) if parent[other] == parent[node]]
+                factors[node] = np.exp(cosine[node] / tau) / np.exp(cosine[siblings] / tau).sum()
+        key = {
+            "leaf": lambda path: cosine[path[-1]],
+            "top-down": lambda path: tuple(cosine[path]),  # the first level decides, then the second …
+            "path": lambda path: np.prod([factors[node] for node in path]),
+        }[how]
+        best, second = sorted(paths, key=key, reverse=True)[:2] if len(paths) > 1 else (paths[0], paths[0])
+        gap = np.abs(np.subtract(key(best), key(second)))
+        gap = float(gap[gap > 0].min(initial=1)) if isinstance(gap, np.ndarray) else float(gap)
+        return best, float(np.prod([factors[node] for node in best]) ** (1 / len(best))), gap
+
+    @pytest.mark.parametrize("name", TREES)
+    @pytest.mark.parametrize("how", ["leaf", "top-down", "path"])
+    @pytest.mark.parametrize("tau", [0.1, 1.0])
+    def test_by_all_paths(self, name, how, tau):
+        tree = TREES[name]
+        h = normalize(torch.randn(60, 6, generator=torch.Generator().manual_seed(2)), dim=1)
+        nodes, confidence = tree.assign(h, how=how, temperature=tau)
+        assert nodes.shape == (60, len(tree.levels))
+        assert nodes.dtype == torch.int64
+        assert confidence.dtype == torch.float32
+        compared = 0
+        for cell, path, sure in zip(h.double().numpy(), nodes.tolist(), confidence.tolist(), strict=True):
+            expected, probability, gap = self.by_hand(tree, cell, how, tau)
+            if gap > 1e-6:
+                assert path == expected
+                assert sure == pytest.approx(probability, rel=1e-4)
+                compared += 1
+        assert compared > 50
+
+    @pytest.mark.parametrize("how", ["leaf", "top-down", "path"])
+    def test_blocks_and_no_cells(self, how, monkeypatch):
+        tree = TREES["unbalanced"]
+        h = normalize(torch.randn(101, 6, generator=torch.Generator().manual_seed(3)), dim=1)
+        nodes, confidence = tree.assign(h, how=how)
+        for block in (1, 10, 100):
+            monkeypatch.setattr(_tree, "BLOCK", block)
+            other, sure = tree.assign(h, how=how)
+            assert other.equal(nodes)
+            assert torch.allclose(sure, confidence, atol=1e-6)
+        nodes, confidence = tree.assign(h[:0], how=how)
+        assert nodes.shape == (0, 3)
+        assert confidence.shape == (0,)
+
+    def test_ways_differ(self):
+        """Or the tests above would show little."""
+        h = normalize(torch.randn(200, 6, generator=torch.Generator().manual_seed(4)), dim=1)
+        found = {how: TREES["unbalanced"].assign(h, how=how)[0] for how in ("leaf", "top-down", "path")}
+        for one in found:
+            for other in found:
+                assert one == other or (found[one] != found[other]).any(dim=1).float().mean() > 0.02
+
+    def test_equal_scores(self):
+        """Confidence stays finite with a temperature near 0."""
+        tree = grown((2, 4), [[0, 0, 1, 1]])
+        with torch.no_grad():
+            tree.prototypes[:] = torch.eye(6)[0]
+        h = normalize(torch.randn(5, 6), dim=1)
+        for how in ("leaf", "top-down", "path"):
+            nodes, confidence = tree.assign(h, how=how, temperature=1e-3)
+            assert (tree.parent[nodes[:, 1]] == nodes[:, 0]).all()
+            np.testing.assert_allclose(confidence, 0.5, rtol=1e-3)

@@ -1,0 +1,170 @@
+"""Several processes train what one trains: started with torchrun, on the CPU."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from torch.distributed import is_available, is_gloo_available
+
+import stage_sc as st
+from stage_sc.train import _train
+from stage_sc.train._health import Health
+from stage_sc.train._processes import Processes, launch
+
+pytestmark = pytest.mark.skipif(not (is_available() and is_gloo_available()), reason="needs torch.distributed")
+
+# Slides that are cut, slides that are dealt to processes, a training that one process begins and two end, and batches
+# with fewer cells than processes.
+RUNS = {
+    "cut": {"slides_per_batch": 1},
+    "dealt": {"slides_per_batch": 2, "m_step": "average", "queue_length": 1},
+    "resumed": {"slides_per_batch": 1},
+    "lonely": {"batch_size": 1, "cells_per_slide": 3, "anchor_weight": 0.0},
+}
+
+
+def tissue(n_cells: int) -> ad.AnnData:
+    """Two slides, the first of which has 50 cells less."""
+    adata = st.datasets.simulate_tissue(n_cells, n_slides=2, batch_effect=0.3, rng=4)[50:].copy()
+    st.pp.build_graph(adata, library_key="slide")
+    return adata
+
+
+def run(name: str, adata: ad.AnnData, folder: Path, process: str) -> None:
+    """Train, and write the model, the history, and the losses of every step."""
+    config = st.model.StageConfig(
+        **{"epochs": 3, "warmup_epochs": 2, "batch_size": 64, **RUNS[name]},
+        **{"dim": 16, "n_layers": 1, "levels": (2, 6, 18), "learning_rate": 1e-3},
+    )
+    checkpoint = folder / "resumed.state" if name == "resumed" else None
+    steps: list[dict[str, float]] = []
+    update = Health.update
+
+    def recorded(health: Health, losses: dict[str, torch.Tensor], *arguments: torch.Tensor) -> None:
+        steps.append({name: float(value.detach()) for name, value in losses.items()})
+        update(health, losses, *arguments)
+
+    Health.update = recorded  # type: ignore[method-assign]
+    try:
+        model = st.tl.fit(adata, config=config, rng=1, progress=False, checkpoint=checkpoint)
+    finally:
+        Health.update = update  # type: ignore[method-assign]
+    st.model.save_checkpoint(model, folder / f"{name}-{process}")
+    assert model.history is not None
+    model.history.to_pickle(folder / f"{name}-{process}.history")
+    pd.DataFrame(steps).to_pickle(folder / f"{name}-{process}.steps")
+
+
+def main(folder: Path) -> None:
+    """What torchrun runs."""
+    adata = tissue(200)
+    for name in RUNS:
+        run(name, adata, folder, os.environ["RANK"])
+    # every process has a seed of its own
+    model = st.tl.fit(adata, epochs=2, rng=None, checkpoint=folder / "any.state")
+    st.model.save_checkpoint(model, folder / f"any-{os.environ['RANK']}")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """What one process gave, and what two did: the run "resumed" is begun by one of them and ended by two."""
+    folder = tmp_path_factory.mktemp("processes")
+    adata = tissue(200)
+    for name in RUNS:
+        run(name, adata, folder, "alone")
+    (folder / "resumed.state").unlink()
+    left, embed_pairs = [9], _train.embed_pairs
+
+    def interrupted(*arguments: object) -> object:
+        left[0] -= 1
+        if left[0] < 0:
+            raise KeyboardInterrupt
+        return embed_pairs(*arguments)
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(_train, "embed_pairs", interrupted)
+        run("resumed", adata, folder, "begun")
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
+    done = subprocess.run(
+        [*command, __file__, str(folder)],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    (folder / "stderr").write_text(done.stderr)
+    return folder
+
+
+def load(folder: Path, name: str, process: str) -> dict[str, torch.Tensor]:
+    return st.model.load_checkpoint(folder / f"{name}-{process}.safetensors").state_dict()
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_losses_of_every_step(folder, name):
+    alone, two = (pd.read_pickle(folder / f"{name}-{process}.steps") for process in ("alone", "0"))
+    if name == "resumed":  # after the end of the first epoch
+        alone = alone.iloc[7:].reset_index(drop=True)
+    assert len(alone) >= 6
+    pd.testing.assert_frame_equal(two, alone, rtol=1e-4, atol=0)
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_history(folder, name):
+    alone, two = (pd.read_pickle(folder / f"{name}-{process}.history") for process in ("alone", "0"))
+    pd.testing.assert_frame_equal(two, alone, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_weights(folder, name):
+    """But for the offset of the pooling score, which a softmax ignores: Adam makes steps of its rounding errors."""
+    alone, two = (load(folder, name, process) for process in ("alone", "0"))
+    for key, value in alone.items():
+        if key != "encoder.score.bias":
+            torch.testing.assert_close(
+                two[key], value, rtol=1e-4, atol=1e-5, msg=lambda text, key=key: f"{key}: {text}"
+            )
+
+
+@pytest.mark.parametrize("name", [*RUNS, "any"])
+def test_processes_end_with_the_same_model(folder, name):
+    states = [load(folder, name, process) for process in "01"]
+    for key, value in states[0].items():
+        assert value.equal(states[1][key]), key
+
+
+def test_one_process_speaks(folder):
+    assert (folder / "stderr").read_text().count("STAGE:   0%") == 1
+
+
+class TestAlone:
+    """A process that torchrun has not started exchanges nothing."""
+
+    def test_launch(self):
+        processes, device = launch("cpu")
+        assert processes == Processes(rank=0, n=1)
+        assert device == torch.device("cpu")
+        assert not torch.distributed.is_initialized()
+
+    def test_exchange(self):
+        alone, values = Processes(), torch.from_numpy(np.random.default_rng(0).normal(size=(4, 3)))
+        assert alone.sum(values) is values
+        assert alone.whole(values) is values
+        assert alone.share("anything") == "anything"
+        model = torch.nn.Linear(3, 3)
+        before = model.weight.detach().clone()
+        alone.spread(model)
+        assert model.weight.equal(before)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -1,0 +1,296 @@
+"""A training that is interrupted, at any step and by any means, ends as if it had not been: to the bit."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+import stage_sc as st
+from stage_sc.data._slide import Slide, read_data
+from stage_sc.model import Stage, StageConfig
+from stage_sc.tl import _fit
+from stage_sc.train import _state, _train
+from stage_sc.train._prior import gene_prior
+from stage_sc.train._state import read_state
+from stage_sc.train._train import train
+
+
+@pytest.fixture(scope="module")
+def parts(slides) -> list[Slide]:
+    return read_data(slides, scaling="standardize")
+
+
+def new_model(parts: list[Slide], config: StageConfig, *, vectors: bool = True) -> Stage:
+    genes = sorted({gene for slide in parts for gene in slide.genes})
+    model = Stage(config, genes, [slide.name for slide in parts])
+    if vectors:
+        model.set_vectors(torch.from_numpy(gene_prior(parts, genes, config.dim)))
+    return model
+
+
+def assert_same(one: Stage, other: Stage, *histories: pd.DataFrame) -> None:
+    states = one.state_dict(), other.state_dict()
+    assert list(states[0]) == list(states[1])
+    for name, value in states[0].items():
+        assert value.equal(states[1][name]), name
+    if histories:
+        pd.testing.assert_frame_equal(*histories, check_exact=True)
+
+
+class Interrupted(Exception):
+    """Instead of a signal."""
+
+
+class TestAnyStep:
+    """A new model each time, without even its gene vectors."""
+
+    def run(self, parts, config: StageConfig, path: Path, monkeypatch, n_steps: int, **arguments: object):
+        """Train in pieces of `n_steps`; return model, history and number of pieces."""
+        true_step, model, pieces = _train.embed_pairs, new_model(parts, config), 0
+        while True:
+            left, pieces = [n_steps], pieces + 1
+
+            def step(*arguments: object, left: list[int] = left) -> object:
+                left[0] -= 1
+                if left[0] < 0:
+                    raise Interrupted
+                return true_step(*arguments)
+
+            monkeypatch.setattr(_train, "embed_pairs", step)
+            try:
+                rng = np.random.default_rng(pieces - 1)  # the first counts
+                history = train(model, parts, rng, checkpoint=path, progress=False, **arguments)
+            except Interrupted:
+                model = new_model(parts, config, vectors=False)
+            else:
+                return model, history, pieces
+
+    @pytest.mark.parametrize(("every", "n_steps"), [(1, 1), (2, 3), (3, 7), (1000, 9)])
+    def test_same_result(self, parts, small_config, tmp_path, monkeypatch, every, n_steps):
+        """Four epochs of eight steps, with a new tree after two."""
+        config = small_config.replace(batch_size=50)
+        plain = new_model(parts, config)
+        expected = train(plain, parts, np.random.default_rng(0), progress=False)
+        model, history, pieces = self.run(parts, config, tmp_path / "a", monkeypatch, n_steps, every=every)
+        assert pieces == {1: 32, 3: 16, 7: 6, 9: 4}[n_steps]
+        assert_same(plain, model, expected, history)
+        assert not model.training
+        assert all(parameter.requires_grad for parameter in model.parameters())
+
+    @pytest.mark.parametrize(
+        "changes",
+        [
+            {"slides_per_batch": 2},
+            {"m_step": "average", "average_rate": 0.2},
+            {"anchor_weight": 0.0, "selection": "slide"},
+            {"warmup_epochs": 0},
+            {"warmup_epochs": 4},
+        ],
+        ids=str,
+    )
+    def test_variants(self, parts, small_config, tmp_path, monkeypatch, changes):
+        config = small_config.replace(batch_size=70, **changes)
+        plain = new_model(parts, config)
+        expected = train(plain, parts, np.random.default_rng(0), progress=False)
+        model, history, pieces = self.run(parts, config, tmp_path / "a", monkeypatch, 5, every=2)
+        assert pieces > 3
+        assert_same(plain, model, expected, history)
+
+    def test_stages_that_end_early(self, parts, small_config, tmp_path, monkeypatch):
+        config = small_config.replace(epochs=12, warmup_epochs=7, learning_rate=1e-9)
+        plain = new_model(parts, config)
+        expected = train(plain, parts, np.random.default_rng(0), patience=2, progress=False)
+        assert len(expected) < 12
+        model, history, _ = self.run(parts, config, tmp_path / "a", monkeypatch, 5, every=2, patience=2)
+        assert_same(plain, model, expected, history)
+
+    def test_the_start_is_not_made_again(self, parts, small_config, tmp_path, monkeypatch):
+        made = []
+        for name in ("set_start", "grow_tree"):
+            true = getattr(_train, name)
+            monkeypatch.setattr(_train, name, lambda *a, true=true, name=name: made.append(name) or true(*a))
+        self.run(parts, small_config, tmp_path / "a", monkeypatch, 2, every=1)
+        assert made == ["set_start", "grow_tree", "grow_tree"]
+
+
+DRIVER = """
+import json, os, signal, sys, time
+from functools import partial
+from pathlib import Path
+import numpy as np
+import stage_sc as st
+from stage_sc.tl import _fit
+from stage_sc.train import _state
+
+folder = Path(sys.argv[1])
+_fit.train = partial(_fit.train, every=2)
+adata = st.datasets.simulate_tissue(200, n_slides=2, batch_effect=0.3, rng=4)
+st.pp.build_graph(adata, library_key="slide")
+config = st.model.StageConfig(
+    dim=16, n_layers=1, levels=(2, 6, 18), epochs=6, warmup_epochs=3, learning_rate=1e-3, batch_size=50
+)
+
+def attempt(checkpoint, out, *, replaced=None, seconds=None):
+    '''Train in a process of its own; kill it before it replaces a file for the n-th time, or after some seconds.'''
+    child = os.fork()
+    if child == 0:
+        if replaced is not None:
+            replace = os.replace
+            left = [replaced]
+            def kill(*paths):
+                left[0] -= 1
+                if left[0] == 0:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                replace(*paths)
+            _state.os.replace = kill
+        model = st.tl.fit(adata, config=config, checkpoint=checkpoint, progress=False)
+        st.model.save_checkpoint(model, out)
+        model.history.to_pickle(out.with_suffix(".history"))
+        os._exit(0)
+    if seconds is not None:
+        time.sleep(seconds)
+        os.kill(child, signal.SIGKILL)
+    _, status = os.waitpid(child, 0)
+    state = _state.read_state(checkpoint).header["state"] if checkpoint and checkpoint.exists() else None
+    return {"signal": os.WTERMSIG(status), "done": state and state["done"], "part": (folder / "state.part").exists()}
+
+begin = time.monotonic()
+plain = attempt(None, folder / "plain.safetensors")
+took = time.monotonic() - begin
+rng = np.random.default_rng(0)
+tried = []
+for kill in ({"replaced": 4}, "time", "time", {"replaced": 1}, {}):
+    kill = {"seconds": rng.uniform(0.1, 0.6) * took} if kill == "time" else kill
+    tried.append(attempt(folder / "state", folder / "again.safetensors", **kill))
+    if not tried[-1]["signal"]:
+        break
+print(json.dumps(tried))
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_sigkill(tmp_path):
+    """Processes that are killed while they work, and between writing and replacing the file."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    driver = subprocess.run(
+        [sys.executable, "-c", DRIVER, str(tmp_path)], env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert driver.returncode == 0, driver.stderr
+    tried = json.loads(driver.stdout.splitlines()[-1])
+    assert tried[0] == {"signal": 9, "done": 6, "part": True}  # written for the fourth time, readable for the third
+    assert len(tried) > 2
+    assert tried[-1] == {"signal": 0, "done": 48, "part": False}
+    assert [one["done"] for one in tried] == sorted(one["done"] for one in tried)
+    plain, again = (st.model.load_checkpoint(tmp_path / f"{name}.safetensors") for name in ("plain", "again"))
+    assert_same(plain, again, *(pd.read_pickle(tmp_path / f"{name}.history") for name in ("plain", "again")))
+
+
+@pytest.fixture(scope="module")
+def finished(slides, small_config, tmp_path_factory) -> tuple[Path, Stage]:
+    path = tmp_path_factory.mktemp("finished") / "state.safetensors"
+    return path, st.tl.fit(slides, config=small_config, checkpoint=path, progress=False)
+
+
+class TestFinished:
+    def test_is_returned_without_training(self, finished, slides, small_config, monkeypatch):
+        path, model = finished
+        before = path.read_bytes(), path.stat().st_mtime_ns
+        for name in ("embed_pairs", "set_start", "grow_tree"):
+            monkeypatch.setattr(_train, name, None)
+        monkeypatch.setattr(_fit, "gene_prior", None)
+        again = st.tl.fit(slides, config=small_config, checkpoint=str(path), progress=False)
+        assert_same(model, again, model.history, again.history)
+        assert not again.training
+        assert (path.read_bytes(), path.stat().st_mtime_ns) == before
+
+    def test_equals_a_training_without_checkpoint(self, finished, slides, small_config):
+        plain = st.tl.fit(slides, config=small_config, progress=False)
+        assert_same(plain, finished[1], plain.history, finished[1].history)
+
+    def test_file(self, finished, parts):
+        """Numbers and JSON, nothing that runs code; marked as finished; nothing else is left in the folder."""
+        path, model = finished
+        with safe_open(path, "pt") as file:
+            (text,) = file.metadata().values()
+            names = set(file.keys())
+        header = json.loads(text)
+        assert header["state"]["finished"] is True
+        assert header["run"]["slides"] == [[slide.name, 200, len(slide.genes)] for slide in parts]
+        assert names == {f"model.{name}" for name in model.state_dict()} | {"health.count"}
+        assert [one.name for one in path.parent.iterdir()] == [path.name]
+
+    def test_is_no_model(self, finished):
+        with pytest.raises(ValueError, match="not a checkpoint of stage_sc"):
+            st.model.load_checkpoint(finished[0])
+
+
+class TestInit:
+    def test_same_result(self, slides, small_model, tmp_path, monkeypatch):
+        """Three epochs with the tree of another model, interrupted in the second."""
+        plain = st.tl.fit(slides, init=small_model, epochs=3, progress=False)
+        write, left = _state.os.replace, [2]
+
+        def interrupted(*paths: Path) -> None:
+            left[0] -= 1
+            if left[0] == 0:
+                raise Interrupted
+            write(*paths)
+
+        monkeypatch.setattr(_state.os, "replace", interrupted)
+        with pytest.raises(Interrupted):
+            st.tl.fit(slides, init=small_model, epochs=3, checkpoint=tmp_path / "a", progress=False)
+        assert read_state(tmp_path / "a").header["state"]["epoch"] == 1
+        again = st.tl.fit(slides, init=small_model, epochs=3, checkpoint=tmp_path / "a", progress=False)
+        assert_same(plain, again, plain.history, again.history)
+        with pytest.raises(ValueError, match="belongs to another training, which differs in `init`"):
+            st.tl.fit(slides, init=again, epochs=3, checkpoint=tmp_path / "a", progress=False)
+
+
+class TestRefused:
+    def refused(self, data, path: Path, message: str, error: type[Exception] = ValueError, **arguments: object) -> None:
+        before = path.read_bytes() if path.is_file() else None
+        with pytest.raises(error, match=message):
+            st.tl.fit(data, checkpoint=path, progress=False, **arguments)
+        assert (path.read_bytes() if path.is_file() else None) == before
+
+    def test_other_configuration(self, finished, slides, small_config):
+        config = small_config.replace(learning_rate=2e-3, dim=8)
+        message = r"differs in `dim` \(16 there, 8 here\), `learning_rate` \(0.001 there, 0.002 here\)\. Pass another"
+        self.refused(slides, finished[0], message, config=config)
+
+    def test_other_slides(self, finished, slides, tissue, small_config):
+        self.refused(slides[slides.obs["slide"] == "slide1"].copy(), finished[0], "`slides`", config=small_config)
+        self.refused({"slide1": slides, "more": tissue}, finished[0], "`slides`", config=small_config)
+
+    def test_other_genes(self, finished, slides, small_config):
+        few = slides[:, :-3].copy()
+        self.refused(few, finished[0], r"differs in `genes` \('\w+' there, '\w+' here\)", config=small_config)
+
+    def test_a_model(self, slides, small_config, small_model, tmp_path):
+        path = st.model.save_checkpoint(small_model, tmp_path / "model")
+        self.refused(slides, path, "holds no training of stage_sc, and is not written over", config=small_config)
+
+    def test_a_file_of_something_else(self, slides, small_config, tmp_path):
+        (tmp_path / "a").write_text("Dear diary")
+        self.refused(slides, tmp_path / "a", "cannot be read as a safetensors file", config=small_config)
+
+    def test_another_format(self, finished, slides, small_config, tmp_path):
+        header, tensors = read_state(finished[0])
+        save_file(tensors, tmp_path / "a", {_state.FORMAT: json.dumps({**header, "version": 99})})
+        self.refused(slides, tmp_path / "a", "has format 99, this version of stage_sc reads 1", config=small_config)
+
+    def test_places(self, slides, small_config, tmp_path):
+        self.refused(slides, tmp_path, "is a folder", IsADirectoryError)
+        self.refused(slides, tmp_path / "no" / "a", "There is no folder .*no'", FileNotFoundError)
+        with pytest.raises(TypeError, match="`checkpoint` must be a path, got 3"):
+            st.tl.fit(slides, checkpoint=3)

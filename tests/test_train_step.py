@@ -1,0 +1,273 @@
+"""One step: pairs as whole slides give them, losses from their parts with numpy, gradients, running averages."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from stage_sc.data._batch import draw_partners, slide_panel
+from stage_sc.data._epoch import GlobalBatch, Part
+from stage_sc.data._slide import Slide, read_data
+from stage_sc.model import Stage
+from stage_sc.model._sinkhorn import sinkhorn
+from stage_sc.train._chance import Draw, chance
+from stage_sc.train._encode import encode_slide
+from stage_sc.train._prior import gene_prior
+from stage_sc.train._processes import Processes
+from stage_sc.train._start import grow_tree, set_start
+from stage_sc.train._step import Pairs, average_step, embed_pairs, pair_losses, set_gradients
+
+ALONE, PLACE = Processes(), (11, 2, 5)
+
+
+@pytest.fixture(scope="module")
+def parts(slides) -> list[Slide]:
+    return read_data(slides, scaling="standardize")
+
+
+@pytest.fixture
+def new_model(parts, small_config):
+    """Make a model with gene vectors and a tree, not yet trained; the same each time."""
+
+    def make(**changes: object) -> Stage:
+        genes = sorted({gene for slide in parts for gene in slide.genes})
+        model = Stage(small_config.replace(**changes), genes, [slide.name for slide in parts])
+        model.set_vectors(torch.from_numpy(gene_prior(parts, genes, model.config.dim)))
+        set_start(model, parts)
+        grow_tree(model, parts, np.random.default_rng(0))
+        return model
+
+    return make
+
+
+def batch_of(parts: list[Slide], *counts: int) -> GlobalBatch:
+    """So many centres of every slide."""
+    rng, ends = np.random.default_rng(0), np.cumsum([0, *counts]).tolist()
+    return GlobalBatch(
+        ends[-1],
+        [
+            Part(number, slide, rng.permutation(slide.n_cells)[:count], slice(ends[number], ends[number + 1]))
+            for number, (slide, count) in enumerate(zip(parts, counts, strict=False))
+            if count
+        ],
+    )
+
+
+def pairs_of(model: Stage, parts: list[Slide], batch: GlobalBatch, place: tuple[int, ...] = PLACE) -> Pairs:
+    panels = [slide_panel(slide, model.vocabulary) for slide in parts]
+    return embed_pairs(model, batch, panels, place, ALONE)
+
+
+def softmax(x: np.ndarray) -> np.ndarray:
+    e = np.exp(x - x.max(axis=1, keepdims=True))
+    return e / e.sum(axis=1, keepdims=True)
+
+
+class TestPairs:
+    @pytest.mark.parametrize("counts", [(60, 0), (0, 60), (50, 30)], ids=str)
+    def test_without_augmentation_they_are_those_of_whole_slides(self, parts, new_model, counts):
+        """Rows of the cells, of partners from the ring, and of the content; each slide in its place."""
+        model = new_model(panel_fraction=1.0, noise_scale=0.0, noise_rate=1e12)
+        batch = batch_of(parts, *counts)
+        pairs = pairs_of(model, parts, batch)
+        draws = chance(Draw.PARTNERS, *PLACE).random(batch.size)
+        assert {len(values) for values in pairs} == {batch.size}
+        for part in batch.parts:
+            encoded = encode_slide(model, part.slide)
+            partners = draw_partners(part.slide, part.centres, draws[part.rows])
+            assert (partners != part.centres).mean() > 0.9
+            for got, expected in (
+                (pairs.h_i, encoded.h[part.centres]),
+                (pairs.h_j, encoded.h[partners]),
+                (pairs.content, encoded.content[part.centres]),
+            ):
+                torch.testing.assert_close(got[part.rows].detach(), expected, atol=1e-5, rtol=0)
+            assert (pairs.slides[part.rows] == part.number).all()
+
+    def test_a_slide_has_one_view_for_its_cells_and_one_for_their_partners(self, parts, new_model):
+        """Whatever part of it a process computes."""
+        model = new_model(panel_fraction=0.5)
+        batch = batch_of(parts, 40, 40)
+        whole = pairs_of(model, parts, batch)
+        for rows in (slice(0, 13), slice(13, 40), slice(40, 55), slice(55, 80)):
+            (part,) = (part for part in batch.parts if part.rows.start <= rows.start < part.rows.stop)
+            cut = slice(rows.start - part.rows.start, rows.stop - part.rows.start)
+            alone = pairs_of(model, parts, GlobalBatch(80, [part._replace(centres=part.centres[cut], rows=rows)]))
+            for got, expected in zip(alone, whole, strict=True):
+                torch.testing.assert_close(got[rows], expected[rows], atol=1e-5, rtol=0)
+                assert got[: rows.start].eq(0).all()
+                assert got[rows.stop :].eq(0).all()
+        assert (whole.h_i[:40] - whole.h_j[:40]).abs().max() > 0.05
+
+    @pytest.mark.parametrize("place", [(12, 2, 5), (11, 3, 5), (11, 2, 6)], ids=["root", "epoch", "step"])
+    def test_chance_depends_on_the_place(self, parts, new_model, place):
+        model, batch = new_model(), batch_of(parts, 30)
+        one, same, other = (pairs_of(model, parts, batch, here) for here in (PLACE, PLACE, place))
+        assert one.h_i.equal(same.h_i)
+        assert one.h_j.equal(same.h_j)
+        assert (one.h_i - other.h_i).abs().max() > 1e-3
+        assert (one.h_j - other.h_j).abs().max() > 1e-3
+
+    def test_a_process_without_rows(self, parts, new_model):
+        model = new_model()
+        pairs = pairs_of(model, parts, GlobalBatch(30, []))
+        assert pairs.h_i.shape == (30, 16)
+        assert not pairs.h_i.requires_grad
+
+    def test_no_anchor_no_content(self, parts, new_model):
+        assert pairs_of(new_model(anchor_weight=0.0), parts, batch_of(parts, 30)).content is None
+
+
+def test_chance_tells_purposes_and_places_apart():
+    places = [(1, 0, 0), (0, 1, 0), (0, 0, 1), (1, 1, 1), (2**61, 0, 1), (2**61 + 1, 0, 1)]
+    keys = [(what, *place) for what in Draw for place in places]
+    assert len({tuple(chance(*key).random(3)) for key in keys}) == len(keys)
+    assert (chance(Draw.VIEWS, 1, 2, 3, 4).random(5) == chance(Draw.VIEWS, 1, 2, 3, 4).random(5)).all()
+
+
+class TestLosses:
+    """All numbers again from embeddings, prototypes and sampled paths, with numpy."""
+
+    def run(self, parts, model: Stage, *counts: int, joint: bool):
+        pairs = pairs_of(model, parts, batch_of(parts, *counts))
+        active = model.active(pairs.slides).numpy()
+        losses, scores = pair_losses(model, pairs, PLACE, joint=joint)
+        return losses, scores, pairs, active
+
+    def cosines(self, model: Stage, h: torch.Tensor, active: np.ndarray) -> list[np.ndarray]:
+        prototypes = model.tree.prototypes.detach().numpy().astype(float)
+        cosine = h.detach().numpy().astype(float) @ (prototypes / np.linalg.norm(prototypes, axis=1, keepdims=True)).T
+        return np.split(np.where(active, cosine, -np.inf), np.cumsum(model.config.levels)[:-1], axis=1)
+
+    def swapped(self, model: Stage, one: np.ndarray, other: np.ndarray) -> float:
+        config, total = model.config, 0.0
+        for target, source in ((one, other), (other, one)):
+            q = sinkhorn(torch.from_numpy(target), config.epsilon, config.sinkhorn_iterations).numpy()
+            log_p = np.log(np.maximum(softmax(source / config.temperature), 1e-300))
+            total -= 0.5 * (q * log_p).sum() / len(q)
+        return total
+
+    def path(self, model: Stage, scores: list[np.ndarray], paths: np.ndarray) -> float:
+        parent, offsets, total = model.tree.parent.numpy(), np.cumsum([0, *model.config.levels]), 0.0
+        for cell, path in enumerate(paths):
+            for level in range(1, len(path)):
+                children = np.flatnonzero(parent == path[level - 1] + offsets[level - 1])
+                assert path[level] + offsets[level] in children
+                odds = {node: np.exp(scores[level][cell, node - offsets[level]] / model.config.temperature)
+                        for node in children}  # fmt: skip
+                total -= math.log(odds[path[level] + offsets[level]] / sum(odds.values()))
+        return total / len(paths)
+
+    @pytest.mark.parametrize("joint", [False, True])
+    @pytest.mark.parametrize("counts", [(0, 60), (30, 40)], ids=["one slide", "two slides"])
+    @pytest.mark.parametrize(
+        "changes",
+        [
+            pytest.param({}, id="default"),
+            pytest.param({"anchor_weight": 0.0, "swap_levels": "leaves"}, id="leaves alone, no anchor"),
+            pytest.param({"anchor_weight": 3.0, "global_weight": 0.7, "temperature": 0.2}, id="weights"),
+            pytest.param({"levels": (9,)}, id="one level"),
+        ],
+    )
+    def test_losses(self, parts, new_model, changes, counts, joint):
+        model = new_model(**changes)
+        config, n_levels = model.config, len(model.config.levels)
+        losses, scores, pairs, active = self.run(parts, model, *counts, joint=joint)
+        assert active.all()
+        one, other = (self.cosines(model, h, active) for h in (pairs.h_i, pairs.h_j))
+        for got, expected in zip(scores, one, strict=True):
+            assert not got.requires_grad
+            np.testing.assert_allclose(got.numpy(), expected, atol=1e-5)
+        levels = range(n_levels) if config.swap_levels == "all" else [n_levels - 1]
+        expected = {"swapped": np.mean([self.swapped(model, one[level], other[level]) for level in levels])}
+        total = expected["swapped"]
+        if config.anchor_weight:
+            weight, bias = (part.detach().numpy() for part in (model.decoder.weight, model.decoder.bias))
+            content = pairs.content.numpy()
+            error = pairs.h_i.detach().numpy() @ weight.T + bias - content
+            expected["anchor"] = (error**2).sum() / (content**2).sum()
+            total += config.anchor_weight * expected["anchor"]
+        if joint and n_levels > 1:
+            draws = chance(Draw.PATHS, *PLACE).random((len(pairs.h_i), n_levels), dtype=np.float32)
+            paths = model.tree.sample_paths(
+                scores, torch.from_numpy(draws), epsilon=config.epsilon, n_iterations=config.sinkhorn_iterations
+            )
+            expected["path"] = self.path(model, one, paths.numpy())
+            total += config.global_weight * expected["path"]
+        assert set(losses) == {"loss", *expected}
+        for name, value in {**expected, "loss": total}.items():
+            assert float(losses[name].detach()) == pytest.approx(value, rel=2e-4), name
+
+    def test_slides_remember_the_batch(self, parts, new_model):
+        model = new_model(queue_rank=4)
+        before = model.queue.scores.clone()
+        *_, pairs, _ = self.run(parts, model, 25, 35, joint=False)
+        cosine = np.concatenate(self.cosines(model, pairs.h_i, np.ones(26, bool)), axis=1)
+        for slide, rows in ((0, slice(0, 25)), (1, slice(25, 60))):
+            np.testing.assert_allclose(model.queue.scores[slide, 0], np.sort(cosine[rows], axis=0)[-4], atol=1e-5)
+            assert model.queue.scores[slide, 1].equal(before[slide, 0])
+
+    def test_cells_compare_with_prototypes_of_their_slide_alone(self, parts, new_model):
+        model = new_model(selection_threshold=1.0)
+        model.queue.scores[:] = torch.linspace(0.1, 0.9, 26)
+        model.queue.scores[0, :, ::2] += 1  # every other prototype belongs to slide 0
+        losses, scores, pairs, active = self.run(parts, model, 30, 40, joint=True)
+        for rows in (slice(0, 30), slice(30, 70)):
+            assert (active[rows] == active[rows.start]).all()
+        assert active[:30].all()
+        assert 0 < active[30].sum() < 26
+        cosine = np.concatenate([level.numpy() for level in scores], axis=1)
+        assert (np.isneginf(cosine) == ~active).all()
+        one, other = (self.cosines(model, h, active) for h in (pairs.h_i, pairs.h_j))
+        expected = np.mean([self.swapped(model, a, b) for a, b in zip(one, other, strict=True)])
+        assert float(losses["swapped"].detach()) == pytest.approx(expected, rel=2e-4)
+        assert np.isfinite(float(losses["loss"].detach()))
+
+
+class TestGradients:
+    @pytest.mark.parametrize("joint", [False, True])
+    def test_reach_everything(self, parts, new_model, joint):
+        model = new_model()
+        losses, _ = pair_losses(model, pairs_of(model, parts, batch_of(parts, 40, 40)), PLACE, joint=joint)
+        set_gradients(model, losses["loss"], ALONE)
+        for name, parameter in model.named_parameters():
+            assert parameter.grad is not None, name
+            assert parameter.grad.isfinite().all(), name
+            assert "score.bias" in name or parameter.grad.abs().max() > 0, name  # a softmax ignores a constant
+        before = [parameter.grad.clone() for parameter in model.parameters()]
+        losses, _ = pair_losses(model, pairs_of(model, parts, batch_of(parts, 40, 40)), PLACE, joint=joint)
+        set_gradients(model, losses["loss"], ALONE)  # those of the last batch are gone
+        assert all(one.allclose(parameter.grad) for one, parameter in zip(before, model.parameters(), strict=True))
+
+    def test_nothing_to_train(self, parts, new_model):
+        """A process without rows, in a warm-up without anchor."""
+        model = new_model(anchor_weight=0.0)
+        model.tree.prototypes.requires_grad_(False)
+        losses, _ = pair_losses(model, pairs_of(model, parts, GlobalBatch(30, [])), PLACE, joint=False)
+        set_gradients(model, losses["loss"], ALONE)
+        assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_average_step_by_loops(new_model):
+    model = new_model(average_rate=0.3)
+    with torch.no_grad():
+        model.tree.prototypes *= torch.linspace(0.5, 2, 26)[:, None]  # of any length
+    before = torch.nn.functional.normalize(model.tree.prototypes.detach(), dim=1).numpy().copy()
+    rng = np.random.default_rng(0)
+    h = torch.nn.functional.normalize(torch.from_numpy(rng.normal(size=(12, 16)).astype(np.float32)), dim=1)
+    scores = [h @ torch.from_numpy(before[model.tree.nodes(level)]).T for level in range(3)]
+    average_step(model, h, scores)
+    after = model.tree.prototypes.detach().numpy()
+    untouched = 0
+    for level in range(3):
+        for position, node in enumerate(range(26)[model.tree.nodes(level)]):
+            cells = [h[cell].numpy() for cell in range(12) if int(scores[level][cell].argmax()) == position]
+            expected = before[node]
+            if cells:
+                expected = 0.7 * before[node] + 0.3 * np.mean(cells, axis=0)
+            untouched += not cells
+            np.testing.assert_allclose(after[node], expected / np.linalg.norm(expected), atol=1e-6)
+    assert 0 < untouched < 20
