@@ -17,7 +17,7 @@ import pytest
 import stage_sc as st
 
 ROOT = Path(__file__).parents[1]
-NAMESPACES = ["pp", "tl", "pl", "metrics", "datasets", "model"]
+NAMESPACES = ["pp", "tl", "pl", "metrics", "datasets", "model", "data"]
 PUBLIC = {
     f"{space}.{name}": getattr(getattr(st, space), name) for space in NAMESPACES for name in getattr(st, space).__all__
 }

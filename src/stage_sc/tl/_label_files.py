@@ -61,12 +61,18 @@ def label_files(
         coordinates are left out.
     out
         Folder of the results.
-    model, n_domains, layer, key_added, device
+    model, n_domains
         As in `stage_niches`. Domains are cut over all files together.
-    spatial_key, library_key, technology, scale
+    spatial_key, library_key
         As in `stage_sc.pp.build_graph`.
+    layer
+        Entry of ``layers`` with the counts. ``None``: ``X``.
     table_key
         Table of SpatialData folders. ``None``: the only one.
+    technology, scale
+        As in `stage_sc.pp.build_graph`.
+    key_added, device
+        As in `stage_niches`.
     scheduler
         As dask takes it, e.g. ``"processes"`` or a client. ``None``: the client that there is, or one after the other.
 
