@@ -86,8 +86,7 @@ def build(options: argparse.Namespace, folder: Path) -> None:
 
     store = st.data.build_store(sorted(folder.glob("*.h5ad")), folder / "store", progress=False)
     size = sum(path.stat().st_size for path in (folder / "store").rglob("*") if path.is_file())
-    left = len(list((folder / "store").glob("building-*")))
-    report(folder, "store", cells=store.n_cells, gigabytes=size / 1e9, slides=len(store.headers), abandoned=left)
+    report(folder, "store", cells=store.n_cells, gigabytes=size / 1e9)
 
 
 def verify(options: argparse.Namespace, folder: Path) -> None:

@@ -23,7 +23,13 @@ def slide_panel(slide: Slide, vocabulary: dict[str, int]) -> Panel:
 
 
 def make_batch(
-    slide: Slide, panel: Panel, n_layers: int, *, centres: np.ndarray | None = None, number: int = 0
+    slide: Slide,
+    panel: Panel,
+    n_layers: int,
+    *,
+    centres: np.ndarray | None = None,
+    number: int = 0,
+    content: bool = True,
 ) -> Batch:
     """Gather centres and all cells that their embeddings depend on.
 
@@ -40,16 +46,21 @@ def make_batch(
         ``(B,)`` cells to embed. ``None``: all.
     number
         Number of the slide among those of the model.
+    content
+        Whether the content of the surroundings is wanted too.
 
     Notes
     -----
     Work and memory grow with the number of cells reached, not with the slide.
     """
     centres = np.arange(slide.n_cells) if centres is None else np.asarray(centres)
-    cells = within_reach(slide, centres, n_layers)
+    cells = within_reach(slide, centres, n_layers, content=content)
     graph = among(slide.graph[cells], cells)
     edges = graph.tocoo()
-    around = sp.diags_array(1 / np.diff(graph.indptr).astype(np.float32)) @ (graph != 0).astype(np.float32)
+    around = None
+    if content:
+        mean = sp.diags_array(1 / np.diff(graph.indptr).astype(np.float32)) @ (graph != 0).astype(np.float32)
+        around = Sparse(sp.csr_matrix(mean))
     return Batch(
         number,
         Sparse(slide.take(cells)),
@@ -59,16 +70,18 @@ def make_batch(
             torch.from_numpy(edges.data.astype(np.float32))[:, None],
             Sparse(among(slide.local[centres], cells)),
         ),
-        Sparse(sp.csr_matrix(around)),
+        around,
         torch.from_numpy(np.searchsorted(cells, centres)),
     )
 
 
-def within_reach(slide: Slide, centres: np.ndarray, n_layers: int) -> np.ndarray:
-    """Sorted cells that embedding and content of the centres depend on."""
+def within_reach(slide: Slide, centres: np.ndarray, n_layers: int, *, content: bool = True) -> np.ndarray:
+    """Sorted cells that the embedding of the centres depends on, and the content of their surroundings."""
     reached = _distinct(slide.local[centres].indices)
     for _ in range(n_layers):
         reached = _distinct(slide.graph[reached].indices)
+    if not content:
+        return reached
     around = _distinct(centres)
     for _ in range(CONTENT_HOPS):
         around = _distinct(slide.graph[around].indices)
@@ -88,7 +101,7 @@ def to_device(batch: Batch, device: torch.device | str) -> Batch:
         expression.to(device),
         panel.to(device),
         neighbours.to(device),
-        around.to(device),
+        around and around.to(device),
         centres.to(device),
     )
 

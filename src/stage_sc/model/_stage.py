@@ -33,8 +33,8 @@ class Batch(NamedTuple):
     """Genes of the slide and their scaling."""
     neighbours: Neighbours
     """Graph among the n cells, and the local neighbourhoods of the B centres."""
-    around: Sparse
-    """``(n, n)``: the mean over the neighbours of a cell and itself."""
+    around: Sparse | None
+    """``(n, n)``: the mean over the neighbours of a cell and itself, where content is wanted."""
     centres: Tensor
     """``(B,)`` int64, which of the n cells the centres are."""
 
@@ -121,6 +121,7 @@ class Stage(nn.Module):
 
         What leaves contain is compared in this fixed map, whatever training makes of the embeddings.
         """
+        assert batch.around is not None
         around = self.embed_fixed(batch.expression, batch.panel)
         for _ in range(CONTENT_HOPS):
             around = batch.around @ around

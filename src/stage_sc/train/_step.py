@@ -60,7 +60,8 @@ def embed_pairs(
     for part in batch.parts:
         rows, panel, rng = part.rows, panels[part.number], chance(Draw.VIEWS, *place, part.number)
         partners = draw_partners(part.slide, part.centres, draws[rows])
-        (one, view_i), (other, view_j) = (_seen(model, part, cells, panel, rng) for cells in (part.centres, partners))
+        one, view_i = _seen(model, part, part.centres, panel, rng, content=bool(config.anchor_weight))
+        other, view_j = _seen(model, part, partners, panel, rng, content=False)
         h_i[rows], h_j[rows], slides[rows] = model(one, view_i), model(other, view_j), part.number
         if config.anchor_weight:
             content[rows] = model.content(one)
@@ -72,10 +73,12 @@ def embed_pairs(
     )
 
 
-def _seen(model: Stage, part: Part, cells: np.ndarray, panel: Panel, rng: np.random.Generator) -> tuple[Batch, View]:
+def _seen(
+    model: Stage, part: Part, cells: np.ndarray, panel: Panel, rng: np.random.Generator, *, content: bool
+) -> tuple[Batch, View]:
     """Put some cells of a slide together, and draw a view of them."""
     config, device = model.config, model.tree.parent.device
-    batch = make_batch(part.slide, panel, config.n_layers, centres=cells, number=part.number)
+    batch = make_batch(part.slide, panel, config.n_layers, centres=cells, number=part.number, content=content)
     view = draw_view(
         len(panel.genes),
         rng,
