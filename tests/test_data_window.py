@@ -86,7 +86,7 @@ def groups_of_centres(slide: Slide, seed: int) -> list[np.ndarray]:
 
 
 class TestWindow:
-    @pytest.mark.parametrize("n_layers", [0, 1, 3])
+    @pytest.mark.parametrize("n_layers", [0, 2])
     def test_batches_are_those_of_the_whole_slide(self, pair, n_layers):
         whole, stored = pair
         genes = list(whole.genes)
@@ -101,7 +101,7 @@ class TestWindow:
             assert not window.stored
             back = _back(window, whole)
             np.testing.assert_array_equal(back[places], wanted)
-            for size in {1, len(wanted) // 2 + 1, len(wanted)}:
+            for size in {1, len(wanted) // 2 + 1}:
                 chosen = rng.permutation(len(wanted))[:size]
                 u = rng.random(size)
                 here = draw_partners(window, places[chosen], u)
@@ -114,9 +114,9 @@ class TestWindow:
                     for a, b in zip(parts(got), parts(want), strict=True):
                         np.testing.assert_array_equal(a, b)
                         assert a.dtype == b.dtype
-                    with torch.no_grad():
-                        assert model(got).equal(model(want))
-                        assert model.content(got).equal(model.content(want))
+            with torch.no_grad():  # of the last ones
+                assert model(got).equal(model(want))
+                assert model.content(got).equal(model.content(want))
 
     def test_something_is_left_out(self, cases, chunk, on_disk):
         """Or the test above would show nothing."""

@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import anndata as ad
-import dask
+import dask.config
 import h5py
 import numpy as np
 import torch
 from anndata.io import read_elem
+from dask.base import compute
+from dask.delayed import delayed
 
 from stage_sc._checks import check_positive
 from stage_sc._compute import one_thread, resolve_device
@@ -135,10 +137,10 @@ def label_files(
 
 def _run(function: Callable[..., Any], tasks: list[tuple[Any, ...]], scheduler: Any) -> list[Any]:
     """Compute all tasks; results come in their order."""
-    calls = [dask.delayed(function, pure=False)(*task) for task in tasks]
+    calls = [delayed(function, pure=False)(*task) for task in tasks]
     if scheduler is None:
         scheduler = None if _client() else "synchronous"
-    return list(dask.compute(*calls, scheduler=scheduler))
+    return list(compute(*calls, scheduler=scheduler))
 
 
 def _client() -> bool:
