@@ -164,6 +164,29 @@ class TestBatch:
             batch.around.forward.to_dense().numpy(), near / near.sum(axis=1, keepdims=True), rtol=1e-6
         )
 
+    @pytest.mark.parametrize("n_layers", [0, 1, 3])
+    @torch.no_grad()
+    def test_without_content(self, slide, in_hops, vocabulary, n_layers):
+        """As for partners: the same embeddings from fewer cells."""
+        model = network(vocabulary, n_layers)
+        for one in (slide, in_hops):
+            panel, fewer = slide_panel(one, vocabulary), 0
+            whole = model(make_batch(one, panel, n_layers, content=False))
+            for centres in (
+                np.array([11, 2, 99]),
+                np.flatnonzero(one.isolated),
+                np.random.default_rng(2).permutation(300),
+            ):
+                batch, full = (
+                    to_device(make_batch(one, panel, n_layers, centres=centres, content=content), "cpu")
+                    for content in (False, True)
+                )
+                assert batch.around is None
+                fewer += full.expression.shape[0] - batch.expression.shape[0]
+                np.testing.assert_allclose(model(batch).numpy(), whole[centres].numpy(), atol=2e-6)
+                np.testing.assert_allclose(model(batch).numpy(), model(full).numpy(), atol=2e-6)
+            assert fewer > 0 or n_layers == 3
+
     def test_panel(self, slide, vocabulary):
         panel = slide_panel(slide, vocabulary)
         names = list(vocabulary)

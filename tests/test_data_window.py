@@ -65,7 +65,7 @@ def pair(request, cases, chunk, on_disk) -> tuple[Slide, Slide]:
 
 def parts(batch: Batch) -> list[np.ndarray]:
     near = batch.neighbours
-    products = (batch.expression, near.pool, batch.around)
+    products = [batch.expression, near.pool, *([] if batch.around is None else [batch.around])]
     dense = [batch.centres, near.edges, near.weights, *batch.panel]
     matrices = [array for one in products for array in (one.matrix.indptr, one.matrix.indices, one.matrix.data)]
     return [*(tensor.numpy() for tensor in dense), *matrices]
@@ -146,6 +146,20 @@ class TestWindow:
             for slide, cells in ((window, places), (whole, centres))
         )
         for a, b in zip(parts(got), parts(want), strict=True):
+            np.testing.assert_array_equal(a, b)
+
+    @pytest.mark.parametrize("n_layers", [0, 2])
+    def test_batches_without_content(self, pair, n_layers):
+        """As of partners."""
+        whole, stored = pair
+        panel, wanted = slide_panel(whole, {gene: n for n, gene in enumerate(whole.genes)}), np.arange(60, 90)
+        window, places = load_window(stored, wanted, n_layers)
+        partners = draw_partners(window, places, np.random.default_rng(0).random(30))
+        for a, b in zip(
+            parts(make_batch(window, panel, n_layers, centres=partners, content=False)),
+            parts(make_batch(whole, panel, n_layers, centres=_back(window, whole)[partners], content=False)),
+            strict=True,
+        ):
             np.testing.assert_array_equal(a, b)
 
     def test_fields(self, cases, chunk, on_disk):
