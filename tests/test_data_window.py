@@ -107,9 +107,11 @@ class TestWindow:
                 here = draw_partners(window, places[chosen], u)
                 there = draw_partners(whole, wanted[chosen], u)
                 np.testing.assert_array_equal(back[here], there)
-                for one, other in ((places[chosen], wanted[chosen]), (here, there)):
-                    got = make_batch(window, slide_panel(window, model.vocabulary), n_layers, centres=one, number=3)
-                    want = make_batch(whole, slide_panel(whole, model.vocabulary), n_layers, centres=other, number=3)
+                pairs = ((here, there, False), (places[chosen], wanted[chosen], True))
+                for one, other, content in pairs:  # of partners no content is wanted
+                    options = {"number": 3, "content": content}
+                    got = make_batch(window, slide_panel(window, model.vocabulary), n_layers, centres=one, **options)
+                    want = make_batch(whole, slide_panel(whole, model.vocabulary), n_layers, centres=other, **options)
                     assert got.slide == want.slide == 3
                     for a, b in zip(parts(got), parts(want), strict=True):
                         np.testing.assert_array_equal(a, b)

@@ -32,6 +32,12 @@ def check_anndata(adata: Any, *, name: str = "adata") -> AnnData:
         For anything else; the message says how to get an AnnData from a SpatialData object or a list.
     """
     if isinstance(adata, AnnData):
+        if not isinstance(adata.obs, pd.DataFrame):
+            raise TypeError(
+                f"`{name}.obs` is a {type(adata.obs).__name__}, which was not read from disk yet. Read all but the "
+                f"expression: `AnnData({name}.X, obs={name}.obs.to_memory(), var={name}.var.to_memory(), "
+                f"obsm=dict({name}.obsm))`."
+            )
         return adata
     hint = "Read a file with `scanpy.read_h5ad(path)`."
     if hasattr(adata, "tables"):

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from typing import NamedTuple
 
 import numpy as np
 
 from stage_sc.data._slide import Slide
-from stage_sc.data._window import CHUNK, load_window, n_chunks
+from stage_sc.data._window import CHUNK, chunk_cells, load_window, n_chunks
 from stage_sc.model._config import StageConfig
 
 # Centres of a slide on disk come from so many chunks at a time, spread over the slide, and batches are mixed over so
@@ -50,9 +51,7 @@ class _Window(NamedTuple):
 
 def n_batches(slides: Sequence[Slide], config: StageConfig) -> int:
     """Return the number of batches of an epoch, the same for every epoch."""
-    n_parts = sum(_n_parts(slide, config) for slide in slides)
-    most = _most_parts(config)
-    return math.ceil((n_parts if most is None else min(n_parts, most)) / config.slides_per_batch)
+    return math.ceil(_n_left(slides, config, 0) / config.slides_per_batch)
 
 
 def epoch_batches(
@@ -82,32 +81,24 @@ def epoch_batches(
         Number of this process and of all. Parts are dealt to processes where they can be dealt evenly; else every part
         is cut.
     """
-    rng = np.random.default_rng(tuple(seed))
-    windows: list[_Window] = []
-    parts: list[tuple[int, np.ndarray]] = []  # those of all windows of a group are mixed
-    for group in _plan(slides, config, rng):
-        mixed = [(len(windows) + w, cells) for w, window in enumerate(group) for cells in window.shares]
-        parts += [mixed[position] for position in rng.permutation(len(mixed))]
-        windows += group
-    parts = parts[: _most_parts(config)]
-    last_use = {w: position for position, (w, _) in enumerate(parts)}
     held: dict[int, tuple[Slide, np.ndarray]] = {}
-    for start in range(skip * config.slides_per_batch, len(parts), config.slides_per_batch):
-        batch = parts[start : start + config.slides_per_batch]
-        ends = np.cumsum([0, *(len(cells) for _, cells in batch)]).tolist()
+    parts = islice(_parts(slides, config, tuple(seed), skip * config.slides_per_batch), _n_left(slides, config, skip))
+    while batch := list(islice(parts, config.slides_per_batch)):
+        ends = np.cumsum([0, *(len(cells) for _, cells, _ in batch)]).tolist()
         mine = []
-        for position, (w, cells) in enumerate(batch):
+        for position, (window, cells, _) in enumerate(batch):
             share = _share(position, len(batch), len(cells), rank, n_ranks)
             if share.stop > share.start:
-                if w not in held:
-                    held[w] = _load(slides[windows[w].number], windows[w], config.n_layers)
-                slide, places = held[w]
-                centres = places[np.searchsorted(windows[w].centres, cells[share])]
+                if id(window) not in held:
+                    held[id(window)] = _load(slides[window.number], window, config.n_layers)
+                slide, places = held[id(window)]
+                centres = places[np.searchsorted(window.centres, cells[share])]
                 rows = slice(ends[position] + share.start, ends[position] + share.stop)
-                mine.append(Part(windows[w].number, slide, centres, rows))
+                mine.append(Part(window.number, slide, centres, rows))
         yield GlobalBatch(ends[-1], mine)
-        for w in [w for w in held if last_use[w] < start + config.slides_per_batch]:
-            del held[w]
+        for window, _, last in batch:
+            if last:
+                held.pop(id(window), None)
 
 
 def _share(position: int, n_parts: int, size: int, rank: int, n_ranks: int) -> slice:
@@ -117,39 +108,72 @@ def _share(position: int, n_parts: int, size: int, rank: int, n_ranks: int) -> s
     return slice(size * rank // n_ranks, size * (rank + 1) // n_ranks)
 
 
-def _plan(slides: Sequence[Slide], config: StageConfig, rng: np.random.Generator) -> list[list[_Window]]:
-    """Which cells of which slides are drawn, in groups of windows that are held in memory together."""
+def _parts(
+    slides: Sequence[Slide], config: StageConfig, seed: tuple[int, ...], skip: int
+) -> Iterator[tuple[_Window, np.ndarray, bool]]:
+    """Parts of an epoch from the `skip`-th on: the window, the cells, and whether they are the last of the window.
+
+    Windows are put into groups at random, and the parts of a group are mixed. What is drawn for a group depends on its
+    number alone, so that one that is skipped costs nothing, and only one at a time is in memory.
+    """
+    rng = np.random.default_rng(seed)
     whole, windows = [], []
     for number, slide in enumerate(slides):
-        wanted, n_parts = _n_wanted(slide, config), _n_parts(slide, config)
         if slide.stored:
-            windows += _windows(number, slide, wanted, n_parts, rng)
+            windows += [(number, k) for k in range(_n_windows(slide, config))]
         else:
-            cells = rng.permutation(slide.n_cells)[:wanted]
-            whole.append(_Window(number, np.sort(cells), np.array_split(cells, n_parts)))
+            cells = rng.permutation(slide.n_cells)[: _n_wanted(slide, config)]
+            whole.append(_Window(number, np.sort(cells), np.array_split(cells, _n_parts(slide, config))))
     windows = [windows[position] for position in rng.permutation(len(windows))]
     groups = [windows[start : start + WINDOWS] for start in range(0, len(windows), WINDOWS)] or [[]]
-    for window in whole:  # which are part of every group
-        first = int(rng.integers(len(groups)))
-        for k, group in enumerate(groups):
-            group.append(window._replace(shares=window.shares[(first + k) % len(groups) :: len(groups)]))
-    return groups
+    first = rng.integers(len(groups), size=len(whole))  # slides in memory are part of every group
+    for k, group in enumerate(groups):
+        shares = [
+            window.shares[(start + k) % len(groups) :: len(groups)] for start, window in zip(first, whole, strict=True)
+        ]
+        bounds = [_bounds(slides[number], config, w) for number, w in group]
+        count = sum(map(len, shares)) + sum(last - first for first, last in bounds)
+        if skip >= count:
+            skip -= count
+            continue
+        chance = np.random.default_rng((*seed, k))
+        drawn = [_window(number, slides[number], config, w, seed, chance) for number, w in group]
+        dealt = [(window, part) for window, some in zip(whole, shares, strict=True) for part in some]
+        dealt += [(window, part) for window in drawn for part in window.shares]
+        dealt = [dealt[position] for position in chance.permutation(count)]
+        last_use = {id(window): position for position, (window, _) in enumerate(dealt)}
+        for position in range(skip, count):
+            window, cells = dealt[position]
+            yield window, cells, last_use[id(window)] == position
+        skip = 0
 
 
-def _windows(number: int, slide: Slide, wanted: int, n_parts: int, rng: np.random.Generator) -> list[_Window]:
-    """Windows of a slide on disk: each of a few chunks from anywhere, and all of them with parts of equal size."""
-    n_windows = min(n_parts, math.ceil(wanted / (CHUNKS_PER_WINDOW * CHUNK)))
-    order = (rng.permutation(n_chunks(slide))[:, None] * CHUNK + np.arange(CHUNK)).ravel()
-    order = order[order < slide.n_cells]
-    ends = wanted * np.arange(n_parts + 1) // n_parts
-    parts = n_parts * np.arange(n_windows + 1) // n_windows  # first of every window
-    windows = []
-    for first, last in zip(parts, parts[1:], strict=False):
-        size = ends[last] - ends[first]
-        near = order[slide.n_cells * ends[first] // wanted : slide.n_cells * ends[last] // wanted]
-        cells = rng.permutation(near[: max(size, CHUNKS_PER_WINDOW * CHUNK)])[:size]
-        windows.append(_Window(number, np.sort(cells), np.split(cells, ends[first + 1 : last] - ends[first])))
-    return windows
+def _window(
+    number: int, slide: Slide, config: StageConfig, k: int, seed: tuple[int, ...], rng: np.random.Generator
+) -> _Window:
+    """Draw the k-th window of a slide on disk: a few chunks from anywhere, which no other window of the epoch has."""
+    wanted, n_parts = _n_wanted(slide, config), _n_parts(slide, config)
+    first, last = _bounds(slide, config, k)
+    ends = wanted * np.arange(first, last + 1) // n_parts
+    size = int(ends[-1] - ends[0])
+    chunks = np.random.default_rng((*seed, number, 0)).permutation(n_chunks(slide))
+    below = np.cumsum([0, *np.minimum(CHUNK, slide.n_cells - chunks * CHUNK)])  # cells before each of them
+    start, stop = (slide.n_cells * int(end) // wanted for end in (ends[0], ends[-1]))
+    held = slice(np.searchsorted(below, start, side="right") - 1, np.searchsorted(below, stop))
+    cells = np.concatenate([chunk_cells(slide, chunk[None]) for chunk in chunks[held]])
+    near = cells[start - below[held.start] :][: stop - start]
+    cells = rng.permutation(near[: max(size, CHUNKS_PER_WINDOW * CHUNK)])[:size]
+    return _Window(number, np.sort(cells), np.split(cells, ends[1:-1] - ends[0]))
+
+
+def _n_windows(slide: Slide, config: StageConfig) -> int:
+    return min(_n_parts(slide, config), math.ceil(_n_wanted(slide, config) / (CHUNKS_PER_WINDOW * CHUNK)))
+
+
+def _bounds(slide: Slide, config: StageConfig, k: int) -> tuple[int, int]:
+    """Return the first part of a window and the first of the next: parts of a slide have equal sizes."""
+    n_parts, n_windows = _n_parts(slide, config), _n_windows(slide, config)
+    return n_parts * k // n_windows, n_parts * (k + 1) // n_windows
 
 
 def _n_wanted(slide: Slide, config: StageConfig) -> int:
@@ -160,11 +184,12 @@ def _n_parts(slide: Slide, config: StageConfig) -> int:
     return math.ceil(_n_wanted(slide, config) / max(1, config.batch_size // config.slides_per_batch))
 
 
-def _most_parts(config: StageConfig) -> int | None:
-    """Parts that an epoch has at most."""
-    if config.cells_per_epoch is None:
-        return None
-    return math.ceil(config.cells_per_epoch / max(1, config.batch_size // config.slides_per_batch))
+def _n_left(slides: Sequence[Slide], config: StageConfig, skip: int) -> int:
+    """Count the parts of an epoch after the first `skip` batches."""
+    n_parts = sum(_n_parts(slide, config) for slide in slides)
+    if config.cells_per_epoch is not None:
+        n_parts = min(n_parts, math.ceil(config.cells_per_epoch / max(1, config.batch_size // config.slides_per_batch)))
+    return max(0, n_parts - skip * config.slides_per_batch)
 
 
 def _load(slide: Slide, window: _Window, n_layers: int) -> tuple[Slide, np.ndarray]:

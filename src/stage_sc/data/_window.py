@@ -51,8 +51,9 @@ def load_window(slide: Slide, centres: np.ndarray, n_layers: int, *, rings: bool
     A slide in memory, whose cells stand in the same order, and the positions of the centres in it. Batches of these
     centres are those of the whole slide.
     """
-    wanted = np.union1d(centres, _in_rings(slide, centres)) if rings else centres
-    cells = within_reach(slide, wanted, n_layers)
+    cells = within_reach(slide, centres, n_layers)
+    if rings:
+        cells = np.union1d(cells, within_reach(slide, _in_rings(slide, centres), n_layers, content=False))
     window = Slide(
         slide.name,
         slide.genes,

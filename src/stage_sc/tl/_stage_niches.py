@@ -136,6 +136,11 @@ def stage_niches(
     if not isinstance(key_added, str) or not key_added:
         raise TypeError(f"`key_added` must be a string with at least one character, got {key_added!r}.")
     for part in parts:
+        if part.isbacked and part.is_view and not copy:
+            raise ValueError(
+                "`data` is a view of a backed object, and results cannot be written to it. Pass `copy=True`, or label "
+                "the object that it is a view of."
+            )
         before = part.uns.get(key_added, {"tree": None})
         if not isinstance(before, Mapping) or "tree" not in before:
             raise ValueError(f"`key_added`: `uns[{key_added!r}]` holds something else already: choose another name.")
