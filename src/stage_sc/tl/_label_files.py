@@ -137,15 +137,9 @@ def label_files(
 
 def _run(function: Callable[..., Any], tasks: list[tuple[Any, ...]], scheduler: Any) -> list[Any]:
     """Compute all tasks; results come in their order."""
-    calls = [delayed(function, pure=False)(*task) for task in tasks]
-    if scheduler is None:
-        scheduler = None if _client() else "synchronous"
-    return list(compute(*calls, scheduler=scheduler))
-
-
-def _client() -> bool:
-    """Whether there is a client of dask.distributed (which is not imported for this)."""
-    return dask.config.get("scheduler", None) is not None
+    if scheduler is None and dask.config.get("scheduler", None) is None:  # nor is there a client
+        return [function(*task) for task in tasks]
+    return list(compute(*(delayed(function, pure=False)(*task) for task in tasks), scheduler=scheduler))
 
 
 def _label_file(path: Path, result: Path, checkpoint: Path, settings: dict[str, Any]) -> None:
