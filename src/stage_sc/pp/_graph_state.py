@@ -12,7 +12,7 @@ import scipy.sparse as sp
 from anndata import AnnData
 
 from stage_sc._checks import Slides, slide_coordinates
-from stage_sc.pp._neighbors import SlideGraph, gaussian_weights, slide_graph, sorted_csr
+from stage_sc.pp._neighbors import SlideGraph, slide_graph, sorted_csr
 from stage_sc.pp._units import Request, SlideSettings, resolve_settings
 
 logger = logging.getLogger("stage_sc.pp")
@@ -37,11 +37,10 @@ def write_graph(
     for code, (name, chosen) in enumerate(zip(slides.names, settings, strict=True)):
         cells = np.flatnonzero(slides.codes == code)
         part = slide_graph(xy[cells] * chosen.scale, chosen)
-        sigma = chosen.sigma or _median_edge(part.edges)
-        rows.append(_describe(name, chosen, sigma, part, len(cells)))
-        parts.append((cells, part, sigma))
-    distances = _assemble([(cells, part.edges, part.edges.data) for cells, part, _ in parts])
-    local = _assemble([(cells, part.local, gaussian_weights(part.local.data, sigma)) for cells, part, sigma in parts])
+        rows.append(_describe(name, chosen, part, len(cells)))
+        parts.append((cells, part))
+    distances = _assemble([(cells, part.edges) for cells, part in parts])
+    local = _assemble([(cells, part.local) for cells, part in parts])
     ones = np.ones(distances.nnz, np.float32)
     spatial = sp.csr_matrix((ones, distances.indices, distances.indptr), shape=distances.shape, copy=False)
     table = pd.DataFrame(rows).set_index("slide")
@@ -152,24 +151,17 @@ def _lengths_hold(distances: Any, xy: np.ndarray, slides: Slides, table: pd.Data
     return bool(np.allclose(edges.data, length, rtol=1e-4, atol=1e-6))
 
 
-def _median_edge(edges: sp.csr_matrix) -> float:
-    """Median length of the edges between different places, rounded so that rotations give the same value to the bit."""
-    lengths = edges.data[edges.data > 0]
-    return float(f"{np.median(lengths):.5g}") if len(lengths) else 10.0
-
-
-def _assemble(parts: list[tuple[np.ndarray, sp.csr_matrix, np.ndarray]]) -> sp.csr_matrix:
-    """Put `values` on the patterns of all slides into one matrix of all cells; explicit zeros stay."""
+def _assemble(parts: list[tuple[np.ndarray, sp.csr_matrix]]) -> sp.csr_matrix:
+    """Put the matrices of all slides into one of all cells; explicit zeros stay."""
     if len(parts) == 1:
-        _, pattern, values = parts[0]
-        return sp.csr_matrix((values, pattern.indices, pattern.indptr), shape=pattern.shape, copy=False)
-    n = sum(len(cells) for cells, *_ in parts)
-    rows = np.concatenate([np.repeat(cells, np.diff(pattern.indptr)) for cells, pattern, _ in parts])
-    cols = np.concatenate([cells[pattern.indices] for cells, pattern, _ in parts])
-    return sorted_csr(rows, cols, np.concatenate([values for *_, values in parts]), (n, n))
+        return parts[0][1]
+    n = sum(len(cells) for cells, _ in parts)
+    rows = np.concatenate([np.repeat(cells, np.diff(matrix.indptr)) for cells, matrix in parts])
+    cols = np.concatenate([cells[matrix.indices] for cells, matrix in parts])
+    return sorted_csr(rows, cols, np.concatenate([matrix.data for _, matrix in parts]), (n, n))
 
 
-def _describe(name: str, chosen: SlideSettings, sigma: float, part: SlideGraph, n: int) -> dict[str, Any]:
+def _describe(name: str, chosen: SlideSettings, part: SlideGraph, n: int) -> dict[str, Any]:
     degree, in_local = np.diff(part.edges.indptr), np.diff(part.local.indptr) - 1
     return {
         "slide": name,
@@ -181,7 +173,7 @@ def _describe(name: str, chosen: SlideSettings, sigma: float, part: SlideGraph, 
         "radius": float(chosen.radius),
         "local": float(chosen.local),
         "view": float(chosen.view),
-        "sigma": sigma,
+        "sigma": part.sigma,
         "n_edges": part.edges.nnz,
         "mean_degree": round(float(degree.mean()), 2),
         "mean_local": round(float(in_local.mean()), 2),

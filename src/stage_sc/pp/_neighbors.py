@@ -22,12 +22,14 @@ MAX_MEAN_NEIGHBOURS = 1000
 
 
 class SlideGraph(NamedTuple):
-    """Neighbourhoods of one slide: symmetric ``(n, n)`` csr matrices of float64 distances in µm."""
+    """Neighbourhoods of one slide: symmetric ``(n, n)`` csr matrices."""
 
     edges: sp.csr_matrix
-    """Delaunay (or grid) graph; cells at one place are joined at distance 0."""
+    """float64 lengths in µm of the edges of the Delaunay (or grid) graph; cells at one place are joined at 0."""
     local: sp.csr_matrix
-    """Local neighbourhoods; includes every cell with itself."""
+    """float32 Gaussian weights of the local neighbourhoods; includes every cell with itself."""
+    sigma: float
+    """Bandwidth of the weights in µm."""
     squidpy_entry: dict[str, Any]
 
 
@@ -46,11 +48,15 @@ def slide_graph(xy: np.ndarray, settings: SlideSettings) -> SlideGraph:
     Equations 1 and 18 of the STAGE paper for mode ``"radius"``. O(n log n) time; memory is that of the pairs.
     """
     adjacency, entry = _adjacency(xy, settings)
+    edges = _lengths(adjacency, xy)
+    sigma = settings.sigma or _median_edge(edges.data)
     if settings.mode == "radius":
-        local = _within_radius(xy, settings.local, settings.view)
+        local = _within_radius(xy, settings.local, settings.view, sigma)
     else:
         local = _lengths(_within_hops(adjacency, int(settings.local)), xy)
-    return SlideGraph(_lengths(adjacency, xy), local, entry)
+        weights = gaussian_weights(local.data, sigma)
+        local = sp.csr_matrix((weights, local.indices, local.indptr), shape=local.shape, copy=False)
+    return SlideGraph(edges, local, sigma, entry)
 
 
 def ring(
@@ -188,8 +194,8 @@ def _quiet(name: str) -> Iterator[None]:
         other.setLevel(level)
 
 
-def _within_radius(xy: np.ndarray, local: float, view: float) -> sp.csr_matrix:
-    """Distances of all pairs within `local`, and of the cells with themselves."""
+def _within_radius(xy: np.ndarray, local: float, view: float, sigma: float) -> sp.csr_matrix:
+    """Weights of all pairs within `local`, and of the cells with themselves."""
     tree = cKDTree(xy)
     sample = distinct_places(xy)[0]
     sample = sample[:: max(1, len(sample) // 512)]
@@ -199,13 +205,13 @@ def _within_radius(xy: np.ndarray, local: float, view: float) -> sp.csr_matrix:
             f"A cell has {mean:.0f} others within {view:g} µm on average: `scale` (µm per unit of the coordinates) is "
             'probably too small. For very dense data pass mode="hops", or smaller `local` and `view`.'
         )
-    first, second = tree.query_pairs(local * SLACK, output_type="ndarray").astype(np.int32).T
-    distance = _distances(xy, first, second)
+    first, second = np.ascontiguousarray(tree.query_pairs(local * SLACK, output_type="ndarray").T, dtype=np.int32)
+    weights = gaussian_weights(_distances(xy, first, second), sigma)
     itself = np.arange(len(xy), dtype=np.int32)
     return sorted_csr(
         np.concatenate([itself, first, second]),
         np.concatenate([itself, second, first]),
-        np.concatenate([np.zeros(len(xy)), distance, distance]),
+        np.concatenate([np.ones(len(xy), np.float32), weights, weights]),
         (len(xy), len(xy)),
     )
 
@@ -246,6 +252,12 @@ def _lengths(pattern: sp.csr_matrix, xy: np.ndarray) -> sp.csr_matrix:
     rows = np.repeat(np.arange(pattern.shape[0], dtype=np.int32), np.diff(pattern.indptr))
     distance = _distances(xy, rows, pattern.indices)
     return sp.csr_matrix((distance, pattern.indices, pattern.indptr), shape=pattern.shape, copy=False)
+
+
+def _median_edge(lengths: np.ndarray) -> float:
+    """Median length of the edges between different places, rounded so that rotations give the same value to the bit."""
+    lengths = lengths[lengths > 0]
+    return float(f"{np.median(lengths):.5g}") if len(lengths) else 10.0
 
 
 def _distances(xy: np.ndarray, rows: np.ndarray, cols: np.ndarray) -> np.ndarray:
