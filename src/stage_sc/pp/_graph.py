@@ -103,7 +103,7 @@ def build_graph(
     :math:`w_{uv} = \exp(-d(u, v)^2 / 2 \sigma^2)`. The exponent is rounded to four decimals, so that rotated or
     shifted coordinates give identical weights.
 
-    The triangulation takes most of the time: a slide of 100,000 cells about two seconds on one core. Memory is that of
+    The triangulation takes most of the time: a slide of 100,000 cells about one second on one core. Memory is that of
     the stored pairs: where cells lie 7 µm from the nearest other, about 6 edges and 20 local cells per cell, 12 and 8
     bytes each (while building, some 50).
 
