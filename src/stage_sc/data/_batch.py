@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
@@ -54,38 +56,69 @@ def make_batch(
     Work and memory grow with the number of cells reached, not with the slide.
     """
     centres = np.arange(slide.n_cells) if centres is None else np.asarray(centres)
-    cells = within_reach(slide, centres, n_layers, content=content)
-    graph = among(slide.graph[cells], cells)
-    edges = graph.tocoo()
-    around = None
+    reached = _reached(slide, centres, n_layers)
+    near = reached[-1]
     if content:
-        mean = sp.diags_array(1 / np.diff(graph.indptr).astype(np.float32)) @ (graph != 0).astype(np.float32)
-        around = Sparse(sp.csr_matrix(mean))
+        near = np.union1d(near, _within_hops(slide, centres, CONTENT_HOPS))
+    # those that each layer computes come first, then those that it looks at
+    shells = [np.setdiff1d(outer, inner, assume_unique=True) for inner, outer in pairwise([*reached, near])]
+    cells = np.concatenate([reached[0], *shells])
+    order = np.argsort(cells)
+    n_rows = len(cells) if content else len(reached[max(0, n_layers - 1)]) * (n_layers > 0)
+    graph = _among(slide.graph[cells[:n_rows]], cells, order)
+    pool = _among(slide.local[centres], cells, order)
     return Batch(
         number,
         Sparse(slide.take(cells)),
         panel,
         Neighbours(
-            torch.from_numpy(np.stack([edges.col, edges.row]).astype(np.int64)),  # from, to
-            torch.from_numpy(edges.data.astype(np.float32))[:, None],
-            Sparse(among(slide.local[centres], cells)),
+            torch.from_numpy(np.stack([graph.indices, _rows(graph)]).astype(np.int64)),  # from, to
+            torch.from_numpy(graph.data.astype(np.float32))[:, None],
+            Sparse(sp.csr_matrix((pool.data, pool.indices, pool.indptr), (len(centres), len(reached[0])), copy=False)),
+            tuple(len(part) for part in reversed(reached[:-1])),
         ),
-        around,
-        torch.from_numpy(np.searchsorted(cells, centres)),
+        Sparse(_means(graph)) if content else None,
+        torch.from_numpy(order[np.searchsorted(cells[order], centres)]),
     )
 
 
 def within_reach(slide: Slide, centres: np.ndarray, n_layers: int, *, content: bool = True) -> np.ndarray:
     """Sorted cells that the embedding of the centres depends on, and the content of their surroundings."""
-    reached = _distinct(slide.local[centres].indices)
+    reached = _reached(slide, centres, n_layers)[-1]
+    return np.union1d(reached, _within_hops(slide, centres, CONTENT_HOPS)) if content else reached
+
+
+def _reached(slide: Slide, centres: np.ndarray, n_layers: int) -> list[np.ndarray]:
+    """Sorted cells that are pooled, that the last layer looks at, and so on to the first."""
+    reached = [_distinct(slide.local[centres].indices)]
     for _ in range(n_layers):
-        reached = _distinct(slide.graph[reached].indices)
-    if not content:
-        return reached
+        reached.append(_distinct(slide.graph[reached[-1]].indices))
+    return reached
+
+
+def _within_hops(slide: Slide, centres: np.ndarray, hops: int) -> np.ndarray:
     around = _distinct(centres)
-    for _ in range(CONTENT_HOPS):
+    for _ in range(hops):
         around = _distinct(slide.graph[around].indices)
-    return np.union1d(reached, around)
+    return around
+
+
+def _among(rows: sp.csr_matrix, cells: np.ndarray, order: np.ndarray) -> sp.csr_matrix:
+    """``rows[:, cells]`` for `cells` that `order` sorts."""
+    found = among(rows, cells[order])
+    indices = order[found.indices].astype(np.int32)
+    return sp.csr_matrix((found.data, indices, found.indptr), shape=found.shape, copy=False)
+
+
+def _rows(matrix: sp.csr_matrix) -> np.ndarray:
+    return np.repeat(np.arange(matrix.shape[0]), np.diff(matrix.indptr))
+
+
+def _means(graph: sp.csr_matrix) -> sp.csr_matrix:
+    """Operator that takes the mean over the entries of every row."""
+    length = np.diff(graph.indptr)
+    values = np.repeat(1 / np.maximum(length, 1), length).astype(np.float32)
+    return sp.csr_matrix((values, graph.indices, graph.indptr), shape=graph.shape, copy=False)
 
 
 def among(rows: sp.csr_matrix, cells: np.ndarray) -> sp.csr_matrix:

@@ -9,22 +9,36 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch_geometric.nn import GATConv
 
+from stage_sc.model._attention import Block, attend, project
 from stage_sc.model._sparse import Sparse
 
 
 class Neighbours(NamedTuple):
-    """Who sees whom among the n cells of a batch."""
+    """Who sees whom among the n cells of a batch.
+
+    Cells stand so that those whose embeddings are needed after a layer come first: each layer computes fewer.
+    """
 
     edges: Tensor
-    """``(2, E)`` int64, from and to; every cell sees itself."""
+    """``(2, E)`` int64, from and to, sorted by the latter; every cell sees itself."""
     weights: Tensor
     """``(E, 1)`` float32, Gaussian weight of each edge (equation 20), 1 for a cell with itself."""
     pool: Sparse
-    """``(B, n)`` Gaussian weights of the local neighbourhoods of the batch's centres."""
+    """``(B, n)`` Gaussian weights of the local neighbourhoods of the batch's centres, or of the first columns."""
+    sizes: tuple[int, ...] | None = None
+    """How many of the cells each layer computes; ``None``: all."""
 
     def to(self, device: torch.device | str) -> Neighbours:
         """Move to `device`."""
-        return Neighbours(self.edges.to(device), self.weights.to(device), self.pool.to(device))
+        return Neighbours(self.edges.to(device), self.weights.to(device), self.pool.to(device), self.sizes)
+
+    def rows(self, layer: int, n: int) -> Block:
+        """Rows of the graph that a layer computes, of n cells."""
+        size = n if self.sizes is None else self.sizes[layer]
+        seen, sees = self.edges
+        ends = torch.searchsorted(sees, torch.arange(size + 1, device=sees.device))
+        last = int(ends[-1])
+        return Block(slice(0, size), ends, seen[:last], self.weights[:last, 0])
 
 
 class Encoder(nn.Module):
@@ -66,9 +80,9 @@ class Encoder(nn.Module):
     def pooled(self, cells: Tensor, neighbours: Neighbours) -> Tensor:
         """Neighbourhoods of the centres before they are brought to length 1, ``(B, dim)``."""
         z = cells
-        for attend in self.layers:
-            z = z + F.elu(attend(z, neighbours.edges, neighbours.weights))
-        return self.pool(neighbours.pool @ self.gated(z))
+        for number, layer in enumerate(self.layers):
+            z = attend(layer, z, project(layer, z), neighbours.rows(number, len(z)))
+        return self.pool(neighbours.pool @ self.gated(z[: neighbours.pool.shape[1]]))
 
     def gated(self, z: Tensor) -> Tensor:
         """Return what pooling adds up over a neighbourhood: ``e^s z`` and ``e^s`` of every cell, ``(n, dim + 1)``.

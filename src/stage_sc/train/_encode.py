@@ -12,7 +12,7 @@ from torch.nn.functional import normalize
 
 from stage_sc.data._batch import slide_panel
 from stage_sc.data._slide import Matrix, Slide
-from stage_sc.model._by_rows import Block, attend, smooth
+from stage_sc.model._attention import Block, attend_all, smooth
 from stage_sc.model._sparse import Sparse
 from stage_sc.model._stage import CONTENT_HOPS, Stage
 
@@ -68,7 +68,7 @@ def encode_slide(model: Stage, slide: Slide, *, content: bool = True, block: int
         around = smooth(around, graph)
     around = around.cpu()
     for layer in model.encoder.layers:
-        z = attend(layer, z, graph)
+        z = attend_all(layer, z, graph)
     gated, pooled = model.encoder.gated(z), torch.empty(n, dim)
     for part in local():
         pooled[part.rows] = model.encoder.pool(part.times(gated)).cpu()
