@@ -47,6 +47,15 @@ class TestAnnData:
             check_anndata(SpatialData())
 
 
+def test_what_was_not_read_yet_is_refused(tmp_path):
+    ad.AnnData(np.eye(3, 2), obsm={"spatial": np.eye(3, 2)}).write_h5ad(tmp_path / "lazy.h5ad")
+    lazy = ad.experimental.read_lazy(tmp_path / "lazy.h5ad")
+    with pytest.raises(TypeError, match="not read from disk yet") as error:
+        check_anndata(lazy, name="data")
+    assert "data.obs.to_memory()" in str(error.value)  # which works:
+    check_anndata(ad.AnnData(lazy.X, obs=lazy.obs.to_memory(), var=lazy.var.to_memory(), obsm=dict(lazy.obsm)))
+
+
 class TestNumbers:
     @pytest.mark.parametrize("value", [1, 0.5, np.float32(2), np.int64(3)])
     def test_positive(self, value):

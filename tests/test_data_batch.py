@@ -109,7 +109,9 @@ class TestBatch:
         model, panel = network(vocabulary, 2), slide_panel(slide, vocabulary)
         centres = np.random.default_rng(0).permutation(300)[:20]
         monkeypatch.setattr(_batch, "CONTENT_HOPS", 0)  # whose cells would do here
-        short, whole = model(make_batch(slide, panel, 1, centres=centres)), model(make_batch(slide, panel, 2))
+        batch = make_batch(slide, panel, 1, centres=centres)
+        batch = batch._replace(neighbours=batch.neighbours._replace(sizes=None))  # all that there is, in both layers
+        short, whole = model(batch), model(make_batch(slide, panel, 2))
         assert (short - whole[centres]).abs().max() > 1e-3
 
     @pytest.mark.parametrize("n_layers", [0, 1, 3])
@@ -143,13 +145,17 @@ class TestBatch:
         batch = make_batch(slide, slide_panel(slide, vocabulary), n_layers, centres=centres, number=5)
         assert batch.slide == 5
         reached = set(slide.local[centres].indices.tolist())
+        sizes, cells = [len(reached)], sorted(reached)
         for _ in range(n_layers):
             reached |= {other for cell in reached for other in slide.graph[[cell]].indices.tolist()}
+            cells += sorted(reached - set(cells))
+            sizes.append(len(reached))
         around = set(centres.tolist())
         for _ in range(4):
             around |= {other for cell in around for other in slide.graph[[cell]].indices.tolist()}
-        cells = np.array(sorted(reached | around))
+        cells = np.array(cells + sorted(around - reached))  # those of the last layers first
         assert len(cells) < 300
+        assert batch.neighbours.sizes == tuple(sizes[:-1][::-1])
         np.testing.assert_array_equal(batch.expression.forward.to_dense().numpy(), slide.take(cells).toarray())
         np.testing.assert_array_equal(cells[batch.centres], centres)
         graph = torch.zeros(len(cells), len(cells))
@@ -157,7 +163,7 @@ class TestBatch:
         graph[sees, seen] = batch.neighbours.weights[:, 0]
         np.testing.assert_array_equal(graph.numpy(), slide.graph[cells][:, cells].toarray())
         np.testing.assert_array_equal(
-            batch.neighbours.pool.forward.to_dense().numpy(), slide.local[centres][:, cells].toarray()
+            batch.neighbours.pool.forward.to_dense().numpy(), slide.local[centres][:, cells[: sizes[0]]].toarray()
         )
         near = graph.numpy() > 0
         np.testing.assert_allclose(
@@ -318,13 +324,23 @@ class TestCanonicalOrder:
         order = canonical_order(identity[cells], weights[cells][:, cells])
         assert (cells[order] == expected).all()
 
-    def test_what_cannot_be_told_apart_keeps_its_order(self):
+    def test_what_cannot_be_told_apart_may_stand_in_any_order(self):
+        """But the kinds of cells follow each other in one."""
         kind = np.random.default_rng(0).integers(2, size=400)
-        order = canonical_order(kind.astype(np.uint64), sp.csr_matrix((400, 400), dtype=np.float32))
-        for value in (0, 1):
-            same = order[kind[order] == value]
-            assert (np.diff(same) > 0).all()
-            assert np.ptp(np.flatnonzero(kind[order] == value)) == len(same) - 1  # and stands together
+        graph = sp.csr_matrix((400, 400), dtype=np.float32)
+        order = canonical_order(kind.astype(np.uint64), graph)
+        assert (np.sort(order) == np.arange(400)).all()
+        other = np.random.default_rng(1).permutation(400)
+        again = canonical_order(kind[other].astype(np.uint64), graph)
+        assert (kind[other][again] == kind[order]).all()
+
+    def test_neighbours_stand_near_each_other(self, case):
+        identity, weights = case
+        pairs = weights.tocoo()
+        where, anywhere = np.argsort(canonical_order(identity, weights)), np.random.default_rng(0).permutation(300)
+        apart, by_chance = (np.abs(place[pairs.row] - place[pairs.col]) for place in (where, anywhere))
+        assert apart.max() < 150
+        assert apart.mean() < 0.3 * by_chance.mean()
 
     def test_identity_and_weights_count(self, case):
         identity, weights = case

@@ -126,6 +126,43 @@ class TestAgainstDenseAttention:
         np.testing.assert_allclose(got.numpy(), F.normalize(pooled, dim=1).numpy(), rtol=1e-3, atol=1e-5)
 
 
+def by_torch_geometric(encoder: Encoder, z: Tensor, one: Neighbours) -> Tensor:
+    for layer in encoder.layers:
+        z = z + F.elu(layer(z, one.edges, one.weights))
+    return encoder.pool(one.pool @ encoder.gated(z))
+
+
+class TestGradients:
+    """Of every parameter and of the cells, as torch-geometric's layers have them."""
+
+    def gradients(self, pooled: Tensor, encoder: Encoder, z: Tensor) -> list[Tensor]:
+        wanted = torch.randn(pooled.shape, generator=torch.Generator().manual_seed(5))
+        parameters = [value for name, value in encoder.named_parameters() if name != "score.bias"]  # has none
+        return list(torch.autograd.grad((pooled * wanted).sum(), [z, *parameters]))
+
+    @pytest.mark.parametrize("n_layers", [1, 2])
+    def test_as_of_torch_geometric(self, n_layers):
+        encoder, z, one = trained(n_layers), embedded().requires_grad_(), neighbours(graph(), local())
+        got = self.gradients(encoder.pooled(z, one), encoder, z)
+        expected = self.gradients(by_torch_geometric(encoder, z, one), encoder, z)
+        for a, b in zip(got, expected, strict=True):
+            np.testing.assert_allclose(a.numpy(), b.numpy(), rtol=1e-3, atol=1e-4 * float(b.abs().max()))
+            assert b.abs().max() > 0
+
+    def test_cells_that_no_layer_needs_are_left_out(self):
+        """Pooled are cells 0 to 4, which see 0 to 8, which see all: the layers compute 9 and 5 cells."""
+        weights, pool = graph(), local()[:3]
+        weights[:5, 9:] = weights[9:, :5] = 0
+        pool[:, 5:] = 0
+        encoder, z = trained(2), embedded().requires_grad_()
+        one = neighbours(weights, pool)
+        few = one._replace(pool=Sparse(sp.csr_matrix(pool[:, :5])), sizes=(9, 5))
+        got, expected = encoder.pooled(z, few), by_torch_geometric(encoder, z, one)
+        np.testing.assert_allclose(got.detach().numpy(), expected.detach().numpy(), rtol=1e-4, atol=1e-5)
+        for a, b in zip(self.gradients(got, encoder, z), self.gradients(expected, encoder, z), strict=True):
+            np.testing.assert_allclose(a.numpy(), b.numpy(), rtol=1e-3, atol=1e-4 * float(b.abs().max()))
+
+
 class TestUntrained:
     @torch.no_grad()
     def test_smooths(self):

@@ -495,6 +495,15 @@ class TestForms:
         backed.file.close()
         assert path.read_bytes() == before
 
+    def test_view_of_a_backed_object(self, tissue, small_model, tmp_path):
+        tissue.copy().write_h5ad(tmp_path / "tissue.h5ad")
+        view = ad.read_h5ad(tmp_path / "tissue.h5ad", backed="r")[100:]
+        with pytest.raises(ValueError, match="copy=True"):
+            st.tl.stage_niches(view, model=small_model)
+        assert "stage" not in view.uns
+        assert st.tl.stage_niches(view, model=small_model, copy=True).n_obs == view.n_obs
+        view.file.close()
+
 
 def arrays(X: object) -> list[np.ndarray]:
     if sp.issparse(X):

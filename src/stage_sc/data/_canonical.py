@@ -27,8 +27,8 @@ def canonical_order(identity: np.ndarray, weights: sp.csr_matrix) -> np.ndarray:
 
     Returns
     -------
-    ``(n,)`` permutation. Cells that cannot be told apart by their own expression and that within three hops of the
-    graph stay in the order they came in.
+    ``(n,)`` permutation. Among cells that cannot be told apart by their own expression and that within three hops of
+    the graph, which comes first depends on the order they came in.
 
     Notes
     -----
