@@ -140,8 +140,9 @@ class _SlideReader:
     """Collects one slide from blocks."""
 
     def __init__(self, n_genes: int, base: Path | None) -> None:
-        self.n_genes, self.values = n_genes, Values()
+        self.values, self.seen = Values(), np.zeros(n_genes, dtype=np.int64)
         self.identity: list[np.ndarray] = []
+        self.lengths: list[np.ndarray] = []
         self.blocks: list[sp.csr_matrix] = []
         self.writer = None if base is None else MatrixWriter(base, n_genes)
 
@@ -151,45 +152,54 @@ class _SlideReader:
         terms = gene[known.indices]  # a sum of odd numbers times values, modulo 2⁶⁴, is a universal hash
         terms *= known.data.view(np.uint32)
         self.identity.append(row_sums(terms, known.indptr))
+        self.lengths.append(np.diff(known.indptr))
+        self.seen += np.bincount(known.indices, minlength=len(self.seen))
         if self.writer is None:
             self.blocks.append(known)
         else:
             self.writer.append(known)
 
     def finish(self, names: list[str]) -> Expression:
-        """Normalise in place, now that the totals of all cells are known, and drop genes that are never seen."""
-        if self.writer:
-            matrix = self.writer.finish()
+        """Normalise, now that the totals of all cells are known, and drop genes that are never seen."""
+        used = self.seen > 0 if self.seen.any() else self.seen == 0
+        rename = (np.cumsum(used) - 1).astype(np.int32)
+        names = [name for name, use in zip(names, used, strict=True) if use]
+        length, nnz, factors = np.concatenate(self.lengths), int(self.seen.sum()), self.values.factors()
+        matrix: sp.csr_matrix | StoredMatrix
+        if self.writer is None:
+            indptr = np.concatenate([[0], np.cumsum(length)])
+            parts = np.empty(nnz, np.float32), np.empty(nnz, np.int32), indptr
+            matrix = sp.csr_matrix(parts, shape=(len(length), len(names)), copy=False)
         else:
-            matrix = self.blocks[0] if len(self.blocks) == 1 else sp.vstack(self.blocks, format="csr")
-        self.blocks = []
-        n = matrix.shape[0]
-        factors = self.values.factors()
-        sums = np.zeros((2, self.n_genes), dtype=np.int64)
-        seen = np.zeros(self.n_genes, dtype=np.int64)
-        starts = range(0, n, BLOCK_ROWS)
-        ends = matrix.indptr[np.array([*starts, n])].tolist()
-        for start, first, last in zip(starts, ends, ends[1:], strict=False):
-            columns, data = matrix.indices[first:last], matrix.data[first:last]
+            matrix = self.writer.finish()
+        sums = np.zeros((2, len(names)), dtype=np.int64)
+        start = first = 0
+        for block in self._take(matrix):
+            rows = slice(start, start + block.shape[0])
+            columns, data = rename[block.indices], block.data
             if factors is not None:
-                indptr = matrix.indptr[start : start + BLOCK_ROWS + 1]
-                data = self.values.normalize(data, np.repeat(factors[start : start + BLOCK_ROWS], np.diff(indptr)))
-                _overwrite(matrix.data, first, data)
+                data = self.values.normalize(data, np.repeat(factors[rows], length[rows]))
             exact = data.astype(np.float64)
             for row, terms in enumerate((exact, exact * exact)):
-                sums[row] += np.bincount(columns, np.rint(terms / UNIT), minlength=self.n_genes).astype(np.int64)
-            seen += np.bincount(columns, minlength=self.n_genes)
-        used = seen > 0
-        if used.any() and not used.all():
-            rename = (np.cumsum(used) - 1).astype(np.int32)
-            for first, last in zip(ends, ends[1:], strict=False):
-                _overwrite(matrix.indices, first, rename[matrix.indices[first:last]])
-            names, sums = [name for name, use in zip(names, used, strict=True) if use], sums[:, used]
-            matrix = _with_columns(matrix, len(names))
-        mean, square = sums * (UNIT / max(n, 1))
+                sums[row] += np.bincount(columns, np.rint(terms / UNIT), minlength=len(names)).astype(np.int64)
+            _overwrite(matrix.data, first, data)
+            _overwrite(matrix.indices, first, columns)
+            start, first = rows.stop, first + block.nnz
+        if isinstance(matrix, StoredMatrix):
+            matrix.shape = (len(length), len(names))
+        mean, square = sums * (UNIT / max(len(length), 1))
         deviation = np.sqrt(np.maximum(square - np.square(mean), 0))
-        filled = np.diff(matrix.indptr[:]) > 0
-        return Expression(matrix, names, mean, deviation, np.concatenate(self.identity), filled)
+        return Expression(matrix, names, mean, deviation, np.concatenate(self.identity), length > 0)
+
+    def _take(self, matrix: sp.csr_matrix | StoredMatrix) -> Iterator[sp.csr_matrix]:
+        """Give the blocks back, and forget them."""
+        if self.writer is None:
+            self.blocks.reverse()
+            while self.blocks:
+                yield self.blocks.pop()
+        else:
+            for start in range(0, matrix.shape[0], BLOCK_ROWS):
+                yield matrix[start : start + BLOCK_ROWS]
 
 
 def _row_blocks(X: Any) -> Iterator[Any]:
@@ -224,13 +234,6 @@ def _overwrite(array: Any, start: int, values: np.ndarray) -> None:
         array[start : start + len(values)] = values
     else:
         array.overwrite(start, values)
-
-
-def _with_columns(matrix: sp.csr_matrix | StoredMatrix, n_columns: int) -> sp.csr_matrix | StoredMatrix:
-    if isinstance(matrix, StoredMatrix):
-        matrix.shape = (matrix.shape[0], n_columns)
-        return matrix
-    return sp.csr_matrix((matrix.data, matrix.indices, matrix.indptr), (matrix.shape[0], n_columns), copy=False)
 
 
 def _name_hash(name: str) -> int:
