@@ -107,10 +107,10 @@ class TestAnyStep:
         assert_same(plain, model, expected, history)
 
     def test_stages_that_end_early(self, parts, small_config, tmp_path, monkeypatch):
-        config = small_config.replace(epochs=12, warmup_epochs=7, learning_rate=1e-9)
+        config = small_config.replace(epochs=24, warmup_epochs=12, learning_rate=1e-9)
         plain = new_model(parts, config)
         expected = train(plain, parts, np.random.default_rng(0), patience=2, progress=False)
-        assert len(expected) < 12
+        assert len(expected) < 24
         model, history, _ = self.run(parts, config, tmp_path / "a", monkeypatch, 5, every=2, patience=2)
         assert_same(plain, model, expected, history)
 
