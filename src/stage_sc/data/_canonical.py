@@ -53,5 +53,6 @@ def mix(x: np.ndarray) -> np.ndarray:
 
 def row_sums(values: np.ndarray, indptr: np.ndarray) -> np.ndarray:
     """Sum the values of every row of a csr matrix, modulo 2⁶⁴."""
-    total = np.concatenate([np.zeros(1, np.uint64), np.cumsum(values, dtype=np.uint64)])
-    return total[indptr[1:]] - total[indptr[:-1]]
+    total = np.zeros(len(values) + 1, np.uint64)
+    np.cumsum(values, out=total[1:])
+    return np.diff(total[indptr])

@@ -14,7 +14,7 @@ from anndata import AnnData
 from scipy.spatial import cKDTree
 
 from stage_sc.pp._platforms import GRID_NEIGHBOURS
-from stage_sc.pp._units import SlideSettings, distinct_places
+from stage_sc.pp._units import SlideSettings, distinct_places, sorted_places
 
 # Radii are closed with this slack, so that rounding after a rotation or shift cannot move a pair across a boundary.
 SLACK = 1 + 1e-9
@@ -197,7 +197,7 @@ def _quiet(name: str) -> Iterator[None]:
 def _within_radius(xy: np.ndarray, local: float, view: float, sigma: float) -> sp.csr_matrix:
     """Weights of all pairs within `local`, and of the cells with themselves."""
     tree = cKDTree(xy)
-    sample = distinct_places(xy)[0]
+    sample = sorted_places(xy)
     sample = sample[:: max(1, len(sample) // 512)]
     mean = float(np.mean(tree.query_ball_point(sample, view * SLACK, return_length=True)))
     if mean > MAX_MEAN_NEIGHBOURS:

@@ -94,8 +94,9 @@ class Values:
         rounded = not np.array_equal(whole, block.data)
         if rounded:
             self.broken += int((np.abs(block.data - whole) > COUNT_TOLERANCE).sum())
-        ends = np.concatenate([[0.0], np.cumsum(whole, dtype=np.float64)])[block.indptr]
-        self.rounded.append(np.diff(ends))  # sums of whole numbers are exact, and the same for any order of the genes
+        total = np.zeros(block.nnz + 1)  # sums of whole numbers are exact, and the same for any order of the genes
+        np.cumsum(whole, dtype=np.float64, out=total[1:])
+        self.rounded.append(np.diff(total[block.indptr]))
         self.exact.append(block.astype(np.float64).sum(axis=1).A1 if rounded else self.rounded[-1])
 
     @property

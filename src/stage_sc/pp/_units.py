@@ -95,11 +95,20 @@ def measure_spacing(places: np.ndarray) -> tuple[float, Layout]:
     return spacing, "square" if direct + diagonal > 0.95 else "cells"
 
 
+def sorted_places(xy: np.ndarray) -> np.ndarray:
+    """``(n_places, 2)`` sorted places: ``np.unique(axis=0)``, ten times as fast."""
+    return np.unique(_as_complex(xy)).view(np.float64).reshape(-1, 2)
+
+
 def distinct_places(xy: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """``(n_places, 2)`` sorted places, and the place of every cell: ``np.unique(axis=0)``, five times as fast."""
-    pairs = np.ascontiguousarray(xy + 0.0).view(np.complex128).ravel()  # sorted by real part, then imaginary part
-    places, place = np.unique(pairs, return_inverse=True)
+    places, place = np.unique(_as_complex(xy), return_inverse=True)
     return places.view(np.float64).reshape(-1, 2), place
+
+
+def _as_complex(xy: np.ndarray) -> np.ndarray:
+    """Places as complex numbers, which numpy sorts by real part, then imaginary part."""
+    return np.ascontiguousarray(xy + 0.0).view(np.complex128).ravel()
 
 
 def resolve_settings(
@@ -129,7 +138,7 @@ def resolve_settings(
     """
     settings = []
     for code, (name, scale) in enumerate(zip(slides.names, scales, strict=True)):
-        settings.append(_resolve_slide(distinct_places(xy[slides.codes == code])[0], request, scale, name))
+        settings.append(_resolve_slide(sorted_places(xy[slides.codes == code]), request, scale, name))
     return settings
 
 
