@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -63,9 +65,19 @@ def read_table(
     return adata if placed.all() else adata[placed].copy()
 
 
+def existing(files: Iterable[str | os.PathLike[str]]) -> list[Path]:
+    """Return paths, and raise if there are none, or if one does not exist."""
+    paths = [Path(file) for file in files]
+    if not paths:
+        raise ValueError("`files` is empty.")
+    for path in paths:
+        if not path.exists():
+            raise FileNotFoundError(f"There is no file {str(path)!r}.")
+    return paths
+
+
 def _open(path: Path) -> Any:
-    if not path.exists():
-        raise FileNotFoundError(f"There is no file {str(path)!r}.")
+    existing([path])
     try:
         return h5py.File(path, "r") if path.is_file() else zarr.open_group(path, mode="r")
     except (OSError, ValueError, zarr.errors.GroupNotFoundError) as error:

@@ -20,7 +20,7 @@ from dask.delayed import delayed
 from stage_sc._checks import check_positive
 from stage_sc._compute import one_thread, resolve_device
 from stage_sc.data._expression import scratch_folder
-from stage_sc.data._files import read_table
+from stage_sc.data._files import existing, read_table
 from stage_sc.data._slide import read_data
 from stage_sc.model._checkpoint import model_digest, save_checkpoint
 from stage_sc.model._stage import Stage
@@ -102,12 +102,7 @@ def label_files(
     >>> ad.read_h5ad(results[0]).obs["stage_domain"].cat.categories.tolist()
     ['D1', 'D2', 'D3', 'D4']
     """
-    paths = [Path(file) for file in files]
-    for path in paths:
-        if not path.exists():
-            raise FileNotFoundError(f"There is no file {str(path)!r}.")
-    if not paths:
-        raise ValueError("`files` is empty.")
+    paths = existing(files)
     if n_domains is not None:
         check_positive(n_domains, "n_domains", integer=True)
     resolve_device(device)
