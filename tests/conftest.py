@@ -168,3 +168,30 @@ def _assert_same(one: Any, other: Any, where: str = "") -> None:
             _assert_same(left, right, f"{where}[{number}]")
     else:
         assert one == other, where
+
+
+@pytest.fixture(scope="module")
+def parts(slides):
+    """What the model takes of `slides`."""
+    from stage_sc.data._slide import read_data
+
+    return read_data(slides, scaling="standardize")
+
+
+@pytest.fixture
+def new_model(parts, small_config):
+    """Make a model with gene vectors and a tree, not yet trained; the same each time."""
+    import torch
+
+    from stage_sc.train._prior import gene_prior
+    from stage_sc.train._start import grow_tree, set_start
+
+    def make(**changes: object) -> st.model.Stage:
+        genes = sorted({gene for slide in parts for gene in slide.genes})
+        model = st.model.Stage(small_config.replace(**changes), genes, [slide.name for slide in parts])
+        model.set_vectors(torch.from_numpy(gene_prior(parts, genes, model.config.dim)))
+        set_start(model, parts)
+        grow_tree(model, parts, np.random.default_rng(0))
+        return model
+
+    return make

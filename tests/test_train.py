@@ -10,32 +10,11 @@ import pytest
 import torch
 
 from stage_sc.data._epoch import epoch_batches, n_batches
-from stage_sc.data._slide import Slide, read_data
+from stage_sc.data._slide import Slide
 from stage_sc.model import Stage
 from stage_sc.train import _train
-from stage_sc.train._prior import gene_prior
-from stage_sc.train._start import grow_tree, set_start
+from stage_sc.train._start import grow_tree
 from stage_sc.train._train import _rate, _stalled, train
-
-
-@pytest.fixture(scope="module")
-def parts(slides) -> list[Slide]:
-    return read_data(slides, scaling="standardize")
-
-
-@pytest.fixture
-def new_model(parts, small_config):
-    """Make a model with gene vectors and a tree, not yet trained; the same each time."""
-
-    def make(**changes: object) -> Stage:
-        genes = sorted({gene for slide in parts for gene in slide.genes})
-        model = Stage(small_config.replace(**changes), genes, [slide.name for slide in parts])
-        model.set_vectors(torch.from_numpy(gene_prior(parts, genes, model.config.dim)))
-        set_start(model, parts)
-        grow_tree(model, parts, np.random.default_rng(0))
-        return model
-
-    return make
 
 
 class TestTrain:

@@ -10,37 +10,15 @@ import torch
 
 from stage_sc.data._batch import draw_partners, slide_panel
 from stage_sc.data._epoch import GlobalBatch, Part
-from stage_sc.data._slide import Slide, read_data
+from stage_sc.data._slide import Slide
 from stage_sc.model import Stage
 from stage_sc.model._sinkhorn import sinkhorn
 from stage_sc.train._chance import Draw, chance
 from stage_sc.train._encode import encode_slide
-from stage_sc.train._prior import gene_prior
 from stage_sc.train._processes import Processes
-from stage_sc.train._start import grow_tree, set_start
 from stage_sc.train._step import Pairs, average_step, embed_pairs, pair_losses, set_gradients
 
 ALONE, PLACE = Processes(), (11, 2, 5)
-
-
-@pytest.fixture(scope="module")
-def parts(slides) -> list[Slide]:
-    return read_data(slides, scaling="standardize")
-
-
-@pytest.fixture
-def new_model(parts, small_config):
-    """Make a model with gene vectors and a tree, not yet trained; the same each time."""
-
-    def make(**changes: object) -> Stage:
-        genes = sorted({gene for slide in parts for gene in slide.genes})
-        model = Stage(small_config.replace(**changes), genes, [slide.name for slide in parts])
-        model.set_vectors(torch.from_numpy(gene_prior(parts, genes, model.config.dim)))
-        set_start(model, parts)
-        grow_tree(model, parts, np.random.default_rng(0))
-        return model
-
-    return make
 
 
 def batch_of(parts: list[Slide], *counts: int) -> GlobalBatch:
