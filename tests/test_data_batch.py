@@ -12,13 +12,13 @@ import scipy.sparse as sp
 import torch
 
 import stage_sc as st
-from stage_sc.data import _batch
-from stage_sc.data._batch import among, draw_partners, make_batch, slide_panel, to_device
+from stage_sc.data._batch import among, draw_partners, make_batch, slide_panel, to_device, within_reach
 from stage_sc.data._canonical import canonical_order
 from stage_sc.data._expression import plan_columns, read_expression
 from stage_sc.data._slide import Slide, read_data
 from stage_sc.model import Stage, StageConfig
-from stage_sc.model._augment import draw_view
+from stage_sc.model._augment import Panel, draw_view
+from stage_sc.model._sparse import Sparse
 from stage_sc.pp._neighbors import ring
 
 LONELY = [4, 40]  # cells far from all others
@@ -56,6 +56,13 @@ def vocabulary(slide) -> dict[str, int]:
     return {gene: number for number, gene in enumerate(genes)}
 
 
+def panels(slide: Slide, vocabulary: dict[str, int]) -> tuple[Panel, Panel]:
+    """As the slide gives it, and with some whitening."""
+    plain = slide_panel(slide, vocabulary)
+    whitening = torch.randn(8, 8, generator=torch.Generator().manual_seed(3))
+    return plain, plain._replace(whitening=whitening @ whitening.T / 8)
+
+
 def network(vocabulary: dict[str, int], n_layers: int) -> Stage:
     """Far from its start, where attention is nearly uniform and hardly anything could go wrong."""
     torch.manual_seed(0)
@@ -70,15 +77,16 @@ class TestBatch:
     @pytest.mark.parametrize("n_layers", [0, 1, 2, 4])
     @torch.no_grad()
     def test_embeddings_are_those_of_the_whole_slide(self, slide, vocabulary, n_layers):
-        model, panel = network(vocabulary, n_layers), slide_panel(slide, vocabulary)
-        whole = model(make_batch(slide, panel, n_layers))
-        assert whole.shape == (300, 8)
-        rng = np.random.default_rng(n_layers)
+        model, rng, found = network(vocabulary, n_layers), np.random.default_rng(n_layers), []
         lonely = np.flatnonzero(slide.isolated)
         assert len(lonely) == 2
-        for centres in (rng.permutation(300)[:40], lonely, np.array([7]), np.array([3, 3, 250, 3])):
-            part = model(make_batch(slide, panel, n_layers, centres=centres))
-            np.testing.assert_allclose(part.numpy(), whole[centres].numpy(), atol=2e-6)
+        for panel in panels(slide, vocabulary):
+            found.append(whole := model(make_batch(slide, panel, n_layers)))
+            assert whole.shape == (300, 8)
+            for centres in (rng.permutation(300)[:40], lonely, np.array([7]), np.array([3, 3, 250, 3])):
+                part = model(make_batch(slide, panel, n_layers, centres=centres))
+                np.testing.assert_allclose(part.numpy(), whole[centres].numpy(), atol=2e-6)
+        assert (found[0] - found[1]).abs().max() > 0.1
 
     @torch.no_grad()
     def test_augmented_embeddings_too(self, slide, vocabulary):
@@ -96,7 +104,7 @@ class TestBatch:
         centres, grads = np.random.default_rng(1).permutation(300)[:30], []
         weight = torch.randn(30, 8, generator=torch.Generator().manual_seed(0))
         for whole in (False, True):
-            model, panel = network(vocabulary, 2), slide_panel(slide, vocabulary)
+            model, (_, panel) = network(vocabulary, 2), panels(slide, vocabulary)
             batch = make_batch(slide, panel, 2, centres=None if whole else centres)
             h = model(batch)
             ((h[centres] if whole else h) * weight).sum().backward()
@@ -105,39 +113,14 @@ class TestBatch:
         np.testing.assert_allclose(grads[0].numpy(), grads[1].numpy(), atol=1e-5)
 
     @torch.no_grad()
-    def test_one_hop_fewer_would_not_do(self, slide, vocabulary, monkeypatch):
+    def test_one_hop_fewer_would_not_do(self, slide, vocabulary):
+        """Cells that are only looked at, by the first layer alone, count too."""
         model, panel = network(vocabulary, 2), slide_panel(slide, vocabulary)
-        centres = np.random.default_rng(0).permutation(300)[:20]
-        monkeypatch.setattr(_batch, "CONTENT_HOPS", 0)  # whose cells would do here
-        batch = make_batch(slide, panel, 1, centres=centres)
-        batch = batch._replace(neighbours=batch.neighbours._replace(sizes=None))  # all that there is, in both layers
-        short, whole = model(batch), model(make_batch(slide, panel, 2))
-        assert (short - whole[centres]).abs().max() > 1e-3
-
-    @pytest.mark.parametrize("n_layers", [0, 1, 3])
-    def test_content_is_that_of_the_whole_slide(self, slide, in_hops, vocabulary, n_layers):
-        """Mean over neighbours and itself, four times over, of cells embedded with the vectors of the start."""
-        model, lonely = network(vocabulary, n_layers), np.flatnonzero(slide.isolated)
-        with torch.no_grad():
-            model.embedder.vectors.normal_(generator=torch.Generator().manual_seed(1))  # no longer those of the start
-        for one in (slide, in_hops):
-            panel = slide_panel(one, vocabulary)
-            near = (one.graph.toarray() > 0).astype(float)
-            vectors = model.basis[panel.genes].double().numpy()
-            x = (one.take(np.arange(300)).toarray() - one.mean) / one.scale @ vectors / np.linalg.norm(vectors)
-            expected = np.linalg.matrix_power(near / near.sum(axis=1, keepdims=True), 4) @ x
-            whole = model.content(make_batch(one, panel, n_layers))
-            np.testing.assert_allclose(whole.numpy(), expected, atol=1e-5)
-            for centres in (np.random.default_rng(n_layers).permutation(300)[:40], lonely, np.array([3, 3, 250, 3])):
-                part = model.content(make_batch(one, panel, n_layers, centres=centres))
-                np.testing.assert_allclose(part.numpy(), whole[centres].numpy(), atol=2e-6)
-
-    def test_content_of_one_hop_fewer_would_not_do(self, slide, vocabulary, monkeypatch):
-        model, panel, centres = network(vocabulary, 0), slide_panel(slide, vocabulary), np.arange(5)
-        whole = model.content(make_batch(slide, panel, 0))
-        monkeypatch.setattr(_batch, "CONTENT_HOPS", 3)
-        short = model.content(make_batch(slide, panel, 0, centres=centres))
-        assert (short - whole[centres]).abs().max() > 1e-3
+        batch = make_batch(slide, panel, 2, centres=np.random.default_rng(0).permutation(300)[:20])
+        fewer, first = batch.expression.matrix.copy(), batch.neighbours.sizes[0]
+        assert first < batch.expression.shape[0]
+        fewer.data[fewer.indptr[first] :] = 0
+        assert (model(batch) - model(batch._replace(expression=Sparse(fewer)))).abs().max() > 1e-3
 
     @pytest.mark.parametrize("n_layers", [0, 1, 3])
     def test_holds_the_cells_within_reach_and_no_others(self, slide, vocabulary, n_layers):
@@ -150,48 +133,34 @@ class TestBatch:
             reached |= {other for cell in reached for other in slide.graph[[cell]].indices.tolist()}
             cells += sorted(reached - set(cells))
             sizes.append(len(reached))
-        around = set(centres.tolist())
-        for _ in range(4):
-            around |= {other for cell in around for other in slide.graph[[cell]].indices.tolist()}
-        cells = np.array(cells + sorted(around - reached))  # those of the last layers first
+        cells = np.array(cells)  # those of the last layers first
         assert len(cells) < 300
         assert batch.neighbours.sizes == tuple(sizes[:-1][::-1])
         np.testing.assert_array_equal(batch.expression.forward.to_dense().numpy(), slide.take(cells).toarray())
-        np.testing.assert_array_equal(cells[batch.centres], centres)
-        graph = torch.zeros(len(cells), len(cells))
+        graph, n_rows = torch.zeros(len(cells), len(cells)), sizes[n_layers - 1] if n_layers else 0
         seen, sees = batch.neighbours.edges  # from, to
         graph[sees, seen] = batch.neighbours.weights[:, 0]
-        np.testing.assert_array_equal(graph.numpy(), slide.graph[cells][:, cells].toarray())
+        np.testing.assert_array_equal(graph[:n_rows].numpy(), slide.graph[cells[:n_rows]][:, cells].toarray())
+        assert (graph[n_rows:] == 0).all()  # no layer computes those
         np.testing.assert_array_equal(
             batch.neighbours.pool.forward.to_dense().numpy(), slide.local[centres][:, cells[: sizes[0]]].toarray()
         )
-        near = graph.numpy() > 0
-        np.testing.assert_allclose(
-            batch.around.forward.to_dense().numpy(), near / near.sum(axis=1, keepdims=True), rtol=1e-6
-        )
 
     @pytest.mark.parametrize("n_layers", [0, 1, 3])
-    @torch.no_grad()
-    def test_without_content(self, slide, in_hops, vocabulary, n_layers):
-        """As for partners: the same embeddings from fewer cells."""
-        model = network(vocabulary, n_layers)
+    def test_within_reach(self, slide, in_hops, n_layers):
+        """Cells that the embedding depends on; with those up to six hops away, for the content."""
         for one in (slide, in_hops):
-            panel, fewer = slide_panel(one, vocabulary), 0
-            whole = model(make_batch(one, panel, n_layers, content=False))
-            for centres in (
-                np.array([11, 2, 99]),
-                np.flatnonzero(one.isolated),
-                np.random.default_rng(2).permutation(300),
-            ):
-                batch, full = (
-                    to_device(make_batch(one, panel, n_layers, centres=centres, content=content), "cpu")
-                    for content in (False, True)
-                )
-                assert batch.around is None
-                fewer += full.expression.shape[0] - batch.expression.shape[0]
-                np.testing.assert_allclose(model(batch).numpy(), whole[centres].numpy(), atol=2e-6)
-                np.testing.assert_allclose(model(batch).numpy(), model(full).numpy(), atol=2e-6)
-            assert fewer > 0 or n_layers == 3
+            graph, local = one.graph.toarray() > 0, one.local.toarray() > 0
+            for centres in (np.array([11, 2, 99]), np.flatnonzero(one.isolated)):
+                reached = local[centres].any(axis=0)
+                for _ in range(n_layers):
+                    reached = graph[reached].any(axis=0)
+                around = np.isin(np.arange(300), centres)
+                for _ in range(6):
+                    around = graph[around].any(axis=0)
+                got = within_reach(one, centres, n_layers, content=False)
+                np.testing.assert_array_equal(got, np.flatnonzero(reached))
+                np.testing.assert_array_equal(within_reach(one, centres, n_layers), np.flatnonzero(reached | around))
 
     def test_panel(self, slide, vocabulary):
         panel = slide_panel(slide, vocabulary)
@@ -199,13 +168,13 @@ class TestBatch:
         assert [names[gene] for gene in panel.genes] == slide.genes
         np.testing.assert_array_equal(panel.mean.numpy(), slide.mean)
         np.testing.assert_array_equal(panel.scale.numpy(), slide.scale)
+        assert panel.whitening is None
 
     def test_to_device(self, slide, vocabulary):
         batch = to_device(make_batch(slide, slide_panel(slide, vocabulary), 1, centres=np.arange(5), number=2), "cpu")
         assert batch.slide == 2
         with torch.no_grad():
             assert network(vocabulary, 1)(batch).shape == (5, 8)
-            assert network(vocabulary, 1).content(batch).shape == (5, 8)
 
     @pytest.mark.parametrize("cells", [[3], [0, 5, 9], [8, 9], list(range(10))], ids=len)
     def test_among(self, cells):

@@ -12,8 +12,9 @@ import stage_sc as st
 from stage_sc.data._batch import make_batch, slide_panel
 from stage_sc.data._slide import Slide, read_data
 from stage_sc.model import Stage, StageConfig, _tree
+from stage_sc.model._sparse import Sparse
 from stage_sc.model._tree import PrototypeTree
-from stage_sc.train._encode import Encoded, encode_slide
+from stage_sc.train._encode import Encoded, calibrate, encode_slide
 
 TOLERANCE = 1e-5
 
@@ -82,9 +83,26 @@ def network(slide: Slide, n_layers: int, *, sharp: float = 1.0, seed: int = 0, n
 
 @torch.no_grad()
 def by_layers(model: Stage, slide: Slide, centres: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
-    """Embedding and content from torch-geometric's layers and plain products."""
-    batch = make_batch(slide, slide_panel(slide, model.vocabulary), model.config.n_layers, centres=centres)
-    return model(batch).numpy(), model.content(batch).numpy()
+    """Embedding of a batch, or of the whole slide, and content from products of dense matrices."""
+    panel = calibrate(model, slide)
+    batch = make_batch(slide, panel, model.config.n_layers, centres=centres)
+    around = model.embed_fixed(Sparse(slide.take(np.arange(slide.n_cells))), slide_panel(slide, model.vocabulary))
+    mean = (slide.graph[:].toarray() > 0).astype(float)
+    mean /= mean.sum(axis=1, keepdims=True)
+    content = np.linalg.matrix_power(mean, 6) @ around.double().numpy() @ panel.whitening.double().numpy()
+    return model(batch).numpy(), content if centres is None else content[centres]
+
+
+@torch.no_grad()
+def by_torch_geometric(model: Stage, slide: Slide) -> np.ndarray:
+    """Embedding from its layers, which hold all messages, and a dense mean."""
+    cells = model.embed(Sparse(slide.take(np.arange(slide.n_cells))), calibrate(model, slide))
+    graph, local = slide.graph[:].tocoo(), torch.from_numpy(slide.local[:].toarray())
+    edges, weights = torch.from_numpy(np.stack([graph.col, graph.row])).long(), torch.from_numpy(graph.data)[:, None]
+    for layer in model.encoder.layers:
+        cells = layer(cells, edges, weights)
+    share = local * torch.exp(model.encoder.score(cells).clamp(-10, 10)).T
+    return normalize(model.encoder.project(share @ cells / share.sum(dim=1, keepdim=True)), dim=1).numpy()
 
 
 def assert_close(got: Encoded, h: np.ndarray, content: np.ndarray, tolerance: float = TOLERANCE) -> None:
@@ -101,6 +119,7 @@ class TestWholeSlides:
         model = network(slide, n_layers, seed=n_layers)
         h, content = by_layers(model, slide)
         assert_close(encode_slide(model, slide), h, content)
+        np.testing.assert_allclose(h, by_torch_geometric(model, slide), rtol=0, atol=TOLERANCE)
         assert len(np.unique(h.round(3), axis=0)) > 0.9 * slide.n_cells
         assert content.std() > 0.01
 
@@ -111,7 +130,7 @@ class TestWholeSlides:
         slide = cases[name]
         model = network(slide, 1, sharp=sharp)
         with torch.no_grad():
-            batch = make_batch(slide, slide_panel(slide, model.vocabulary), 1)
+            batch = make_batch(slide, calibrate(model, slide), 1)
             layer, z = model.encoder.layers[0], model.embed(batch.expression, batch.panel)
             source = (layer.lin(z).view(-1, 4, 4) * layer.att_src).sum(dim=2)
         assert source.abs().max() > (89 if sharp == 1000 else 5)
@@ -177,13 +196,7 @@ class TestWholeSlides:
         expected, got = encode_slide(model, slide), encode_slide(model, put_in_order(slide, order))
         assert_close(got, expected.h[order].numpy(), expected.content[order].numpy())
 
-    def test_without_content(self, cases):
-        model = network(cases["radius"], 1)
-        got, expected = encode_slide(model, cases["radius"], content=False), encode_slide(model, cases["radius"])
-        assert got.content.shape == (260, 0)
-        assert got.pooled.equal(expected.pooled)
-
-    def test_reads_blocks_and_expression_once(self, cases, on_disk, monkeypatch):
+    def test_reads_blocks_and_expression_twice(self, cases, on_disk, monkeypatch):
         stored, asked = on_disk(cases["radius"]), []
         plain = type(stored.graph).__getitem__
 
@@ -196,7 +209,7 @@ class TestWholeSlides:
         encode_slide(network(stored, 2), stored, block=50)
         assert max(size for _, size in asked) == 50
         rows = {name: sum(size for other, size in asked if other == name) for name, _ in asked}
-        assert rows == {"expression": 260, "graph": (4 + 2) * 260, "local": 260}
+        assert rows == {"expression": 2 * 260, "graph": (6 + 2) * 260, "local": 260}
 
     def test_no_gradient_and_nothing_changed(self, cases):
         model = network(cases["radius"], 1)

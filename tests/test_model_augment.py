@@ -100,3 +100,14 @@ class TestChance:
     def test_numbers_are_float32(self):
         view = drawn(5)
         assert view.gain.dtype == view.offset.dtype == torch.float32
+
+
+@pytest.mark.parametrize("whitening", [None, torch.eye(4)], ids=["not whitened", "whitened"])
+def test_panel_on_another_device(whitening):
+    panel = Panel(torch.arange(3), torch.zeros(3), torch.ones(3), whitening)
+    moved = panel.to("meta")
+    tensors = [tensor for tensor in moved if tensor is not None]
+    assert {tensor.device.type for tensor in tensors} == {"meta"}
+    assert len(tensors) == (3 if whitening is None else 4)
+    assert (moved.whitening is None) == (whitening is None)
+    assert panel.genes.device.type == "cpu"

@@ -57,8 +57,6 @@ def batch(n_cells: int = 20) -> Batch:
             torch.ones(edges.nnz, 1),
             Sparse(pool),
         ),
-        Sparse(sp.csr_matrix(pool / pool.sum(axis=1))),
-        torch.arange(n_cells),
     )
 
 
@@ -66,7 +64,8 @@ def batch(n_cells: int = 20) -> Batch:
 def outputs(model: Stage) -> list[Tensor]:
     h = model(batch())
     active = model.active(torch.zeros(len(h)).long())
-    return [h, model.content(batch()), *model.tree.assign(h), *model.tree.scores(h, active)]
+    fixed = model.embed_fixed(batch().expression, batch().panel)
+    return [h, fixed, *model.tree.assign(h), *model.tree.scores(h, active)]
 
 
 def header(path: Path) -> dict[str, object]:
@@ -109,7 +108,10 @@ class TestRoundTrip:
         assert torch.isinf(back.queue.scores).any()
         assert not back.training
 
-    @pytest.mark.parametrize("changes", [{"levels": (3,)}, {"n_layers": 0}, {"embedder_norm": "column"}])
+    @pytest.mark.parametrize(
+        "changes",
+        [{"levels": (3,)}, {"n_layers": 0}, {"embedder_norm": "column"}, {"whiten": False, "persistence": 0.25}],
+    )
     def test_other_shapes(self, changes, tmp_path):
         model = build(**changes)
         back = load_checkpoint(save_checkpoint(model, tmp_path / "model"))
@@ -262,7 +264,7 @@ class TestRefused:
 
     def test_format_of_the_future(self, saved, tmp_path):
         path = rewritten(saved, tmp_path / "new.safetensors", format_version=99, package_version="7.3")
-        with pytest.raises(ValueError, match=r"format 99, .* reads format 1.*stage_sc 7\.3"):
+        with pytest.raises(ValueError, match=r"format 99, .* reads format 2.*stage_sc 7\.3"):
             load_checkpoint(path)
 
     def test_flipped_bits_in_the_numbers(self, saved, tmp_path):

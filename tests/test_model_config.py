@@ -29,6 +29,7 @@ class TestDefaults:
         assert paper.selection == "slide"  # equation 12
         assert paper.linkage == "cosine"
         assert paper.m_step == "gradient"
+        assert not paper.whiten
         changed = {field.name for field in dataclasses.fields(paper)} - {
             name for name, value in paper.to_dict().items() if value == StageConfig().to_dict()[name]
         }
@@ -56,7 +57,10 @@ class TestValues:
             config.replace(dim=30)
 
     def test_nothing_where_nothing_means_something(self):
-        names = ("n_layers", "epochs", "warmup_epochs", "anchor_weight", "global_weight", "lift", "noise_scale")
+        names = (
+            *("n_layers", "epochs", "warmup_epochs", "anchor_weight", "global_weight", "lift", "noise_scale"),
+            "persistence",
+        )
         assert StageConfig(**dict.fromkeys(names, 0)).epochs == 0
         assert StageConfig().cells_per_slide is None
 
@@ -83,10 +87,10 @@ class TestValues:
             *[(name, 0) for name in ("dim", "n_heads", "batch_size", "queue_length", "queue_rank")],
             *[(name, 0.0) for name in ("temperature", "epsilon", "learning_rate", "noise_rate")],
             *[(name, float("nan")) for name in ("temperature", "epsilon", "learning_rate", "noise_rate")],
-            *[(name, -1) for name in ("n_layers", "epochs", "warmup_epochs", "anchor_weight", "lift")],
+            *[(name, -1) for name in ("n_layers", "epochs", "warmup_epochs", "anchor_weight", "lift", "persistence")],
             *[(name, 0.0) for name in ("panel_fraction", "min_share", "selection_threshold", "average_rate")],
             *[(name, 1.1) for name in ("panel_fraction", "min_share", "selection_threshold", "average_rate")],
-            *[(name, float("nan")) for name in ("anchor_weight", "global_weight", "lift")],
+            *[(name, float("nan")) for name in ("anchor_weight", "global_weight", "lift", "persistence")],
             ("noise_scale", -0.1),
             ("global_weight", -1),
             ("cells_per_slide", 0),
@@ -107,6 +111,7 @@ class TestValues:
             ("batch_size", True),
             ("n_layers", 1.5),
             ("epochs", 2.5),
+            ("persistence", "half"),
         ],
     )
     def test_wrong_types(self, name, value):

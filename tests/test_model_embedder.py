@@ -92,6 +92,38 @@ class TestEquation17:
         assert torch.equal(got, torch.zeros(9, 4))
 
 
+class TestWhitening:
+    """Of the panel: whitened cells, whatever else is done to the genes."""
+
+    @pytest.fixture
+    def whitening(self):
+        return torch.randn(4, 4, generator=torch.Generator().manual_seed(7))  # not symmetric
+
+    @pytest.mark.parametrize("norm", NORMS)
+    @pytest.mark.parametrize("scaling", SCALINGS)
+    @pytest.mark.parametrize("augmented", [False, True])
+    def test_is_applied_to_embedded_cells(self, vectors, whitening, norm, scaling, augmented):
+        x = counts()
+        panel, view = make_panel(x, scaling), some_view(7) if augmented else clean_view(7)
+        got = embed_cells(Sparse(sp.csr_matrix(x)), panel._replace(whitening=whitening), view, vectors, norm)
+        expected = dense(torch.from_numpy(x), panel, view, vectors, norm) @ whitening
+        np.testing.assert_allclose(got.numpy(), expected.numpy(), rtol=1e-4, atol=1e-5)
+
+    def test_gradient(self, vectors, whitening):
+        x, found = counts(), []
+        panel, view = make_panel(x, "center"), some_view(7)
+        weight = torch.randn(9, 4, generator=torch.Generator().manual_seed(1))
+        for embed in (
+            lambda v: embed_cells(Sparse(sp.csr_matrix(x)), panel._replace(whitening=whitening), view, v, "frobenius"),
+            lambda v: dense(torch.from_numpy(x), panel, view, v, "frobenius") @ whitening,
+        ):
+            leaf = vectors.clone().requires_grad_()
+            (embed(leaf) * weight).sum().backward()
+            found.append(leaf.grad.numpy())
+        np.testing.assert_allclose(*found, rtol=1e-3, atol=1e-4)
+        assert np.abs(found[1]).max() > 0.1
+
+
 class TestPanels:
     @pytest.mark.parametrize("norm", NORMS)
     @pytest.mark.parametrize("scaling", SCALINGS)

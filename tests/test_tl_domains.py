@@ -1,4 +1,4 @@
-"""Domains from leaves: by definition, exact in number, named along the hierarchy, the same for any order of cells."""
+"""Domains from content and leaves: by definition, exact in number, named along a hierarchy, for any order of cells."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ import logging
 import numpy as np
 import pytest
 import torch
-from scipy.cluster.hierarchy import fcluster, linkage
+from sklearn.cluster import KMeans
 from torch import Tensor
 from torch.nn.functional import normalize
 
 from stage_sc.tl import _domains
-from stage_sc.tl._domains import _join, cut_domains
+from stage_sc.tl._domains import Sums, cut_domains, draw, find_centres, leaf_sums, nearest
 
 
 def tissue(centres: list[float], leaves_each: int = 5, seed: int = 0) -> tuple[Tensor, Tensor, Tensor, np.ndarray]:
@@ -29,10 +29,35 @@ def tissue(centres: list[float], leaves_each: int = 5, seed: int = 0) -> tuple[T
 
 
 def blurred(n: int = 200, n_leaves: int = 9, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
-    """Cells that are between leaves, with contents that follow the embedding."""
+    """Cells that are between leaves, with contents that follow the embedding, far from the origin."""
     rng = np.random.default_rng(seed)
     h, leaves = (normalize(floats(rng.normal(size=(size, 3))), dim=1) for size in (n, n_leaves))
-    return h, leaves, floats(h.numpy() @ rng.normal(size=(3, 4)) + 0.1 * rng.normal(size=(n, 4)))
+    return h, leaves, floats(h.numpy() @ rng.normal(size=(3, 4)) + 0.1 * rng.normal(size=(n, 4)) + [5, 0, 0, -2])
+
+
+def by_hand(h: Tensor, leaves: Tensor, content: Tensor, centres: Tensor, temperature: float) -> list[int]:
+    """Domain of every cell, cell by cell, with given centres."""
+    x, middle = content.double().numpy(), centres.double().numpy()
+    cosine = h.double().numpy() @ leaves.double().numpy().T
+    domain = [int(np.argmin([np.linalg.norm(cell - one) for one in middle])) for cell in x]
+    leaf, m = cosine.argmax(axis=1), len(middle)
+    used = sorted(set(leaf.tolist()))
+    share = {one: [np.mean([domain[i] == k for i in np.flatnonzero(leaf == one)]) for k in range(m)] for one in used}
+    values = np.linalg.eigvalsh(
+        sum(np.outer(x[i] - middle[domain[i]], x[i] - middle[domain[i]]) for i in range(len(x)))
+    )
+    variance = values.sum() / len(x) / (values.sum() ** 2 / (values**2).sum())
+    result = []
+    for i in range(len(x)):
+        weight = {one: np.exp(cosine[i, one] / temperature) for one in used}
+        total = sum(weight.values())
+        score = [
+            np.log(max(sum(weight[one] / total * share[one][k] for one in used), 1e-12))
+            - ((x[i] - middle[k]) ** 2).sum() / (2 * variance)
+            for k in range(m)
+        ]
+        result.append(int(np.argmax(score)))
+    return result
 
 
 def floats(values: np.ndarray) -> Tensor:
@@ -45,14 +70,9 @@ def pairs(labels: np.ndarray) -> set[tuple[int, int]]:
     return {(cell, first[label]) for cell, label in enumerate(labels.tolist())}
 
 
-def spread(values: np.ndarray, weights: np.ndarray, labels: np.ndarray) -> float:
-    """Weighted sum of squares within groups, by loops."""
-    total = 0.0
-    for label in np.unique(labels):
-        here = labels == label
-        middle = np.average(values[here], axis=0, weights=weights[here])
-        total += float((weights[here, None] * (values[here] - middle) ** 2).sum())
-    return total
+def centres_of(h: Tensor, leaves: Tensor, content: Tensor, n: int) -> Tensor:
+    used, leaf = (h @ leaves.T).argmax(dim=1).unique(return_inverse=True)
+    return find_centres(draw(content), leaf_sums(leaf, content, len(used)), n)
 
 
 class TestCutDomains:
@@ -63,59 +83,55 @@ class TestCutDomains:
         assert domain.dtype == np.int64
         assert pairs(domain) == pairs(group)
 
-    @pytest.mark.parametrize("n", [2, 3, 5])
+    @pytest.mark.parametrize("n", [1, 2, 3, 5])
     @pytest.mark.parametrize("temperature", [0.1, 0.5])
-    def test_by_loops(self, n, temperature):
-        """Probabilities, contents of leaves and votes, cell by cell; joining is tested below."""
-        h, leaves, content = blurred()
-        used = sorted({int(np.argmax(leaves.numpy() @ cell)) for cell in h.numpy()})
-        p = np.array([[np.exp(cell @ leaves[leaf].numpy() / temperature) for leaf in used] for cell in h.numpy()])
-        p /= p.sum(axis=1, keepdims=True)
-        mean = np.array([sum(w * x for w, x in zip(column, content.numpy(), strict=True)) for column in p.T])
-        group = _join(mean / p.sum(axis=0)[:, None], p.sum(axis=0), n)
-        votes = [[row[group == label].sum() for label in range(n)] for row in p]
-        domain = cut_domains(h, leaves, content, n, temperature)
-        assert domain.tolist() == np.argmax(votes, axis=1).tolist()
-        nearest = group[p.argmax(axis=1)]
-        assert (domain != nearest).any()  # the cell's own leaf may be outvoted
-        assert (domain == nearest).mean() > 0.7
+    def test_cell_by_cell(self, n, temperature):
+        changed = 0
+        for seed in range(3):
+            h, leaves, content = blurred(seed=seed)
+            centres = centres_of(h, leaves, content, n)
+            expected = by_hand(h, leaves, content, centres, temperature)
+            assert set(expected) == set(range(n))
+            assert cut_domains(h, leaves, content, n, temperature).tolist() == expected
+            changed += int((nearest(content, centres).numpy() != expected).sum())
+        assert changed > 0 or n == 1  # leaves have a say
 
-    def test_number_is_exact(self, caplog):
-        h, leaves, content, _ = tissue([0, 5, 9])
-        for n in range(1, 16):
+    def test_leaves_decide_where_content_does_not(self):
+        """The last cell lies between both domains, a little nearer to the first: the leaf of the second has it."""
+        content = floats(np.concatenate([np.linspace(-1, 1, 10), np.linspace(9, 11, 10), [4.9]])[:, None])
+        for leaf, domain in ((0, 0), (1, 1)):
+            h = torch.eye(2)[[0] * 10 + [1] * 10 + [leaf]]
+            found = cut_domains(h, torch.eye(2), content, 2)
+            assert pairs(found) == pairs(np.array([0] * 10 + [1] * 10 + [domain]))
+
+    def test_content_decides_where_leaves_do_not(self):
+        content = floats(np.repeat([0.0, 5.0], 10)[:, None] + np.tile(np.linspace(-0.1, 0.1, 10), 2)[:, None])
+        h = torch.eye(2)[[0] * 20]
+        assert pairs(cut_domains(h, torch.eye(2), content, 2)) == pairs(np.repeat([0, 1], 10))
+
+    @pytest.mark.parametrize("n", [1, 2, 7, 15, 40])
+    def test_number_is_exact(self, n, caplog):
+        h, leaves, content, _ = tissue([0, 5, 9])  # 15 leaves
+        assert np.unique(cut_domains(h, leaves, content, n)).tolist() == list(range(n))
+        for seed in range(3):
+            h, leaves, content = blurred(seed=seed)
             assert np.unique(cut_domains(h, leaves, content, n)).tolist() == list(range(n))
-        h, leaves, content = blurred()
-        for n in range(1, 10):
-            assert np.unique(cut_domains(h, leaves, content, n, temperature=0.4)).tolist() == list(range(n))
         assert not caplog.records
 
-    def test_a_domain_that_is_outvoted_everywhere(self):
-        """The middle one of three leaves is nearest to half of the cells, but the outer two, which contain the same,
-        are more probable together."""
-        angle = np.repeat([-0.3, 0.0, 0.3], [10, 20, 10])
-        h = floats(np.stack([np.cos(angle), np.sin(angle)], axis=1))
-        leaves = floats([[np.cos(a), np.sin(a)] for a in (-0.1, 0.0, 0.1)])
-        content = floats((angle == 0)[:, None])
-        domain = cut_domains(h, leaves, content, 2)
-        assert pairs(domain) == pairs(angle == 0)
+    def test_a_domain_without_a_leaf_of_its_own(self):
+        """One leaf, whose cells are a few of one kind among many of another: content keeps the few apart."""
+        content = floats(np.concatenate([np.linspace(0, 4, 97), [7, 7.1, 7.2]])[:, None])
+        domain = cut_domains(torch.eye(2)[[0] * 100], torch.eye(2), content, 2)
+        assert set(domain.tolist()) == {0, 1}
 
-    @pytest.mark.parametrize("n", [16, 100])
-    def test_more_than_leaves(self, n, caplog):
-        h, leaves, content, _ = tissue([0, 5, 9])
-        domain = cut_domains(h, leaves, content, n)
-        assert np.unique(domain).tolist() == list(range(15))
-        assert pairs(domain) == pairs((h @ leaves.T).argmax(dim=1).numpy())
+    def test_more_than_cells_that_differ(self, caplog):
+        h, content = torch.eye(3)[[0] * 5 + [1] * 5], torch.ones(10, 2)
+        content[5:] = 2
+        assert pairs(cut_domains(h, torch.eye(3), content, 4)) == pairs(np.repeat([0, 1], 5))
         (record,) = caplog.records
         assert (record.name, record.levelno) == ("stage_sc.tl", logging.WARNING)
-        assert f"{n} domains were asked for" in record.getMessage()
-        assert "15 leaves" in record.getMessage()
-
-    def test_one_leaf(self, caplog):
-        h, leaves, content = torch.eye(3)[:1].repeat(5, 1), torch.eye(3), torch.ones(5, 2)
-        assert cut_domains(h, leaves, content, 1).tolist() == [0] * 5
-        assert not caplog.records
-        assert cut_domains(h, leaves, content, 2).tolist() == [0] * 5
-        assert "1 leaves" in caplog.text
+        assert record.getMessage() == "4 domains were asked for, but only 2 cells differ."
+        assert cut_domains(h, torch.eye(3), torch.ones(10, 2), 1).tolist() == [0] * 10
 
     def test_leaves_without_cells_do_not_matter(self):
         h, leaves, content = blurred()
@@ -142,44 +158,50 @@ class TestCutDomains:
         assert (cut_domains(h, leaves, content, 4) == expected).all()
 
 
-class TestJoin:
+class TestCentres:
     def test_names_follow_the_hierarchy(self):
-        """0 and 1, 10 and 11, 30 and 31 are joined first: their numbers are neighbours, wherever they stand."""
+        """0 and 1, 10 and 11, 30 and 31 are joined first: they are neighbours, wherever the cells stand."""
         values = np.array([10.0, 31, 0, 30, 11, 1])
-        number = _join(values[:, None], np.ones(6), 6)
-        assert sorted(number) == list(range(6))
-        for one, other in ((0, 4), (1, 3), (2, 5)):
-            assert abs(number[one] - number[other]) == 1
-            assert number[one] // 2 == number[other] // 2
-        assert number[1] // 2 != 1  # 30 and 31 do not come between the others, which are nearer to each other
+        centres = find_centres(floats(values[:, None]), Sums(torch.ones(1), torch.ones(1, 1)), 6)[:, 0].tolist()
+        assert sorted(centres) == sorted(values)
+        found = [set(centres[k : k + 2]) for k in (0, 2, 4)]
+        assert sorted(found, key=min) == [{0, 1}, {10, 11}, {30, 31}]
+        assert found[1] != {30, 31}  # these are far from the others, which are nearer to each other
 
-    @pytest.mark.parametrize("seed", range(8))
-    def test_no_worse_than_ward_and_no_leaf_better_elsewhere(self, seed):
-        values = np.random.default_rng(seed).normal(size=(12, 2))
-        weights = np.full(12, 10.0)  # of one size, for which scipy has Ward's linkage
-        for n in (2, 3, 4):
-            group = _join(values, weights, n)
-            assert np.unique(group).tolist() == list(range(n))
-            ward = fcluster(linkage(values, "ward"), n, "maxclust")
-            assert spread(values, weights, group) <= spread(values, weights, ward) * (1 + 1e-6)
-            middle = np.stack([values[group == label].mean(axis=0) for label in range(n)])
-            nearest = np.square(values[:, None] - middle).sum(axis=2).argmin(axis=1)
-            assert (nearest == group).all()
+    @pytest.mark.parametrize("seed", range(4))
+    def test_no_worse_than_either_start(self, seed):
+        h, leaves, content = blurred(seed=seed)
+        leaf = (h @ leaves.T).argmax(dim=1).unique(return_inverse=True)[1]
+        for n in (2, 3, 5):
+            sums = leaf_sums(leaf, content, int(leaf.max()) + 1)
+            centres = find_centres(content, sums, n)
+            spread = float(torch.cdist(content, centres).amin(dim=1).square().sum())
+            starts = [{"init": _domains._start(sums, n).astype("f4"), "n_init": 1}, {"n_init": 9, "random_state": 0}]
+            fits = [KMeans(n, **start).fit(content.numpy()).inertia_ for start in starts]
+            assert spread == pytest.approx(min(fits), rel=1e-4)
 
-    @pytest.mark.parametrize(
-        ("weights", "expected"), [((100, 100, 1), [0, 1, 1]), ((1, 1, 100), [0, 0, 1]), ((50, 50, 50), [0, 0, 1])]
-    )
-    def test_leaves_count_by_their_cells(self, weights, expected):
-        """Leaves at 0, 2 and 5. As points, 0 and 2 are nearest; but where 5 is a single cell, moving it to 2 costs less
-        than joining two leaves of 100 cells."""
-        group = _join(np.array([[0.0], [2.0], [5.0]]), np.array(weights, float), 2)
-        assert pairs(group) == pairs(np.array(expected))
+    def test_the_better_start_is_taken(self, monkeypatch):
+        h, leaves, content = blurred()
+        used, leaf = (h @ leaves.T).argmax(dim=1).unique(return_inverse=True)
+        sums, plain = leaf_sums(leaf, content, len(used)), _domains._kmeans
+        found = []
+        for worse in (True, False):
 
-    @pytest.mark.filterwarnings("ignore:Number of distinct clusters")
-    def test_leaves_that_contain_the_same(self):
-        assert np.unique(_join(np.ones((6, 3)), np.full(6, 4.0), 3)).tolist() == [0, 1, 2]
+            def fit(cells, n, start, worse=worse):
+                result = plain(cells, n, start)
+                result.inertia_ += 1e6 * ((start is None) == worse)
+                result.cluster_centers_ += 0 if start is None else 100
+                return result
 
-    def test_one(self):
-        assert _join(np.ones((1, 3)), np.ones(1), 1).tolist() == [0]
-        assert _join(np.array([[0.0], [1.0], [5.0]]), np.ones(3), 1).tolist() == [0, 0, 0]
-        assert sorted(_join(np.array([[0.0], [1.0], [5.0]]), np.ones(3), 3)) == [0, 1, 2]
+            monkeypatch.setattr(_domains, "_kmeans", fit)
+            found.append(float(find_centres(content, sums, 3).mean()))
+        assert found[0] > 90 > found[1]
+
+    def test_sample_stands_for_all(self):
+        content = floats(np.random.default_rng(0).normal(size=(1000, 3)))
+        sample = draw(content, 100)
+        assert len(sample) == 100
+        assert sample[:, 1].diff().min() >= 0  # even along the values
+        order = torch.from_numpy(np.random.default_rng(1).permutation(1000))
+        assert draw(content[order], 100).equal(sample)
+        assert len(draw(content, 5000)) == 1000

@@ -17,10 +17,12 @@ import scipy.sparse as sp
 import torch
 
 import stage_sc as st
-from stage_sc.data._batch import make_batch, slide_panel
+from stage_sc.data._batch import make_batch
 from stage_sc.data._slide import read_data
 from stage_sc.model._checkpoint import model_digest
 from stage_sc.tl import _stage_niches
+from stage_sc.tl._domains import cut_domains
+from stage_sc.train._encode import calibrate
 from stage_sc.weights import BUNDLED
 
 LEVELS = ["stage_l1", "stage_l2", "stage_l3"]
@@ -152,9 +154,8 @@ class TestWhatIsWritten:
         h = adata.obsm["X_stage"]
         np.testing.assert_allclose(np.linalg.norm(h, axis=1), 1, atol=1e-5)
         (slide,) = read_data(tissue, scaling=small_model.config.scaling, vocabulary=small_model.genes)
-        vocabulary = {gene: number for number, gene in enumerate(small_model.genes)}
         with torch.no_grad():
-            expected = small_model(make_batch(slide, slide_panel(slide, vocabulary), small_model.config.n_layers))
+            expected = small_model(make_batch(slide, calibrate(small_model, slide), small_model.config.n_layers))
         np.testing.assert_allclose(h[slide.cells], expected.numpy(), atol=1e-6)
 
     def test_flags(self, adata, slides, small_model):
@@ -196,15 +197,20 @@ class TestDomains:
         assert adata.obs["stage_domain"].nunique() == n
         assert "domains were asked for" not in caplog.text
 
-    def test_cells_vote_by_the_probability_of_leaves(self, adata, small_model):
-        """The domain of a leaf is read off the cells that are nearest to it; then every cell's vote is counted."""
-        prototypes = small_model.tree.prototypes.detach().numpy()[8:]
-        odds = np.exp(adata.obsm["X_stage"] @ prototypes.T / small_model.config.temperature)
-        domain, leaf = adata.obs["stage_domain"].astype(str), adata.obs["stage_l3"].astype(str)
-        usual = domain.groupby(leaf).agg(lambda names: names.mode()[0])
-        usual = pd.Series([usual.get(f"N{8 + number}", "") for number in range(18)])
-        votes = pd.DataFrame({name: odds[:, usual == name].sum(axis=1) for name in adata.obs["stage_domain"].unique()})
-        assert votes.idxmax(axis=1).tolist() == domain.tolist()
+    def test_content_of_every_cell_decides(self, adata, tissue, small_model):
+        """Means over six hops, whitened, beside the embedding and the leaves that are written."""
+        (slide,) = read_data(tissue, scaling=small_model.config.scaling, vocabulary=small_model.genes)
+        mean = (slide.graph.toarray() > 0).astype(float)
+        mean /= mean.sum(axis=1, keepdims=True)
+        vectors = small_model.basis[[small_model.vocabulary[gene] for gene in slide.genes]].double().numpy()
+        cells = (slide.take(np.arange(300)).toarray() - slide.mean) / slide.scale @ vectors / np.linalg.norm(vectors)
+        content = np.empty((300, 16), np.float32)
+        content[slide.cells] = np.linalg.matrix_power(mean, 6) @ cells @ calibrate(small_model, slide).whitening.numpy()
+        h, leaves = torch.from_numpy(adata.obsm["X_stage"]), small_model.tree.prototypes.detach()[8:]
+        domain = cut_domains(h, leaves, torch.from_numpy(content), 4)
+        assert adata.obs["stage_domain"].tolist() == [f"D{number + 1}" for number in domain]
+        several = adata.obs.groupby("stage_l3", observed=True)["stage_domain"].nunique()
+        assert (several > 1).any()  # the leaf alone does not
 
     def test_fewer_leaves_than_domains(self, tissue, small_model, caplog):
         adata = labelled(tissue, small_model, n_domains=100)
@@ -306,18 +312,6 @@ class TestComputation:
         finally:
             torch.set_num_threads(before)
         assert seen == [1]
-
-    def test_content_only_where_domains_are_cut(self, tissue, small_model, monkeypatch):
-        asked, plain = [], _stage_niches.encode_slide
-
-        def spy(*arguments, content, **options):
-            asked.append(content)
-            return plain(*arguments, content=content, **options)
-
-        monkeypatch.setattr(_stage_niches, "encode_slide", spy)
-        labelled(tissue, small_model)
-        labelled(tissue, small_model, n_domains=3)
-        assert asked == [False, True]
 
     def test_x_is_read_once(self, tissue, small_model):
         """Of an array that comes in chunks."""

@@ -12,7 +12,7 @@ import torch
 from stage_sc.data._epoch import epoch_batches, n_batches
 from stage_sc.data._slide import Slide
 from stage_sc.model import Stage
-from stage_sc.train import _train
+from stage_sc.train import _encode, _train
 from stage_sc.train._start import grow_tree
 from stage_sc.train._train import _rate, _stalled, train
 
@@ -47,6 +47,23 @@ class TestTrain:
             self.trained(model, parts, keep_tree=keep_tree)
             assert len(grown) == times
             assert model.tree.parent.equal(parents) or not keep_tree
+
+    def test_whitening_and_content_are_computed_once(self, parts, new_model, monkeypatch):
+        """For every slide before the first epoch, and when its content is first needed."""
+        seen, plain = [], _encode._surroundings
+
+        def spy(model: Stage, slide: Slide, block: int) -> object:
+            seen.append(slide.name)
+            return plain(model, slide, block)
+
+        model = new_model(batch_size=50)
+        monkeypatch.setattr(_encode, "_surroundings", spy)
+        assert len(self.trained(model, parts)) == 4
+        assert sorted(seen) == ["slide1", "slide1", "slide2", "slide2"]
+        assert seen[:2] == ["slide1", "slide2"]
+        seen.clear()
+        self.trained(new_model(anchor_weight=0.0), parts)
+        assert seen.count("slide1") == 3  # new_model looks at it twice
 
     def test_queue_is_emptied_when_the_tree_is_new(self, parts, new_model):
         """One batch of each slide per epoch: of four that would fit, two of the joint stage are left."""

@@ -12,15 +12,19 @@ import pandas as pd
 import pytest
 import scipy.sparse as sp
 import torch
+from scipy.spatial import cKDTree
 
 import stage_sc as st
 import stage_sc.train._prior as prior
+from stage_sc.data import _window
 from stage_sc.data._slide import Slide, read_data
+from stage_sc.data._window import sample
 from stage_sc.model import Stage, StageConfig
+from stage_sc.train import _start
 from stage_sc.train._adapt import CELLS_PER_LEAF, adapt
-from stage_sc.train._encode import encode_slide
+from stage_sc.train._encode import calibrate, encode_slide
 from stage_sc.train._prior import gene_prior, kmeans_leaves
-from stage_sc.train._start import grow_tree, set_start
+from stage_sc.train._start import calibrate_slides, encode_slides, grow_tree, set_start
 
 
 @pytest.fixture(scope="module")
@@ -48,6 +52,18 @@ def new_model(parts, small_config):
         return model
 
     return make
+
+
+@pytest.fixture(scope="module")
+def large(put_in_order) -> tuple[Slide, Stage]:
+    """Two thousand cells, in space as on disk, and a model that has just begun."""
+    adata = st.datasets.simulate_tissue(2000, rng=3)
+    st.pp.build_graph(adata)
+    (slide,) = read_data(adata, scaling="standardize")
+    slide = put_in_order(slide, cKDTree(slide.xy, leafsize=32).indices)
+    model = Stage(StageConfig(dim=8, n_layers=1, levels=(2, 4)), slide.genes, ["one"])
+    model.set_vectors(torch.from_numpy(gene_prior([slide], slide.genes, 8)))
+    return slide, model
 
 
 def with_expression(slide: Slide, x: np.ndarray, genes: list[str], scale: np.ndarray) -> Slide:
@@ -220,15 +236,63 @@ class TestStart:
         assert square.mean() == pytest.approx(1, rel=0.5)
         assert (h[:, -1] > 0).all()
 
-    def test_content_is_the_mean_over_four_hops(self, parts, vocabulary, new_model):
+    def test_content_is_the_whitened_mean_over_six_hops(self, parts, vocabulary, new_model):
         model, slide = new_model(), parts[0]
         got = encode_slide(model, slide)
         near, scaled = means(slide), (dense(slide) - slide.mean) / slide.scale
         vectors = model.basis.numpy().astype(float)
         cells = scaled @ vectors / np.linalg.norm(vectors)
-        np.testing.assert_allclose(got.content.numpy(), near @ near @ near @ near @ cells, atol=1e-5)
+        expected = np.linalg.matrix_power(near, 6) @ cells @ calibrate(model, slide).whitening.numpy()
+        np.testing.assert_allclose(got.content.numpy(), expected, atol=1e-5)
+        assert (got.content[:, -1] == 0).all()  # of the component that is lifted
         np.testing.assert_allclose(got.h.norm(dim=1).numpy(), 1, atol=1e-5)
         assert not got.h.requires_grad
+
+
+class TestCalibrateSlides:
+    def test_in_memory_exact(self, parts, new_model):
+        model = new_model()
+        panels = calibrate_slides(model, parts)
+        for slide, panel in zip(parts, panels, strict=True):
+            assert panel.whitening.equal(calibrate(model, slide).whitening)
+            assert panel.mean.numpy().tolist() == slide.mean.tolist()
+        assert (panels[0].whitening - panels[1].whitening).abs().max() > 0.05 * panels[0].whitening.abs().max()
+
+    def test_from_a_sample_of_a_slide_on_disk(self, large, on_disk, monkeypatch):
+        """Near that of the whole slide; to rounding where all cells are looked at."""
+        slide, model = large
+        monkeypatch.setattr(_window, "CHUNK", 50)
+        whole, stored = calibrate(model, slide).whitening, on_disk(slide)
+        distance = {}
+        for size in (300, 1000, 10**6):
+            monkeypatch.setattr(_start, "MAX_CELLS", size)
+            (panel,) = calibrate_slides(model, [stored])
+            distance[size] = float((panel.whitening - whole).norm() / whole.norm())
+            (alone,) = encode_slides(model, [stored])
+            assert len(alone.h) == min(size, 2000)
+        assert distance[10**6] < 1e-4
+        assert distance[10**6] < distance[1000] < 0.15
+        assert distance[1000] < distance[300] < 0.3
+
+    def test_cells_of_the_sample_count_with_their_surroundings(self, large, on_disk, monkeypatch):
+        slide, model = large
+        for module in (_window, _start):
+            monkeypatch.setattr(module, "CHUNK" if module is _window else "MAX_CELLS", 50 if module is _window else 300)
+        stored = on_disk(slide)
+        cells = torch.from_numpy(sample(stored, 300))
+        (panel,), (encoded,) = calibrate_slides(model, [stored]), encode_slides(model, [stored])
+        expected = calibrate(model, slide, cells)
+        torch.testing.assert_close(panel.whitening, expected.whitening, rtol=0, atol=1e-3)
+        whole = encode_slide(model, slide, expected)
+        torch.testing.assert_close(encoded.h, whole.h[cells], rtol=0, atol=1e-4)
+        torch.testing.assert_close(encoded.content, whole.content[cells], rtol=0, atol=1e-4)
+
+    def test_slides_on_disk_share_the_cells_that_are_looked_at(self, large, on_disk, monkeypatch):
+        slide, model = large
+        monkeypatch.setattr(_window, "CHUNK", 50)
+        monkeypatch.setattr(_start, "MAX_CELLS", 600)
+        both = [on_disk(slide), slide, on_disk(slide)]
+        assert [len(encoded.h) for encoded in encode_slides(model, both)] == [300, 2000, 300]
 
 
 class TestAdapt:
@@ -260,7 +324,7 @@ class TestAdapt:
     def test_tuning_keeps_the_tree(self):
         config = adapt(StageConfig(), 100, tuning=True)
         assert config.levels == StageConfig().levels
-        assert (config.epochs, config.warmup_epochs) == (5, 0)
+        assert (config.epochs, config.warmup_epochs) == (30, 0)
 
 
 def test_starts_with_four_cells():

@@ -8,14 +8,15 @@ import numpy as np
 import pytest
 import torch
 
-from stage_sc.data._batch import draw_partners, slide_panel
+from stage_sc.data._batch import draw_partners
 from stage_sc.data._epoch import GlobalBatch, Part
 from stage_sc.data._slide import Slide
 from stage_sc.model import Stage
 from stage_sc.model._sinkhorn import sinkhorn
 from stage_sc.train._chance import Draw, chance
-from stage_sc.train._encode import encode_slide
+from stage_sc.train._encode import Contents, encode_slide
 from stage_sc.train._processes import Processes
+from stage_sc.train._start import calibrate_slides
 from stage_sc.train._step import Pairs, average_step, embed_pairs, pair_losses, set_gradients
 
 ALONE, PLACE = Processes(), (11, 2, 5)
@@ -35,8 +36,7 @@ def batch_of(parts: list[Slide], *counts: int) -> GlobalBatch:
 
 
 def pairs_of(model: Stage, parts: list[Slide], batch: GlobalBatch, place: tuple[int, ...] = PLACE) -> Pairs:
-    panels = [slide_panel(slide, model.vocabulary) for slide in parts]
-    return embed_pairs(model, batch, panels, place, ALONE)
+    return embed_pairs(model, batch, calibrate_slides(model, parts), place, ALONE, Contents())
 
 
 def softmax(x: np.ndarray) -> np.ndarray:
@@ -46,9 +46,10 @@ def softmax(x: np.ndarray) -> np.ndarray:
 
 class TestPairs:
     @pytest.mark.parametrize("counts", [(60, 0), (0, 60), (50, 30)], ids=str)
-    def test_without_augmentation_they_are_those_of_whole_slides(self, parts, new_model, counts):
+    @pytest.mark.parametrize("whiten", [True, False])
+    def test_without_augmentation_they_are_those_of_whole_slides(self, parts, new_model, counts, whiten):
         """Rows of the cells, of partners from the ring, and of the content; each slide in its place."""
-        model = new_model(panel_fraction=1.0, noise_scale=0.0, noise_rate=1e12)
+        model = new_model(panel_fraction=1.0, noise_scale=0.0, noise_rate=1e12, whiten=whiten)
         batch = batch_of(parts, *counts)
         pairs = pairs_of(model, parts, batch)
         draws = chance(Draw.PARTNERS, *PLACE).random(batch.size)
@@ -95,8 +96,17 @@ class TestPairs:
         assert pairs.h_i.shape == (30, 16)
         assert not pairs.h_i.requires_grad
 
-    def test_no_anchor_no_content(self, parts, new_model):
-        assert pairs_of(new_model(anchor_weight=0.0), parts, batch_of(parts, 30)).content is None
+    @pytest.mark.parametrize("anchor", [0.0, 1.0])
+    def test_no_anchor_no_content(self, parts, new_model, monkeypatch, anchor):
+        computed, plain = [], Contents.of
+
+        def spy(contents: Contents, *arguments: object) -> torch.Tensor:
+            computed.append(arguments[1])
+            return plain(contents, *arguments)
+
+        monkeypatch.setattr(Contents, "of", spy)
+        pairs = pairs_of(new_model(anchor_weight=anchor), parts, batch_of(parts, 30))
+        assert (pairs.content is None) == (not computed) == (not anchor)
 
 
 def test_chance_tells_purposes_and_places_apart():

@@ -31,7 +31,6 @@ def make_batch(
     *,
     centres: np.ndarray | None = None,
     number: int = 0,
-    content: bool = True,
 ) -> Batch:
     """Gather centres and all cells that their embeddings depend on.
 
@@ -48,8 +47,6 @@ def make_batch(
         ``(B,)`` cells to embed. ``None``: all.
     number
         Number of the slide among those of the model.
-    content
-        Whether the content of the surroundings is wanted too.
 
     Notes
     -----
@@ -57,14 +54,11 @@ def make_batch(
     """
     centres = np.arange(slide.n_cells) if centres is None else np.asarray(centres)
     reached = _reached(slide, centres, n_layers)
-    near = reached[-1]
-    if content:
-        near = np.union1d(near, _within_hops(slide, centres, CONTENT_HOPS))
     # those that each layer computes come first, then those that it looks at
-    shells = [np.setdiff1d(outer, inner, assume_unique=True) for inner, outer in pairwise([*reached, near])]
+    shells = [np.setdiff1d(outer, inner, assume_unique=True) for inner, outer in pairwise(reached)]
     cells = np.concatenate([reached[0], *shells])
     order = np.argsort(cells)
-    n_rows = len(cells) if content else len(reached[max(0, n_layers - 1)]) * (n_layers > 0)
+    n_rows = len(reached[max(0, n_layers - 1)]) * (n_layers > 0)
     graph = _among(slide.graph[cells[:n_rows]], cells, order)
     pool = _among(slide.local[centres], cells, order)
     return Batch(
@@ -77,8 +71,6 @@ def make_batch(
             Sparse(sp.csr_matrix((pool.data, pool.indices, pool.indptr), (len(centres), len(reached[0])), copy=False)),
             tuple(len(part) for part in reversed(reached[:-1])),
         ),
-        Sparse(_means(graph)) if content else None,
-        torch.from_numpy(order[np.searchsorted(cells[order], centres)]),
     )
 
 
@@ -114,13 +106,6 @@ def _rows(matrix: sp.csr_matrix) -> np.ndarray:
     return np.repeat(np.arange(matrix.shape[0]), np.diff(matrix.indptr))
 
 
-def _means(graph: sp.csr_matrix) -> sp.csr_matrix:
-    """Operator that takes the mean over the entries of every row."""
-    length = np.diff(graph.indptr)
-    values = np.repeat(1 / np.maximum(length, 1), length).astype(np.float32)
-    return sp.csr_matrix((values, graph.indices, graph.indptr), shape=graph.shape, copy=False)
-
-
 def among(rows: sp.csr_matrix, cells: np.ndarray) -> sp.csr_matrix:
     """``rows[:, cells]`` for sorted `cells`, whatever the number of columns."""
     return restrict(rows.data, rows.indices, rows.indptr, cells)
@@ -128,15 +113,8 @@ def among(rows: sp.csr_matrix, cells: np.ndarray) -> sp.csr_matrix:
 
 def to_device(batch: Batch, device: torch.device | str) -> Batch:
     """Move a batch to `device`."""
-    number, expression, panel, neighbours, around, centres = batch
-    return Batch(
-        number,
-        expression.to(device),
-        panel.to(device),
-        neighbours.to(device),
-        around and around.to(device),
-        centres.to(device),
-    )
+    number, expression, panel, neighbours = batch
+    return Batch(number, expression.to(device), panel.to(device), neighbours.to(device))
 
 
 def draw_partners(slide: Slide, centres: np.ndarray, u: np.ndarray) -> np.ndarray:

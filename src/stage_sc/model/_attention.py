@@ -55,8 +55,8 @@ def project(layer: GATConv, z: Tensor) -> Projected:
     return Projected((h * layer.att_src).sum(dim=2), (h * layer.att_dst).sum(dim=2), summed)
 
 
-def attend(layer: GATConv, z: Tensor, projected: Projected, graph: Block) -> Tensor:
-    r"""Rows of one attention layer with its residual connection, ``z + ELU(layer(z))``.
+def attend(layer: GATConv, projected: Projected, graph: Block) -> Tensor:
+    r"""Rows of one attention layer.
 
     .. math:: \alpha_{ij} = \mathrm{softmax}_j \, \mathrm{LeakyReLU}(a_{dst}^\top W z_i + a_{src}^\top W z_j + w_{ij} e)
 
@@ -64,10 +64,8 @@ def attend(layer: GATConv, z: Tensor, projected: Projected, graph: Block) -> Ten
     ----------
     layer
         Its parameters; one edge feature.
-    z
-        ``(n, dim)`` cells.
     projected
-        The same cells, from `project`.
+        The cells, from `project`.
     graph
         Rows of the graph with their edge weights; every cell sees itself.
 
@@ -79,7 +77,7 @@ def attend(layer: GATConv, z: Tensor, projected: Projected, graph: Block) -> Ten
     scores = projected.source, projected.target[graph.rows], slope, layer.negative_slope
     total = _WeightedSums.apply(projected.summed, *scores, graph)  # Σ e^s h and Σ e^s in one product
     attended = (total[:, :, :-1] / total[:, :, -1:]).transpose(0, 1).flatten(1)
-    return z[graph.rows] + F.elu(attended + layer.bias)
+    return attended + layer.bias
 
 
 class _WeightedSums(torch.autograd.Function):
@@ -124,7 +122,7 @@ def attend_all(layer: GATConv, z: Tensor, graph: Blocks) -> Tensor:
     """All rows of a layer, block by block. Without gradients."""
     projected, result = project(layer, z), torch.empty_like(z)
     for block in graph():
-        result[block.rows] = attend(layer, z, projected, block)
+        result[block.rows] = attend(layer, projected, block)
     return result
 
 

@@ -18,10 +18,13 @@ class Panel(NamedTuple):
     """``(P,)`` float32, subtracted from expression."""
     scale: Tensor
     """``(P,)`` float32, divided by afterwards."""
+    whitening: Tensor | None = None
+    """``(dim, dim)`` float32, applied to embedded cells, see `stage_sc.model._whitening`. ``None``: nothing is."""
 
     def to(self, device: torch.device | str) -> Panel:
         """Copy to `device`."""
-        return Panel(*(tensor.to(device) for tensor in self))
+        whitening = None if self.whitening is None else self.whitening.to(device)
+        return Panel(self.genes.to(device), self.mean.to(device), self.scale.to(device), whitening)
 
 
 class View(NamedTuple):

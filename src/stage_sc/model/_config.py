@@ -40,6 +40,10 @@ class StageConfig:
     """What is done to log-normalised expression per slide and gene: nothing, minus the mean, over the sd as well."""
     embedder_norm: Literal["frobenius", "column"] = "frobenius"
     """Norm of the panel's gene vectors that an embedded cell is divided by: of all (equation 17), or per component."""
+    whiten: bool = True
+    """Whether embedded cells are whitened on each slide, so that slides of any panel and platform are comparable."""
+    persistence: float = 0.5
+    """How much directions count that persist over hops, see `stage_sc.model._whitening`; 0: all directions equally."""
     levels: tuple[int, ...] = (8, 64, 512)
     """Number of prototypes of every level of the tree, from the root level to the leaves."""
     linkage: Literal["content", "cosine"] = "content"
@@ -117,7 +121,7 @@ class StageConfig:
                 check_positive(getattr(self, name), name, integer=True)
         for name in ("temperature", "epsilon", "learning_rate", "noise_rate"):
             check_positive(getattr(self, name), name)
-        for name in ("anchor_weight", "global_weight", "lift", "noise_scale"):
+        for name in ("anchor_weight", "global_weight", "lift", "noise_scale", "persistence"):
             if getattr(self, name) != 0:
                 check_positive(getattr(self, name), name)
         for name in ("panel_fraction", "min_share", "selection_threshold", "average_rate"):
@@ -140,6 +144,7 @@ class StageConfig:
     def paper(cls, **changes: Any) -> StageConfig:
         """Return the variant as printed, with `changes`: no anchor, cosine tree, leaves alone in the local loss."""
         printed = {"scaling": "none", "linkage": "cosine", "swap_levels": "leaves", "anchor_weight": 0.0, "lift": 0.0}
+        printed |= {"whiten": False}
         return cls(**{**printed, "selection": "slide", "assignment": "top-down", **changes})
 
     def replace(self, **changes: Any) -> StageConfig:

@@ -16,8 +16,8 @@ class GeneEmbedder(nn.Module):
 
     .. math:: \mathrm{embed}(x, P) = \frac{\sum_{j \in P} x_j v_j}{\sqrt{\sum_{j \in P} \|v_j\|^2}}
 
-    Scaling and augmentation act on genes, not on cells: they are applied to the vectors, and a cell costs one row of
-    one sparse product.
+    Scaling, augmentation and whitening are applied to the vectors, not to cells: a cell costs one row of one sparse
+    product.
 
     Parameters
     ----------
@@ -47,7 +47,7 @@ def embed_cells(
     expression
         ``(n, P)`` log-normalised expression.
     panel, view
-        Genes and scaling of the slide, and what this view does to them.
+        Genes, scaling and whitening of the slide, and what this view does to the genes.
     vectors
         ``(P, dim)`` vectors of the panel's genes.
     norm
@@ -61,6 +61,8 @@ def embed_cells(
     total = vectors.square().sum(dim=0)  # per component
     total = total.sum() if norm == "frobenius" else total
     vectors = vectors / torch.sqrt(total + 1e-12)
+    if panel.whitening is not None:
+        vectors = vectors @ panel.whitening
     factor = view.gain / panel.scale  # offset + gain (x - mean) / scale
     constant = (view.offset - factor * panel.mean) @ vectors
     return expression @ (factor[:, None] * vectors) + constant

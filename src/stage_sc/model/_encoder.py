@@ -42,10 +42,10 @@ class Neighbours(NamedTuple):
 
 
 class Encoder(nn.Module):
-    """Graph attention layers with residual connections, then pooling over the local neighbourhood.
+    """Graph attention layers, then pooling over the local neighbourhood.
 
-    Every layer starts by adding the mean over a cell and its neighbours, and pooling as the Gaussian mean: the
-    untrained encoder smooths, and training changes whom a cell attends to. It is a function on the whole graph: nothing
+    Every layer starts as the mean over a cell and its neighbours, and pooling as the Gaussian mean: the untrained
+    encoder smooths, and training changes whom a cell attends to. It is a function on the whole graph: nothing
     is cut off at the border of a batch.
 
     Parameters
@@ -81,7 +81,7 @@ class Encoder(nn.Module):
         """Neighbourhoods of the centres before they are brought to length 1, ``(B, dim)``."""
         z = cells
         for number, layer in enumerate(self.layers):
-            z = attend(layer, z, project(layer, z), neighbours.rows(number, len(z)))
+            z = attend(layer, project(layer, z), neighbours.rows(number, len(z)))
         return self.pool(neighbours.pool @ self.gated(z[: neighbours.pool.shape[1]]))
 
     def gated(self, z: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ from stage_sc.model._sparse import Sparse
 from stage_sc.model._tree import PrototypeTree
 
 # What surrounds a cell is the mean over its neighbours and itself, so many times over.
-CONTENT_HOPS = 4
+CONTENT_HOPS = 6
 
 
 class Batch(NamedTuple):
@@ -33,10 +33,6 @@ class Batch(NamedTuple):
     """Genes of the slide and their scaling."""
     neighbours: Neighbours
     """Graph among the n cells, and the local neighbourhoods of the B centres."""
-    around: Sparse | None
-    """``(n, n)``: the mean over the neighbours of a cell and itself, where content is wanted."""
-    centres: Tensor
-    """``(B,)`` int64, which of the n cells the centres are."""
 
 
 class Stage(nn.Module):
@@ -64,6 +60,13 @@ class Stage(nn.Module):
     """Losses and health figures per epoch, of a model that was just trained."""
     basis: Tensor
     """``(G, dim)`` float32, gene vectors as training began."""
+    familiarity: Tensor
+    """``(n_slides,)`` float32, mean cosine of the cells of each training slide with their nearest leaf."""
+    before: Tensor
+    """``(M,)`` int64, of a model that began as another: the node of that model that most of a node's training cells
+    were in; -1 where there are none."""
+    shared: Tensor
+    """``(M,)`` float32, their share."""
 
     def __init__(
         self,
@@ -86,6 +89,9 @@ class Stage(nn.Module):
             self.decoder = nn.Linear(config.dim, config.dim)
             self.tree = PrototypeTree(config.levels, config.dim)
         self.register_buffer("basis", self.embedder.vectors.detach().clone())
+        self.register_buffer("familiarity", torch.zeros(len(slides)))
+        self.register_buffer("before", torch.full((self.tree.n_nodes,), -1, dtype=torch.int64))
+        self.register_buffer("shared", torch.zeros(self.tree.n_nodes))
         self.queue = SlideQueue(len(slides), self.tree.n_nodes, config.queue_length)
 
     @torch.no_grad()
@@ -115,20 +121,11 @@ class Stage(nn.Module):
         view = view or clean_view(len(panel.genes)).to(self.tree.parent.device)
         return self.embedder(expression, panel, view)
 
-    @torch.no_grad()
-    def content(self, batch: Batch) -> Tensor:
-        """Mean expression around the centres, embedded with the vectors that the genes started from, ``(B, dim)``.
-
-        What leaves contain is compared in this fixed map, whatever training makes of the embeddings.
-        """
-        assert batch.around is not None
-        around = self.embed_fixed(batch.expression, batch.panel)
-        for _ in range(CONTENT_HOPS):
-            around = batch.around @ around
-        return around[batch.centres]
-
     def embed_fixed(self, expression: Sparse, panel: Panel) -> Tensor:
-        """Embed cells with the vectors that the genes started from, ``(n, dim)``."""
+        """Embed cells with the vectors that the genes started from, ``(n, dim)``.
+
+        What surrounds cells is compared in this map, which stays the same whatever training makes of the embeddings.
+        """
         view = clean_view(len(panel.genes)).to(self.basis.device)
         return embed_cells(expression, panel, view, self.basis[panel.genes], self.config.embedder_norm)
 

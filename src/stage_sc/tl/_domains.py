@@ -1,8 +1,9 @@
-"""Exactly as many domains as asked for, from the leaves that the cells are in."""
+"""Exactly as many domains as asked for, from what surrounds the cells and from the leaves that they are in."""
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -17,24 +18,37 @@ logger = logging.getLogger("stage_sc.tl")
 
 # Cells that are compared with all leaves at a time.
 BLOCK = 8192
+# K-means looks at a sample of so many cells, and begins so many times besides the beginning from the leaves.
+SAMPLE = 20_000
+STARTS = 9
 
 
 class Sums(NamedTuple):
     """What joining leaves needs to know of the cells: sums, which add up over slides."""
 
-    mass: Tensor
-    """``(K,)`` float64, sum of the probabilities of each leaf."""
+    n_cells: Tensor
+    """``(K,)`` float64, cells in each leaf."""
     total: Tensor
-    """``(K, d)`` float64, sum of content weighted with them."""
+    """``(K, d)`` float64, sum of their content."""
+
+
+class Tally(NamedTuple):
+    """What is known of domains once every cell is with its nearest centre: sums, which add up over slides."""
+
+    cells: Tensor
+    """``(K, m)`` float64, cells of each leaf in each domain."""
+    scatter: Tensor
+    """``(d, d)`` float64, products of the differences between cells and the centres of their domains."""
 
 
 def cut_domains(h: Tensor, leaves: Tensor, content: Tensor, n_domains: int, temperature: float = 0.1) -> np.ndarray:
-    r"""Join leaves into domains by what surrounds their cells, and let every cell choose among the domains.
+    r"""Cluster what surrounds the cells, starting from the leaves, and let content and leaves decide for every cell.
 
-    A cell is in leaf k with probability :math:`p_{ik} = \mathrm{softmax}_k(h_i^\top c_k / \tau)`. The content of a leaf
-    is the mean over cells weighted with it. Leaves are joined by Ward linkage of their contents, weighted with
-    :math:`\sum_i p_{ik}`, and cut; K-means from there lets single leaves change sides, which lowers the sum of squares
-    that both minimise. A cell's domain is the one whose leaves have the greatest probability together.
+    Leaves are joined by Ward linkage of the mean content of their cells. K-means of the contents of single cells begins
+    there, and nine times elsewhere; the lowest sum of squares is taken. With the shares :math:`q_{km}` of the domains
+    m in the cells of leaf k, a cell with content x and embedding h is in the domain that is greatest in
+
+    .. math:: \log \sum_k \mathrm{softmax}_k(h^\top c_k / \tau) \, q_{km} - \frac{\lVert x - \mu_m \rVert^2}{2 s^2}
 
     Parameters
     ----------
@@ -51,14 +65,21 @@ def cut_domains(h: Tensor, leaves: Tensor, content: Tensor, n_domains: int, temp
 
     Returns
     -------
-    ``(n,)`` int64 domain of every cell, in the order of the hierarchy: domains that are alike have near numbers. There
-    are fewer than `n_domains` where fewer leaves are in use, and the log says so.
+    ``(n,)`` int64 domain of every cell, in the order of a hierarchy: domains that are alike have near numbers. There
+    are fewer than `n_domains` only where fewer cells differ.
+
+    Notes
+    -----
+    :math:`s^2` is the variance of content around the centres along one of its effective directions, whose number is
+    :math:`(\sum \lambda)^2 / \sum \lambda^2` with the eigenvalues of that covariance.
     """
-    leaves = leaves[nearest_leaf(h, leaves).unique()]
-    group = join_leaves(leaf_sums(h, leaves, content, temperature), n_domains)
-    domain = vote(h, leaves, group, temperature)
-    if len(np.unique(domain)) < group.max() + 1:  # a domain of leaves that come second everywhere
-        domain = group[nearest_leaf(h, leaves).numpy()]
+    used, leaf = nearest_leaf(h, leaves).unique(return_inverse=True)
+    leaves = leaves[used]
+    centres = find_centres(draw(content), leaf_sums(leaf, content, len(used)), n_domains)
+    found = tally(leaf, content, centres, len(used))
+    domain = decide(h, leaves, content, centres, found, temperature)
+    if len(np.unique(domain)) < len(centres):  # a domain whose cells all have the leaves of others
+        domain = nearest(content, centres).numpy()
     return domain
 
 
@@ -67,50 +88,77 @@ def nearest_leaf(h: Tensor, leaves: Tensor) -> Tensor:
     return torch.cat([(block @ leaves.T).argmax(dim=1) for block in h.split(BLOCK)])
 
 
-def leaf_sums(h: Tensor, leaves: Tensor, content: Tensor, temperature: float) -> Sums:
+def leaf_sums(leaf: Tensor, content: Tensor, n_leaves: int) -> Sums:
     """Add up over cells what is known of every leaf."""
-    mass = torch.zeros(len(leaves), dtype=torch.float64)
-    total = torch.zeros(len(leaves), content.shape[1], dtype=torch.float64)
-    for block, around in zip(h.split(BLOCK), content.split(BLOCK), strict=True):
-        p = torch.softmax(block @ leaves.T / temperature, dim=1)
-        mass += p.sum(dim=0)
-        total += p.T @ around
-    return Sums(mass, total)
+    total = torch.zeros(n_leaves, content.shape[1], dtype=torch.float64)
+    return Sums(torch.bincount(leaf, minlength=n_leaves).double(), total.index_add_(0, leaf, content.double()))
 
 
-def join_leaves(sums: Sums, n_domains: int) -> np.ndarray:
-    """``(K,)`` int64 domain of every leaf in use; as many as asked for, or as there are leaves."""
-    n_leaves = len(sums.mass)
-    if n_leaves < n_domains:
-        logger.warning(
-            "%d domains were asked for, but the cells are in %d leaves of the tree only: there are %d domains. A model "
-            "that was trained on this data (`st.tl.fit`) has finer niches.",
-            *(n_domains, n_leaves, n_leaves),
-        )
-    return _join((sums.total / sums.mass[:, None]).numpy(), sums.mass.numpy(), min(n_domains, n_leaves))
+def draw(content: Tensor, size: int = SAMPLE) -> Tensor:
+    """About `size` cells that stand for all, the same for any order of cells."""
+    order = np.lexsort(content.numpy()[:, :2].T)
+    return content[torch.from_numpy(order[:: max(1, len(content) // size)])]
 
 
-def vote(h: Tensor, leaves: Tensor, group: np.ndarray, temperature: float) -> np.ndarray:
-    """``(n,)`` int64 domain whose leaves have the greatest probability together, for every cell."""
-    member = torch.nn.functional.one_hot(torch.from_numpy(group)).float()
-    shares = (torch.softmax(block @ leaves.T / temperature, dim=1) @ member for block in h.split(BLOCK))
-    return torch.cat([share.argmax(dim=1) for share in shares]).numpy()
+def find_centres(sample: Tensor, sums: Sums, n_domains: int) -> Tensor:
+    """``(m, d)`` mean content of every domain, those that are alike side by side."""
+    cells = sample.numpy()
+    distinct = len(np.unique(cells, axis=0))
+    if distinct < n_domains:
+        logger.warning("%d domains were asked for, but only %d cells differ.", n_domains, distinct)
+        n_domains = distinct
+    starts: list[np.ndarray | None] = [None]
+    if 1 < n_domains <= len(sums.n_cells):
+        starts.append(_start(sums, n_domains))
+    with threadpool_limits(1):  # sums in one order, whatever the machine
+        fits = [_kmeans(cells, n_domains, start) for start in starts]
+    best = min(fits, key=lambda fit: fit.inertia_)
+    centres = best.cluster_centers_
+    if n_domains > 2:
+        centres = centres[leaf_order(weighted_ward(centres, np.bincount(best.labels_, minlength=n_domains)))]
+    return torch.from_numpy(centres)
 
 
-def _join(mean: np.ndarray, weight: np.ndarray, n_domains: int) -> np.ndarray:
-    """Domain of every leaf, numbered along the hierarchy."""
-    if len(mean) == 1:
-        return np.zeros(1, dtype=np.int64)
-    merges = weighted_ward(mean, weight)
-    group = cut(merges, n_domains)
-    if 1 < n_domains < len(mean):
-        shares = np.eye(n_domains)[group].T * weight
-        start = shares @ mean / shares.sum(axis=1, keepdims=True)
-        with threadpool_limits(1):  # sums in one order, whatever the machine
-            refined = KMeans(n_domains, init=start, n_init=1).fit(mean, sample_weight=weight).labels_
-        if len(np.unique(refined)) == n_domains:
-            group = refined
-    rank = np.empty(len(mean))
-    rank[leaf_order(merges)] = np.arange(len(mean))
-    middle = np.bincount(group, weights=rank * weight) / np.bincount(group, weights=weight)
-    return np.argsort(np.argsort(middle))[group]
+def tally(leaf: Tensor, content: Tensor, centres: Tensor, n_leaves: int) -> Tally:
+    """Put every cell into the domain with the nearest centre, and add up what is known of domains."""
+    domain = nearest(content, centres)
+    cells = torch.bincount(leaf * len(centres) + domain, minlength=n_leaves * len(centres))
+    apart = (content - centres[domain]).double()
+    return Tally(cells.view(n_leaves, -1).double(), apart.T @ apart)
+
+
+def decide(h: Tensor, leaves: Tensor, content: Tensor, centres: Tensor, found: Tally, temperature: float) -> np.ndarray:
+    """``(n,)`` int64 domain of every cell, from its leaves and its content."""
+    shares = (found.cells / found.cells.sum(dim=1, keepdim=True)).float()
+    # s^2 is trace / (n * effective directions), and those are trace^2 / sum of squares
+    variance = float(found.scatter.square().sum() / found.scatter.trace().clamp(min=1e-12) / found.cells.sum())
+    domain = []
+    for block, near in zip(h.split(BLOCK), _distances(content, centres), strict=True):
+        share = torch.softmax(block @ leaves.T / temperature, dim=1) @ shares
+        domain.append((torch.log(share.clamp(min=1e-12)) - near / (2 * max(variance, 1e-12))).argmax(dim=1))
+    return torch.cat(domain).numpy()
+
+
+def nearest(content: Tensor, centres: Tensor) -> Tensor:
+    """``(n,)`` int64 domain whose centre is nearest, for every cell."""
+    return torch.cat([near.argmin(dim=1) for near in _distances(content, centres)])
+
+
+def _distances(content: Tensor, centres: Tensor) -> Iterator[Tensor]:
+    """Square distances of blocks of cells from the centres."""
+    for block in content.split(BLOCK):
+        yield torch.cdist(block, centres, compute_mode="donot_use_mm_for_euclid_dist").square()
+
+
+def _kmeans(cells: np.ndarray, n_domains: int, start: np.ndarray | None) -> KMeans:
+    if start is None:
+        return KMeans(n_domains, n_init=STARTS, random_state=0).fit(cells)
+    return KMeans(n_domains, init=start.astype(cells.dtype), n_init=1).fit(cells)
+
+
+def _start(sums: Sums, n_domains: int) -> np.ndarray:
+    """Mean content of every group of leaves, joined by Ward linkage."""
+    weight = sums.n_cells.numpy()
+    mean = sums.total.numpy() / weight[:, None]
+    member = np.eye(n_domains)[cut(weighted_ward(mean, weight), n_domains)].T * weight
+    return member @ mean / member.sum(axis=1, keepdims=True)

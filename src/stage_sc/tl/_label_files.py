@@ -25,7 +25,18 @@ from stage_sc.data._slide import read_data
 from stage_sc.model._checkpoint import model_digest, save_checkpoint
 from stage_sc.model._stage import Stage
 from stage_sc.pp._graph import build_graph
-from stage_sc.tl._domains import Sums, join_leaves, leaf_sums, nearest_leaf, vote
+from stage_sc.tl._domains import (
+    SAMPLE,
+    Sums,
+    Tally,
+    decide,
+    draw,
+    find_centres,
+    leaf_sums,
+    nearest,
+    nearest_leaf,
+    tally,
+)
 from stage_sc.tl._results import add_domains, write_labels
 from stage_sc.tl._stage_niches import label_slides
 from stage_sc.weights import resolve_model
@@ -119,13 +130,16 @@ def label_files(
         scheduler,
     )
     if n_domains is not None:
-        near = _run(_leaves_in_use, [(result, checkpoint, key_added) for result in results], scheduler)
-        used = np.unique(np.concatenate(near))
-        sums = _run(_sums, [(result, checkpoint, key_added, used) for result in results], scheduler)
-        group = join_leaves(Sums(*(sum(parts[1:], parts[0]) for parts in zip(*sums, strict=True))), n_domains)
-        for hard in (False, True):  # hard, where a domain's leaves come second everywhere
-            tasks = [(result, checkpoint, key_added, used, group, n_domains, hard) for result in results]
-            if len(np.unique(np.concatenate(_run(_add_domain, tasks, scheduler)))) == group.max() + 1:
+        seen = [(result, checkpoint, key_added) for result in results]
+        used = np.unique(np.concatenate(_run(_leaves_in_use, seen, scheduler)))
+        sums = _run(_sums, [(*task, used) for task in seen], scheduler)
+        samples = torch.cat(_run(_sample, [(result, SAMPLE // len(results) + 1) for result in results], scheduler))
+        centres = find_centres(samples, Sums(*map(_total, zip(*sums, strict=True))), n_domains)
+        tallies = _run(_tally, [(*task, used, centres) for task in seen], scheduler)
+        found = Tally(*map(_total, zip(*tallies, strict=True)))
+        for known in (found, None):  # by content alone, where a domain would be left without cells
+            domains = _run(_add_domain, [(*task, used, centres, known, n_domains) for task in seen], scheduler)
+            if len(np.unique(np.concatenate(domains))) == len(centres):
                 break
     return results
 
@@ -152,7 +166,7 @@ def _label_file(path: Path, result: Path, checkpoint: Path, settings: dict[str, 
     network = resolve_model(checkpoint)
     with scratch_folder(adata) as scratch, one_thread():
         slides = read_data(adata, scaling=network.config.scaling, vocabulary=network.vocabulary, scratch=scratch)
-        labels = label_slides(network, slides, resolve_device(settings["device"]), content=True)
+        labels = label_slides(network, slides, resolve_device(settings["device"]))
     params = {"key_added": key, "spatial_key": settings["spatial_key"], "library_key": library_key or ""}
     write_labels(adata, labels, network, {**params, "layer": layer or "", "n_domains": 0})
     adata.uns[key]["source"] = source
@@ -165,37 +179,63 @@ def _label_file(path: Path, result: Path, checkpoint: Path, settings: dict[str, 
 
 
 def _leaves_in_use(result: Path, checkpoint: Path, key: str) -> np.ndarray:
-    h, _, leaves, _ = _read(result, checkpoint, key)
-    return nearest_leaf(h, leaves).unique().numpy()
+    return nearest_leaf(*_read(result, checkpoint, key)).unique().numpy()
 
 
 def _sums(result: Path, checkpoint: Path, key: str, used: np.ndarray) -> Sums:
-    h, content, leaves, temperature = _read(result, checkpoint, key)
+    h, leaves = _read(result, checkpoint, key)
     with one_thread():
-        return leaf_sums(h, leaves[used], content, temperature)
+        return leaf_sums(nearest_leaf(h, leaves[used]), _content(result), len(used))
+
+
+def _sample(result: Path, size: int) -> torch.Tensor:
+    return draw(_content(result), size)
+
+
+def _tally(result: Path, checkpoint: Path, key: str, used: np.ndarray, centres: torch.Tensor) -> Tally:
+    h, leaves = _read(result, checkpoint, key)
+    with one_thread():
+        return tally(nearest_leaf(h, leaves[used]), _content(result), centres, len(used))
+
+
+def _total(parts: tuple[torch.Tensor, ...]) -> torch.Tensor:
+    return sum(parts[1:], parts[0])
 
 
 def _add_domain(
-    result: Path, checkpoint: Path, key: str, used: np.ndarray, group: np.ndarray, n_domains: int, hard: bool
+    result: Path,
+    checkpoint: Path,
+    key: str,
+    used: np.ndarray,
+    centres: torch.Tensor,
+    found: Tally | None,
+    n_domains: int,
 ) -> np.ndarray:
     """Write the domain of every cell into a result, and return those that there are."""
-    h, _, leaves, temperature = _read(result, checkpoint, key)
+    h, leaves = _read(result, checkpoint, key)
+    temperature = resolve_model(checkpoint).config.temperature
     with one_thread():
-        domain = group[nearest_leaf(h, leaves[used]).numpy()] if hard else vote(h, leaves[used], group, temperature)
+        if found is None:
+            domain = nearest(_content(result), centres).numpy()
+        else:
+            domain = decide(h, leaves[used], _content(result), centres, found, temperature)
     adata = ad.read_h5ad(result)
-    add_domains(adata, domain, key, int(group.max()) + 1)
+    add_domains(adata, domain, key, len(centres))
     adata.uns[key]["params"]["n_domains"] = n_domains
     _write(result, adata.write_h5ad)
     return np.unique(domain)
 
 
-def _read(result: Path, checkpoint: Path, key: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, float]:
-    """Embedding and content of the cells of a result; leaves and temperature of the model."""
+def _read(result: Path, checkpoint: Path, key: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """Embedding of the cells of a result, and leaves of the model."""
     with h5py.File(result, "r") as file:
         h = torch.from_numpy(file["obsm"][f"X_{key}"][:])
-    content = torch.from_numpy(np.load(_content_path(result)))
     network = resolve_model(checkpoint)
-    return h, content, network.tree.prototypes.detach()[network.tree.nodes(-1)], network.config.temperature
+    return h, network.tree.prototypes.detach()[network.tree.nodes(-1)]
+
+
+def _content(result: Path) -> torch.Tensor:
+    return torch.from_numpy(np.load(_content_path(result)))
 
 
 def _source(result: Path, key: str) -> Any:

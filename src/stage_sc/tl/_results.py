@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
+import torch
 from anndata import AnnData
 
 from stage_sc.model._checkpoint import model_digest
@@ -60,7 +61,7 @@ def write_labels(adata: AnnData, labels: Labels, model: Stage, params: dict[str,
         "params": params,
         "model": {"name": model.name, "digest": model_digest(model), "version": model.version},
         "levels": levels,
-        "tree": tree_table(tree, labels.nodes),
+        "tree": tree_table(model, labels.nodes),
     }
     if labels.domain is not None:
         add_domains(adata, labels.domain, key, int(labels.domain.max()) + 1)
@@ -73,17 +74,25 @@ def add_domains(adata: AnnData, domain: np.ndarray, key: str, n: int) -> None:
     adata.uns.pop(f"{key}_domain_colors", None)
 
 
-def tree_table(tree: PrototypeTree, nodes: np.ndarray) -> pd.DataFrame:
-    """One row per node, used or not: its level (1 is the root level), its parent ("" at the root level), its cells."""
-    parent = tree.parent.numpy()
-    return pd.DataFrame(
-        {
-            "level": np.repeat(np.arange(len(tree.levels)) + 1, tree.levels),
-            "parent": [f"N{node}" if node >= 0 else "" for node in parent],
-            "n_cells": np.bincount(nodes.ravel(), minlength=tree.n_nodes),
-        },
-        index=pd.Index([f"N{node}" for node in range(tree.n_nodes)], dtype=object),
-    )
+def tree_table(model: Stage, nodes: np.ndarray) -> pd.DataFrame:
+    """One row per node, used or not: its level (1 is the root level), its parent ("" at the root level), its cells.
+
+    Of a model that began as another, also the niche ``before`` that most of the node's training cells were in ("" where
+    there are none), and their share ``shared``.
+    """
+    tree = model.tree
+    columns = {
+        "level": np.repeat(np.arange(len(tree.levels)) + 1, tree.levels),
+        "parent": _names(tree.parent),
+        "n_cells": np.bincount(nodes.ravel(), minlength=tree.n_nodes),
+    }
+    if (model.before >= 0).any():
+        columns |= {"before": _names(model.before), "shared": model.shared.numpy()}
+    return pd.DataFrame(columns, index=pd.Index(_names(torch.arange(tree.n_nodes)), dtype=object))
+
+
+def _names(nodes: torch.Tensor) -> list[str]:
+    return [f"N{node}" if node >= 0 else "" for node in nodes.tolist()]
 
 
 def depth_first(tree: PrototypeTree) -> np.ndarray:

@@ -49,10 +49,9 @@ def stage_niches(
     model
         A model from `fit`, or the path of a checkpoint. ``None``: the model that comes with the package.
     n_domains
-        Cut to exactly this number of domains over all `data`, written to ``obs["stage_domain"]``. Leaves are joined by
-        the mean expression around their cells, and a cell is in the domain whose leaves have the greatest probability
-        together. Domains are named ``D1``, ``D2`` … for this call only: to compare separate calls, use the niches.
-        Where fewer leaves are in use there are fewer domains, and the log says so.
+        Cut to exactly this number of domains over all `data`, written to ``obs["stage_domain"]``. The expression
+        around cells is clustered, starting from the leaves, and both the cells' leaves and what is around them decide.
+        Domains are named ``D1``, ``D2`` … for this call only: to compare separate calls, use the niches.
     spatial_key
         Entry of ``obsm`` with the coordinates. ``None``: the one that the graph was built with.
     library_key
@@ -156,7 +155,7 @@ def stage_niches(
         for part, light in zip(parts, lights, strict=True):
             with scratch_folder(part, layer) as scratch:
                 slides = read_data(part, light=light, scratch=scratch, **keys)
-                found.append(label_slides(network, slides, where, content=n_domains is not None))
+                found.append(label_slides(network, slides, where))
         if n_domains is not None:
             found = _add_domains(network, found, n_domains)
     for part, light, labels in zip(parts, lights, found, strict=True):
@@ -178,13 +177,13 @@ def stage_niches(
     return parts if several else parts[0]
 
 
-def label_slides(model: Stage, slides: list[Slide], device: torch.device, *, content: bool) -> Labels:
+def label_slides(model: Stage, slides: list[Slide], device: torch.device) -> Labels:
     """Nodes, confidence, embedding and content of all cells of one AnnData."""
     config = model.config
     network = model if device.type == "cpu" else deepcopy(model).to(device)
     parts = []
     for slide in slides:
-        encoded = encode_slide(network, slide, content=content)
+        encoded = encode_slide(network, slide)
         nodes, confidence = network.tree.assign(
             encoded.h.to(device), how=config.assignment, temperature=config.temperature
         )

@@ -13,7 +13,7 @@ CELLS_PER_LEAF = 50
 # The published schedule belongs to a corpus of millions of cells; below this many a shorter and steeper one is used.
 SMALL = 200_000
 SCRATCH = {"epochs": 20, "warmup_epochs": 10, "learning_rate": 1e-3}
-TUNING = {"epochs": 5, "warmup_epochs": 0, "learning_rate": 3e-4}
+TUNING = {"epochs": 30, "warmup_epochs": 0, "learning_rate": 1e-3}
 
 
 def adapt(config: StageConfig, n_cells: int, *, tuning: bool = False) -> StageConfig:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from functools import partial
 from typing import NamedTuple
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -13,8 +14,10 @@ from torch.nn.functional import normalize
 from stage_sc.data._batch import slide_panel
 from stage_sc.data._slide import Matrix, Slide
 from stage_sc.model._attention import Block, attend_all, smooth
+from stage_sc.model._augment import Panel
 from stage_sc.model._sparse import Sparse
 from stage_sc.model._stage import CONTENT_HOPS, Stage
+from stage_sc.model._whitening import whitening
 
 # Cells that are computed at a time: what a block needs stays in the processor's cache.
 BLOCK = 16_384
@@ -26,7 +29,7 @@ class Encoded(NamedTuple):
     pooled: Tensor
     """``(n, dim)`` float32 embeddings before they are brought to length 1."""
     content: Tensor
-    """``(n, dim)`` float32 content of the surroundings of each cell, the mean over four hops; or ``(n, 0)``."""
+    """``(n, dim)`` float32 content of the surroundings of each cell, the mean over six hops."""
 
     @property
     def h(self) -> Tensor:
@@ -35,7 +38,7 @@ class Encoded(NamedTuple):
 
 
 @torch.no_grad()
-def encode_slide(model: Stage, slide: Slide, *, content: bool = True, block: int = BLOCK) -> Encoded:
+def encode_slide(model: Stage, slide: Slide, panel: Panel | None = None, *, block: int = BLOCK) -> Encoded:
     """Embed all cells of a slide, each once, layer by layer.
 
     Parameters
@@ -43,9 +46,9 @@ def encode_slide(model: Stage, slide: Slide, *, content: bool = True, block: int
     model
         Where it is, the computation is.
     slide
-        In memory or on disk: blocks of it are read, expression once.
-    content
-        Whether the content of the surroundings is wanted.
+        In memory or on disk: blocks of it are read, expression twice.
+    panel
+        From `calibrate`, for a part of a slide. ``None``: of this slide.
     block
         Cells at a time. The result does not depend on it (to rounding).
 
@@ -54,25 +57,61 @@ def encode_slide(model: Stage, slide: Slide, *, content: bool = True, block: int
     Four ``(n, dim)`` float32 arrays at a time, and one block: 0.5 GB for a million cells with ``dim=32``.
     """
     device = model.tree.parent.device
-    panel = slide_panel(slide, model.vocabulary).to(device)
     graph, local = (partial(_blocks, matrix, block, device) for matrix in (slide.graph, slide.local))
-    n, dim = slide.n_cells, model.config.dim
-    z = torch.empty(n, dim, device=device)
-    around = torch.empty(n, dim if content else 0, device=device)
+    near, far = _surroundings(model, slide, block)
+    panel = _calibrated(model, slide, near, far) if panel is None else panel.to(device)
+    content = (far if panel.whitening is None else far @ panel.whitening).cpu()
+    z = near  # whose place is free now
     for cells, rows in slide.blocks(block):
-        expression = Sparse(rows).to(device)
-        z[cells] = model.embed(expression, panel)
-        if content:
-            around[cells] = model.embed_fixed(expression, panel)
-    for _ in range(CONTENT_HOPS if content else 0):
-        around = smooth(around, graph)
-    around = around.cpu()
+        z[cells] = model.embed(Sparse(rows).to(device), panel)
     for layer in model.encoder.layers:
         z = attend_all(layer, z, graph)
-    gated, pooled = model.encoder.gated(z), torch.empty(n, dim)
+    gated, pooled = model.encoder.gated(z), torch.empty(slide.n_cells, model.config.dim)
     for part in local():
         pooled[part.rows] = model.encoder.pool(part.times(gated)).cpu()
-    return Encoded(pooled, around)
+    return Encoded(pooled, content)
+
+
+@torch.no_grad()
+def calibrate(model: Stage, slide: Slide, cells: Tensor | slice = slice(None)) -> Panel:
+    """Genes of a slide with the whitening that follows from some of its cells, on the model's device."""
+    near, far = _surroundings(model, slide, BLOCK)
+    return _calibrated(model, slide, near[cells], far[cells])
+
+
+class Contents:
+    """What surrounds the cells of slides in memory, computed once for each and kept as long as the slide."""
+
+    def __init__(self) -> None:
+        self._known: WeakKeyDictionary[Slide, Tensor] = WeakKeyDictionary()
+
+    @torch.no_grad()
+    def of(self, model: Stage, slide: Slide, panel: Panel) -> Tensor:
+        """Content of all cells, ``(n, dim)`` on the CPU; wrong at the border of a window, where no centre is."""
+        if slide not in self._known:
+            _, far = _surroundings(model, slide, BLOCK)
+            self._known[slide] = (far if panel.whitening is None else far @ panel.whitening.to(far.device)).cpu()
+        return self._known[slide]
+
+
+def _calibrated(model: Stage, slide: Slide, near: Tensor, far: Tensor) -> Panel:
+    panel = slide_panel(slide, model.vocabulary)
+    if model.config.whiten:
+        panel = panel._replace(whitening=whitening(near, far, model.config.persistence))
+    return panel.to(near.device)
+
+
+def _surroundings(model: Stage, slide: Slide, block: int) -> tuple[Tensor, Tensor]:
+    """Mean over one hop and over all hops of content, of cells embedded with fixed vectors and not whitened."""
+    device = model.tree.parent.device
+    panel, graph = slide_panel(slide, model.vocabulary).to(device), partial(_blocks, slide.graph, block, device)
+    z = torch.empty(slide.n_cells, model.config.dim, device=device)
+    for cells, rows in slide.blocks(block):
+        z[cells] = model.embed_fixed(Sparse(rows).to(device), panel)
+    near = far = smooth(z, graph)
+    for _ in range(CONTENT_HOPS - 1):
+        far = smooth(far, graph)
+    return near, far
 
 
 def _blocks(matrix: Matrix, size: int, device: torch.device) -> Iterator[Block]:

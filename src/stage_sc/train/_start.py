@@ -7,8 +7,9 @@ import torch
 
 from stage_sc.data._slide import Slide
 from stage_sc.data._window import load_window, sample
+from stage_sc.model._augment import Panel
 from stage_sc.model._stage import Stage
-from stage_sc.train._encode import Encoded, encode_slide
+from stage_sc.train._encode import Encoded, calibrate, encode_slide
 from stage_sc.train._prior import kmeans_leaves
 
 # Of slides on disk so many cells are looked at, of all of them together.
@@ -43,16 +44,31 @@ def grow_tree(model: Stage, slides: list[Slide], rng: np.random.Generator) -> No
     model.to(device)
 
 
-def _encode(model: Stage, slides: list[Slide]) -> Encoded:
+@torch.no_grad()
+def calibrate_slides(model: Stage, slides: list[Slide]) -> list[Panel]:
+    """Genes of every slide with its whitening, on the CPU; of those on disk it follows from a sample."""
+    return [calibrate(model, *_seen(model, slide, slides)).to("cpu") for slide in slides]
+
+
+def encode_slides(model: Stage, slides: list[Slide]) -> list[Encoded]:
     """Encode all cells of slides in memory, and a sample of those on disk."""
-    on_disk = sum(slide.stored for slide in slides)
     encoded = []
     for slide in slides:
-        if slide.stored:
-            window, centres = load_window(
-                slide, sample(slide, MAX_CELLS // on_disk), model.config.n_layers, rings=False
-            )
-            encoded.append(Encoded(*(part[centres] for part in encode_slide(model, window))))
-        else:
-            encoded.append(encode_slide(model, slide))
-    return Encoded(*(torch.cat(parts) for parts in zip(*encoded, strict=True)))
+        window, cells = _seen(model, slide, slides)
+        panel = calibrate(model, window, cells) if slide.stored else None
+        found = encode_slide(model, window, panel)
+        encoded.append(Encoded(*(part[cells] for part in found)))
+    return encoded
+
+
+def _encode(model: Stage, slides: list[Slide]) -> Encoded:
+    return Encoded(*(torch.cat(parts) for parts in zip(*encode_slides(model, slides), strict=True)))
+
+
+def _seen(model: Stage, slide: Slide, slides: list[Slide]) -> tuple[Slide, torch.Tensor | slice]:
+    """Slide in memory, and which of its cells are looked at."""
+    if not slide.stored:
+        return slide, slice(None)
+    size = MAX_CELLS // sum(one.stored for one in slides)
+    window, cells = load_window(slide, sample(slide, size), model.config.n_layers, rings=False)
+    return window, torch.from_numpy(cells)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +19,8 @@ from stage_sc.data._slide import Slide
 from stage_sc.model._checkpoint import model_digest
 from stage_sc.model._stage import Stage
 from stage_sc.train._health import Figures, Health
+
+logger = logging.getLogger("stage_sc.train")
 
 FORMAT = "stage_sc training"
 FORMAT_VERSION = 1
@@ -61,6 +64,8 @@ def describe_run(model: Stage, slides: list[Slide], *, keep_tree: bool) -> dict[
 def write_state(path: Path, run: dict[str, Any], state: State, model: Stage, optimizer: torch.optim.Optimizer) -> None:
     """Write a training to a file. One that is there is replaced at once: there is a whole file at any moment.
 
+    At the end of an epoch the log says so, with the history in the attribute ``history`` of the record.
+
     Parameters
     ----------
     path
@@ -87,6 +92,14 @@ def write_state(path: Path, run: dict[str, Any], state: State, model: Stage, opt
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, path)
+    if state.step == 0 and state.history and not state.finished:
+        last = state.history[-1]
+        logger.info(
+            "Epoch %d of %d is done (%s): loss %.4f, %d of %d leaves in use, cosine %.3f.",
+            *(len(state.history), run["epochs"], last["stage"], last["loss"]),
+            *(last["used"], run["levels"][-1], last["cosine"]),
+            extra={"history": state.history},
+        )
 
 
 def read_state(path: Path) -> Saved:

@@ -16,6 +16,7 @@ from stage_sc.model._augment import Panel, View, draw_view
 from stage_sc.model._losses import anchor_loss, path_loss, swapped_loss
 from stage_sc.model._stage import Batch, Stage
 from stage_sc.train._chance import Draw, chance
+from stage_sc.train._encode import Contents
 from stage_sc.train._processes import Processes
 
 
@@ -33,7 +34,12 @@ class Pairs(NamedTuple):
 
 
 def embed_pairs(
-    model: Stage, batch: GlobalBatch, panels: list[Panel], place: tuple[int, ...], processes: Processes
+    model: Stage,
+    batch: GlobalBatch,
+    panels: list[Panel],
+    place: tuple[int, ...],
+    processes: Processes,
+    contents: Contents,
 ) -> Pairs:
     """Embed the cells of a batch and their partners.
 
@@ -52,6 +58,8 @@ def embed_pairs(
         Root seed, epoch and step, which all chance comes from.
     processes
         Those that share the batch.
+    contents
+        What surrounds the cells.
     """
     config, device = model.config, model.tree.parent.device
     h_i, h_j, content = (torch.zeros(batch.size, config.dim, device=device) for _ in range(3))
@@ -60,11 +68,11 @@ def embed_pairs(
     for part in batch.parts:
         rows, panel, rng = part.rows, panels[part.number], chance(Draw.VIEWS, *place, part.number)
         partners = draw_partners(part.slide, part.centres, draws[rows])
-        one, view_i = _seen(model, part, part.centres, panel, rng, content=bool(config.anchor_weight))
-        other, view_j = _seen(model, part, partners, panel, rng, content=False)
+        one, view_i = _seen(model, part, part.centres, panel, rng)
+        other, view_j = _seen(model, part, partners, panel, rng)
         h_i[rows], h_j[rows], slides[rows] = model(one, view_i), model(other, view_j), part.number
         if config.anchor_weight:
-            content[rows] = model.content(one)
+            content[rows] = contents.of(model, part.slide, panel)[part.centres].to(device)
     return Pairs(
         processes.whole(h_i),
         processes.whole(h_j),
@@ -73,12 +81,10 @@ def embed_pairs(
     )
 
 
-def _seen(
-    model: Stage, part: Part, cells: np.ndarray, panel: Panel, rng: np.random.Generator, *, content: bool
-) -> tuple[Batch, View]:
+def _seen(model: Stage, part: Part, cells: np.ndarray, panel: Panel, rng: np.random.Generator) -> tuple[Batch, View]:
     """Put some cells of a slide together, and draw a view of them."""
     config, device = model.config, model.tree.parent.device
-    batch = make_batch(part.slide, panel, config.n_layers, centres=cells, number=part.number, content=content)
+    batch = make_batch(part.slide, panel, config.n_layers, centres=cells, number=part.number)
     view = draw_view(
         len(panel.genes),
         rng,

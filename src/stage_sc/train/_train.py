@@ -12,14 +12,14 @@ from torch.nn.functional import normalize
 from torch.nn.utils import clip_grad_norm_
 from tqdm.auto import tqdm
 
-from stage_sc.data._batch import slide_panel
 from stage_sc.data._epoch import epoch_batches, n_batches
 from stage_sc.data._slide import Slide
 from stage_sc.model._stage import Stage
 from stage_sc.train._chance import Draw, chance
+from stage_sc.train._encode import Contents
 from stage_sc.train._health import Figures, Health, has_collapsed, warn_if_collapsed
 from stage_sc.train._processes import launch
-from stage_sc.train._start import grow_tree, set_start
+from stage_sc.train._start import calibrate_slides, grow_tree, set_start
 from stage_sc.train._state import State, describe_run, read_state, resume, write_state
 from stage_sc.train._step import average_step, embed_pairs, pair_losses, set_gradients
 
@@ -92,7 +92,7 @@ def train(
         if checkpoint and processes.rank == 0:
             write_state(checkpoint, run, state, model, optimizer)
 
-    panels = [slide_panel(slide, model.vocabulary) for slide in slides]
+    panels, contents = calibrate_slides(model, slides), Contents()
     n_steps = config.epochs * n_batches(slides, config)
     shown = progress and processes.rank == 0
     bar = tqdm(total=config.epochs, initial=state.epoch, disable=not shown, unit="epoch", desc="STAGE")
@@ -102,7 +102,7 @@ def train(
         plan = {"skip": state.step, "rank": processes.rank, "n_ranks": processes.n}
         for batch in epoch_batches(slides, config, (state.root, state.epoch), **plan):
             place = state.root, state.epoch, state.step
-            pairs = embed_pairs(model, batch, panels, place, processes)
+            pairs = embed_pairs(model, batch, panels, place, processes, contents)
             losses, scores = pair_losses(model, pairs, place, joint=joint)
             set_gradients(model, losses["loss"], processes)
             clip_grad_norm_(model.parameters(), 1.0, error_if_nonfinite=True)

@@ -1,0 +1,54 @@
+"""What one choice of the configuration is worth: runs of ``fit`` in which a single parameter was changed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import pandas as pd
+
+import stage_sc as st
+
+from .runs import Line
+
+SCORES = ("ARI", "FIDE", "JSD")
+LEAVES = 64  # of the runs that vary the depth
+
+
+def ablations(lines: Iterable[Line]) -> pd.DataFrame:
+    """One row per run of ``fit`` in which one parameter was changed, or none: `parameter`, `value` and scores.
+
+    The runs without change stand under every parameter, with its default.
+    """
+    fits = [line for line in lines if line["options"].get("mode") == "fit" and "scores" in line]
+    default = st.model.StageConfig().to_dict()
+    base, changed = [], []
+    for line in fits:
+        config = line["options"].get("config", {})
+        scores = {**line["scores"]["mean"], "JSD": line["scores"].get("joint", {}).get("JSD")}
+        row = {"scenario": line["scenario"], **{score: scores.get(score) for score in SCORES}}
+        if not config:
+            base.append(row)
+        elif len(config) == 1:
+            ((name, value),) = config.items()
+            changed += [{"parameter": key, "value": one, "default": False, **row} for key, one in series(name, value)]
+    varied = {row["parameter"] for row in changed} & set(default)
+    scenarios = {row["scenario"] for row in changed}
+    used = [row for row in base if row["scenario"] in scenarios]
+    rows = changed + [
+        {"parameter": name, "value": default[name], "default": True, **row} for name in sorted(varied) for row in used
+    ]
+    return pd.DataFrame(rows).astype(dict.fromkeys(SCORES, float)) if changed else pd.DataFrame()
+
+
+def series(name: str, value: Any) -> list[tuple[str, Any]]:
+    """Parameter and value of a change; levels are of the series of depths, of leaves in three levels, or of both."""
+    if name != "levels":
+        return [(name, value)]
+    depth = [("depth", len(value))] if value[-1] == LEAVES else []
+    return depth + ([("leaves", value[-1])] if len(value) == 3 else [])
+
+
+def ordered(values: pd.Series) -> list[Any]:
+    """Different values, numbers by size and before text."""
+    return sorted(values.unique(), key=lambda value: (isinstance(value, str), value))

@@ -1,0 +1,119 @@
+"""One run: the method in a process of its own, then the scores of its labels."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import anndata as ad
+import pandas as pd
+
+from .environments import Requirements, interpreter, last_line, requirements
+from .runs import Line, Run
+from .scenarios import common_genes, expert
+from .scores import score
+
+METHODS = Path(__file__).with_name("methods")
+TOLD = ("platform", "tissue", "species", "spatial_unit")  # of `uns`: what a user knows of a slide
+MIN_GENES = 5
+ONE_THREAD = {f"{name}_NUM_THREADS": "1" for name in ("OMP", "OPENBLAS", "MKL", "NUMBA", "VECLIB", "NUMEXPR")} | {
+    "NUMBA_THREADING_LAYER": "workqueue",
+    "PYTHONHASHSEED": "0",
+    "CUDA_VISIBLE_DEVICES": "",
+    "MPLBACKEND": "Agg",
+}
+
+
+class Skipped(Exception):
+    """A run that cannot be asked of a method."""
+
+
+def execute(run: Run, data: Path, environments: Path, time_limit: float, methods: Path = METHODS) -> Line:
+    """Return the line of a run, with scores, or with the reason why it was skipped, or with the error."""
+    try:
+        groups = run.scenario.load(data, run.seed)
+        results = [call(run, group, environments, time_limit, methods) for group in groups]
+        labels = [result.pop("labels") for result in results]
+        return run.line | totals(results) | {"scores": score(run.scenario, groups, labels)}
+    except Skipped as reason:
+        return run.line | {"skipped": str(reason)}
+    except Exception as error:  # noqa: BLE001 - whatever a method or an installation does, the other runs go on
+        return run.line | {"error": f"{type(error).__name__}: {error}"}
+
+
+def call(run: Run, group: Sequence[ad.AnnData], environments: Path, time_limit: float, methods: Path) -> dict[str, Any]:
+    """Labels of a group of sections, and what they cost."""
+    n_domains = run.scenario.number(group)
+    if run.method == "expert":
+        labels = [expert(section) for section in group]
+        if all(part.isna().all() for part in labels):
+            raise Skipped("no expert labels")
+        return {"labels": labels, "n_domains": n_domains}
+    method = methods / f"{run.method}.py"
+    needed = requirements(method)
+    if needed.needs and not (needed.needs in run.options and Path(run.options[needed.needs]).exists()):
+        raise Skipped(f"{needed.needs} not there")
+    bare = handed_over(group, needed)
+    python = interpreter(method, environments)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        for number, section in enumerate(bare):
+            section.write_h5ad(folder / f"{number}.h5ad")
+        asked = {"n_domains": n_domains, "seed": run.seed, "options": run.options, "packages": needed.packages}
+        (folder / "call.json").write_text(json.dumps(asked))
+        command = [python, METHODS / "_shared" / "_call.py", method.absolute(), folder, folder / "result.json"]
+        run_limited([str(part) for part in command], time_limit)
+        result: dict[str, Any] = json.loads((folder / "result.json").read_text())
+    result["labels"] = [
+        pd.Series(part, index=section.obs_names) for part, section in zip(result["labels"], group, strict=True)
+    ]
+    return result | {"n_domains": n_domains}
+
+
+def handed_over(group: Sequence[ad.AnnData], needed: Requirements) -> list[ad.AnnData]:
+    """Sections without anything that an expert said, with common genes alone where the method needs that."""
+    genes = None if needed.panels == "any" else common_genes(group)
+    if genes is not None and len(genes) < MIN_GENES:
+        raise Skipped(f"needs common genes, the sections have {len(genes)}")
+    bare = []
+    for section in group:
+        part = section if genes is None or len(group) == 1 else section[:, genes]
+        told = {name: str(section.uns[name]) for name in TOLD if name in section.uns}
+        obs, var = pd.DataFrame(index=part.obs_names), pd.DataFrame(index=part.var_names)
+        bare.append(ad.AnnData(part.X.copy(), obs, var, uns=told, obsm={"spatial": part.obsm["spatial"].copy()}))
+    return bare
+
+
+def run_limited(command: list[str], time_limit: float) -> None:
+    """Run a command on one thread; when it takes too long, end it with all that it started."""
+    with (
+        tempfile.TemporaryFile("w+") as told,
+        subprocess.Popen(
+            command, stdout=told, stderr=told, env=os.environ | ONE_THREAD, start_new_session=True
+        ) as process,
+    ):
+        try:
+            process.wait(time_limit)
+        except BaseException as error:
+            os.killpg(process.pid, signal.SIGKILL)
+            if isinstance(error, subprocess.TimeoutExpired):
+                raise TimeoutError(f"not done after {time_limit:g} s") from None
+            raise
+        if process.returncode:
+            told.seek(0)
+            raise RuntimeError(last_line(told.read()))
+
+
+def totals(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Time and memory of all calls of a run."""
+    line: dict[str, Any] = {"n_domains": results[0]["n_domains"]}
+    if "wall_s" in results[0]:
+        line |= {name: round(sum(result[name] for result in results), 2) for name in ("wall_s", "cpu_s")}
+        line |= {"peak_mb": max(result["peak_mb"] for result in results), "versions": results[0]["versions"]}
+    return line

@@ -1,0 +1,169 @@
+"""Tables of a benchmark's lines, in Markdown.
+
+    python -m benchmarks.accuracy.tables LINES.jsonl [MORE.jsonl ...]
+
+Scores are means over sections; mean and standard deviation over seeds. The p-values are those of Wilcoxon's signed-rank
+test (two-sided) over all pairs of a section and a seed. These are not independent, as seeds share sections: p-values
+are smaller than new tissue would give.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from scipy.stats import wilcoxon
+
+from .ablations import ablations, ordered
+from .runs import Line, read_lines
+
+SCORES = ["ARI", "NMI", "FIDE", "PAS", "ASW"]
+JOINT = {"JSD": "JSD", "ARI": "ARI, joint", "between": "ARI between halves", "specificity": "specificity"}
+OURS = "stage fit"
+PAPER_ROLES = ("cross-platform", "replicates", "shared and specific")
+
+
+def main() -> None:
+    """Print all tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("lines", type=Path, nargs="+")
+    parser.add_argument("--ours", default=OURS, help="the method that is tested against the others")
+    options = parser.parse_args()
+    lines = list({line["id"]: line for path in options.lines for line in read_lines(path)}.values())
+    scores = frame(line for line in lines if "config" not in line["options"])
+    for scenario, part in scores.groupby("scenario", sort=False):
+        print(f"## {scenario} ({', '.join(part['roles'].iloc[0])})\n\n{markdown(summary(part))}\n")
+    print(f"## In the form of the paper's Table 1\n\n{markdown(paper_table(scores))}\n")
+    if (tests := signed_ranks(scores, options.ours)) is not None:
+        print(f"## {options.ours} against each method: Wilcoxon's signed-rank test\n\n{markdown(tests)}\n")
+    if len(changed := ablations(lines)):
+        for scenario, part in changed.groupby("scenario", sort=False):
+            print(f"## One choice changed: {scenario}\n\n{markdown(ablation_table(part))}\n")
+    if failed := [line for line in lines if "scores" not in line]:
+        print(f"## Not done\n\n{markdown(reasons(failed))}")
+
+
+def name_of(line: Line) -> str:
+    """Method, mode, and every other option that was given, with the changes of the configuration."""
+    options = {**line["options"], **line["options"].get("config", {})}
+    told = [f"{key}={value}" for key, value in options.items() if key not in ("mode", "config", "weights")]
+    return " ".join([line["method"], *([options["mode"]] if "mode" in options else []), *told])
+
+
+def frame(lines: Iterable[Line]) -> pd.DataFrame:
+    """One row for each section of each run, and one for all sections ("mean") with the joint scores."""
+    rows = []
+    for line in lines:
+        told = {
+            "name": name_of(line),
+            **{key: line[key] for key in ("scenario", "seed")},
+            "roles": tuple(line["roles"]),
+        }
+        scores = line.get("scores", {})
+        joint = {title: scores.get("joint", {}).get(key) for key, title in JOINT.items()}
+        for section, values in scores.items():
+            if section == "mean":
+                rows.append({**told, "section": section, **values, **joint, "seconds": line.get("cpu_s")})
+            elif section != "joint":
+                rows.append({**told, "section": section, **values})
+    columns = ["name", "scenario", "seed", "roles", "section", *SCORES, *JOINT.values(), "seconds"]
+    return pd.DataFrame(rows, columns=columns).astype(dict.fromkeys([*SCORES, *JOINT.values(), "seconds"], float))
+
+
+def by_role(scores: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """Rows of the scenarios of every role."""
+    roles = dict.fromkeys(role for roles in scores["roles"] for role in roles)
+    return {role: scores[[role in roles for roles in scores["roles"]]] for role in roles}
+
+
+def summary(scores: pd.DataFrame) -> pd.DataFrame:
+    """Mean (sd) over seeds, the best ARI first, columns without values left out."""
+    runs = scores[scores["section"] == "mean"].dropna(axis="columns", how="all")
+    figures = [name for name in [*SCORES, *JOINT.values(), "seconds"] if name in runs]
+    groups = runs.groupby("name", sort=False)
+    order = groups[figures[0]].mean().sort_values(ascending=False).index
+    table = pd.DataFrame({name: groups[name].agg(spread) for name in figures}).loc[order]
+    return table.assign(seeds=groups["seed"].nunique()).rename_axis("method").reset_index()
+
+
+def paper_table(scores: pd.DataFrame) -> pd.DataFrame:
+    """PAS and ASW as the paper prints them: mean (± sd) over sections and seeds, three roles below one another.
+
+    The paper's ASW is a silhouette in [-1, 1]: twice ours less 1.
+    """
+    rows = []
+    for role in PAPER_ROLES:
+        part = by_role(scores).get(role)
+        if part is None:
+            continue
+        rows.append({"Methods": f"**{role}**", "PAS": "", "ASW": ""})
+        for name, values in part[part["section"] != "mean"].groupby("name", sort=False):
+            asw = 2 * values["ASW"] - 1
+            row = {
+                title: f"{one.mean():.4f} (± {one.std():.4f})" for title, one in (("PAS", values["PAS"]), ("ASW", asw))
+            }
+            rows.append({"Methods": name, **row})
+    return pd.DataFrame(rows, columns=["Methods", "PAS", "ASW"])
+
+
+def signed_ranks(scores: pd.DataFrame, ours: str = OURS) -> pd.DataFrame | None:
+    """Test `ours` against every method over the pairs of section and seed that both have; None if there are none."""
+    sections = scores[(scores["section"] != "mean") & scores["ARI"].notna()]
+    values = sections.pivot_table(index=["scenario", "section", "seed"], columns="name", values="ARI")
+    if ours not in values:
+        return None
+    rows = []
+    for name in values.columns.drop([ours, "expert"], errors="ignore"):
+        pairs = values[[ours, name]].dropna()
+        gain = pairs[ours] - pairs[name]
+        if len(pairs) and gain.any():
+            wins = f"{(gain > 0).sum()} of {len(pairs)}"
+            p = wilcoxon(gain).pvalue
+            rows.append({"method": name, "median gain in ARI": f"{gain.median():+.3f}", "wins": wins, "p": f"{p:.2g}"})
+    return pd.DataFrame(rows) if rows else None
+
+
+def ablation_table(changed: pd.DataFrame) -> pd.DataFrame:
+    """Parameters, values and scores in the form of the paper's Table 3, defaults in bold; mean (sd) over seeds."""
+    rows = []
+    for parameter, part in changed.groupby("parameter"):
+        for value in ordered(part["value"]):
+            runs = part[part["value"] == value]
+            title = f"**{value}**" if runs["default"].any() else value
+            scores = {score: spread(runs[score]) for score in ("ARI", "FIDE", "JSD")}
+            rows.append({"parameter": parameter, "value": title, **scores, "seeds": len(runs)})
+    return pd.DataFrame(rows)
+
+
+def reasons(lines: list[Line]) -> pd.DataFrame:
+    """Why runs have no scores."""
+    rows = [
+        (line["scenario"], name_of(line), line.get("error") or f"skipped: {line['skipped']}", line["seed"])
+        for line in lines
+    ]
+    table = pd.DataFrame(rows, columns=["scenario", "method", "reason", "seed"])
+    seeds = table.groupby(["scenario", "method", "reason"], sort=False)["seed"]
+    return seeds.agg(lambda found: ", ".join(map(str, sorted(found)))).rename("seeds").reset_index()
+
+
+def spread(values: pd.Series) -> str:
+    """Mean, and sd where there are several values."""
+    known = values.dropna()
+    digits = 3 if known.abs().max() < 10 else 0
+    if known.empty:
+        return "–"
+    deviation = f" ({np.std(known, ddof=1):.{digits}f})" if len(known) > 1 else ""
+    return f"{known.mean():.{digits}f}{deviation}"
+
+
+def markdown(table: pd.DataFrame) -> str:
+    """Markdown table."""
+    rows = [[str(value) for value in row] for row in [table.columns, ["---"] * len(table.columns), *table.to_numpy()]]
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+if __name__ == "__main__":
+    main()

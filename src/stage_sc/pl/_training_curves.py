@@ -1,0 +1,108 @@
+"""Pictures of how a training went."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import matplotlib.pyplot as plt
+import pandas as pd
+from matplotlib.ticker import MaxNLocator
+
+from ._figure import finish
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from stage_sc.model import Stage
+
+TITLES = {
+    "loss": "losses",
+    "entropy": "evenness of the use of leaves",
+    "used": "leaves in use",
+    "cosine": "cosine of two cells",
+}
+
+
+def training_curves(
+    history: Stage | pd.DataFrame,
+    *,
+    figsize: tuple[float, float] | None = None,
+    show: bool | None = None,
+    save: str | Path | None = None,
+    return_fig: bool = False,
+) -> Axes | list[Axes] | Figure | None:
+    """Draw the losses and health figures of a training, epoch by epoch.
+
+    Losses should fall, evenness and leaves in use stay high. A training has collapsed where the cosine of two cells on
+    average comes near 1 (all cells look the same), or where few leaves are left. A dashed line marks where joint
+    training begins, with a tree that is grown anew.
+
+    Parameters
+    ----------
+    history
+        A model that was just trained with ``st.tl.fit``, or a table like its ``history``, as in
+        ``pd.read_csv("history.csv", index_col="epoch")``.
+    figsize
+        Width and height of the figure in inches. Default: 8 by 5.
+    show
+        Show the figure and return None. Default: scanpy's ``settings.autoshow``.
+    save
+        Full path of a file to write (200 dots per inch, cropped to what is drawn); the suffix sets the format.
+    return_fig
+        Return the figure, detached from pyplot, instead of showing it.
+
+    Returns
+    -------
+    The list of four axes if not shown, the figure with `return_fig`, else None.
+
+    Raises
+    ------
+    KeyError
+        If the table lacks a column.
+    ValueError
+        If the model has no history, as one that was read from a file, or if there is no epoch in it.
+
+    See Also
+    --------
+    stage_sc.tl.fit : Describes the columns.
+
+    Examples
+    --------
+    >>> import stage_sc as st
+    >>> adata = st.datasets.simulate_tissue(500)
+    >>> st.pp.build_graph(adata)
+    >>> model = st.tl.fit(adata, epochs=2, progress=False)
+    >>> st.pl.training_curves(model, save="curves.png", return_fig=True).get_axes()[2].get_title()
+    'leaves in use'
+    """
+    table = history if isinstance(history, pd.DataFrame) else history.history
+    if table is None:
+        raise ValueError(
+            "The model has no history, which is not stored with it: draw the model that `st.tl.fit` returned, or a "
+            "table, e.g. `pd.read_csv('history.csv', index_col='epoch')`."
+        )
+    missing = [name for name in ("stage", *TITLES) if name not in table]
+    if missing:
+        raise KeyError(f"`history` lacks the columns {missing}; it has {list(table)}.")
+    if table.empty:
+        raise ValueError("`history` has no epoch: there is nothing to draw.")
+    losses = [name for name in table if name not in {"stage", *TITLES} - {"loss"}]
+    joint = table.index[table["stage"] == "joint"]
+    fig, axes = plt.subplots(2, 2, figsize=figsize or (8, 5), sharex=True, layout="constrained")
+    for ax, (name, title) in zip(axes.flat, TITLES.items(), strict=True):
+        for column in losses if name == "loss" else [name]:
+            ax.plot(table.index, table[column], marker=".", label=column)
+        if 0 < len(joint) < len(table):
+            ax.axvline(joint[0] - 0.5, color="0.5", linestyle="--", linewidth=1, label="joint training")
+        ax.set_title(title, fontsize=10)
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    losses_ax, entropy, used, cosine = axes.flat
+    losses_ax.legend(fontsize=8, frameon=False)
+    entropy.set_ylim(0, 1.05)
+    used.set_ylim(0, 1.05 * max(table["used"].max(), 1))
+    cosine.set_ylim(min(0, table["cosine"].min()), 1.05)
+    for ax in (used, cosine):
+        ax.set_xlabel("epoch")
+    return finish(fig, list(axes.flat), own=True, show=show, save=save, return_fig=return_fig)

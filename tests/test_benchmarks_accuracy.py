@@ -1,0 +1,319 @@
+"""The accuracy benchmark: what it runs, what it leaves out, and what it makes of the labels."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import anndata as ad
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+from scipy.stats import wilcoxon
+
+import stage_sc as st
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))  # the benchmark is a folder of the repository, no part of the package
+
+from benchmarks.accuracy import __main__ as command  # noqa: E402
+from benchmarks.accuracy import ablations, environments, execute, figures, runs, scenarios, scores, tables  # noqa: E402
+
+CONFIG = """
+[scenarios.made-up]
+kind = "joint"
+sections = ["*.h5ad"]
+roles = ["annotated"]
+
+[[runs]]
+methods = ["broken"]
+scenarios = ["made-up"]
+
+[[runs]]
+methods = ["stripes"]
+scenarios = ["made-up"]
+seeds = [0, 1]
+"""
+STRIPES = '''
+"""Cuts sections into stripes and keeps a diary of its calls."""
+# /// script
+# [tool.benchmark]
+# panels = "any"
+# ///
+from pathlib import Path
+import numpy as np
+
+def label(sections, n_domains, seed):
+    with Path(__file__).with_suffix(".diary").open("a") as diary:
+        diary.write(f"{seed}\\n")
+    assert not any(len(section.obs.columns) for section in sections), "sections came with what an expert said"
+    return [np.floor(n_domains * section.obsm["spatial"][:, 1] / 1000.0).astype(int) for section in sections]
+'''
+BROKEN = "def label(sections, n_domains, seed):\n    raise KeyError('no such thing')\n"
+SLOW = "import time\ndef label(sections, n_domains, seed):\n    time.sleep(60)\n"
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("sections")
+    both = st.datasets.simulate_tissue(200, n_slides=2, rng=3)
+    for name in ("slide1", "slide2"):
+        slide = both[both.obs["slide"] == name].copy()
+        slide.obs["domain"] = slide.obs["domain"].astype(object)
+        slide.obs.loc[slide.obs_names[:5], "domain"] = None
+        slide.uns = {"tissue": f"{name} (left)", "species": "mouse"}
+        slide.write_h5ad(folder / f"{name}.h5ad")
+    return folder
+
+
+@pytest.fixture
+def methods(tmp_path) -> Path:
+    folder = tmp_path / "methods"
+    folder.mkdir()
+    (folder / "stripes.py").write_text(STRIPES)
+    (folder / "broken.py").write_text(BROKEN)
+    (folder / "slow.py").write_text(SLOW)
+    return folder
+
+
+def config(tmp_path: Path, text: str = CONFIG) -> list[runs.Run]:
+    (tmp_path / "config.toml").write_text(text)
+    return runs.read_config(tmp_path / "config.toml")
+
+
+def test_a_method_that_fails_leaves_an_error_and_the_others_go_on(data, methods, tmp_path):
+    out = tmp_path / "lines.jsonl"
+    asked = config(tmp_path)
+    command.benchmark(asked[:2], data, out, environments=tmp_path, methods=methods)
+    failed, done = runs.read_lines(out)
+    assert (failed["method"], done["method"]) == ("broken", "stripes")
+    assert "no such thing" in failed["error"] and "scores" not in failed
+    assert done["n_domains"] == 6 and {"wall_s", "cpu_s", "peak_mb"} <= set(done)
+    assert done["versions"]["stage-sc"] == st.__version__
+
+    with out.open("a") as file:  # as if the next run had been killed while it wrote
+        file.write('{"id": "cut o')
+    command.benchmark(asked, data, out, environments=tmp_path, methods=methods)
+    assert (methods / "stripes.diary").read_text().split() == ["0", "1"], "a run with a line was repeated"
+    lines = runs.read_lines(out)
+    assert [line["id"] for line in lines] == [run.id for run in asked]
+    assert runs.missing(asked, lines) == []
+    assert [run.method for run in runs.missing(asked, lines, retry=True)] == ["broken"]
+
+
+def test_a_run_that_takes_too_long_is_ended_and_not_tried_with_other_seeds(data, methods, tmp_path):
+    asked = config(tmp_path, CONFIG.replace("stripes", "slow"))
+    command.benchmark(asked[1:], data, tmp_path / "out", environments=tmp_path, time_limit=0.5, methods=methods)
+    first, second = runs.read_lines(tmp_path / "out")
+    assert "not done after 0.5 s" in first["error"]
+    assert "too long" in second["skipped"]
+
+
+def test_scores_are_those_of_direct_calls(data):
+    scenario = scenarios.Scenario("x", "joint", ("*.h5ad",), ())
+    group = scenario.load(data, 0)[0]
+    rng = np.random.default_rng(0)
+    labels = [scenarios.expert(section).fillna("L1") for section in group]
+    for part in labels:
+        part[rng.random(len(part)) < 0.3] = "other"
+    found = scores.score(scenario, [group], [labels])
+
+    joined = ad.concat({"slide1": group[0], "slide2": group[1]}, label="section", index_unique="-")
+    joined.obs["found"] = np.concatenate(labels)
+    for number, (section, part) in enumerate(zip(group, labels, strict=True), start=1):
+        section.obs["found"] = part
+        st.pp.build_graph(section)
+        direct = {
+            "ARI": st.metrics.ari(section, "found", reference="domain"),
+            "NMI": st.metrics.nmi(section, "found", reference="domain"),
+            "FIDE": st.metrics.fide(section, "found"),
+            "PAS": st.metrics.pas(section, "found"),
+            "ASW": st.metrics.asw(section, "found"),
+        }
+        assert found[f"slide{number}"] == pytest.approx(direct, abs=1e-6)
+    assert found["mean"]["PAS"] == pytest.approx(np.mean([found[f"slide{i}"]["PAS"] for i in (1, 2)]), abs=1e-5)
+    assert found["joint"]["JSD"] == pytest.approx(st.metrics.jsd(joined, "found", library_key="section"), abs=1e-6)
+    assert found["joint"]["ARI"] == pytest.approx(st.metrics.ari(joined, "found", reference="domain"), abs=1e-6)
+    assert 0.5 < found["joint"]["specificity"] < 0.6, "both tissues have the same domains"
+
+
+def test_domains_of_one_tissue_alone_are_specific(data):
+    scenario = scenarios.Scenario("x", "joint", ("*.h5ad",), ())
+    group = scenario.load(data, 0)[0]
+    labels = [scenarios.expert(section).fillna("L1") for section in group]
+    apart = scores.score(scenario, [group], [[labels[0] + " a", labels[1] + " b"]])
+    assert apart["joint"]["specificity"] == 1.0
+    assert apart["joint"]["JSD"] == 1.0
+    assert apart["mean"]["ARI"] == 1.0 > apart["joint"]["ARI"]
+
+
+def test_half_panels_are_disjoint_halves_of_the_same_cells(data):
+    whole = ad.read_h5ad(data / "slide1.h5ad")
+    scenario = scenarios.Scenario("x", "half-panels", ("slide1.h5ad",), ())
+    (halves,) = scenario.load(data, seed=5)
+    genes = [set(half.var_names) for half in halves]
+    assert not genes[0] & genes[1] and genes[0] | genes[1] == set(whole.var_names)
+    assert all(half.obs_names.equals(whole.obs_names) for half in halves)
+    assert (halves[0].X != whole[:, halves[0].var_names].X).nnz == 0
+    changed, before = halves[1].X.sum(axis=0).A1, whole[:, halves[1].var_names].X.sum(axis=0).A1
+    many = before > 50
+    ratio = np.log(changed[many] / before[many])
+    assert np.median(ratio) == pytest.approx(np.log(0.6), abs=0.25) and ratio.std() == pytest.approx(0.5, abs=0.2)
+    assert (halves[1].X.data == np.round(halves[1].X.data)).all()
+    again = scenario.load(data, seed=5)[0][1]
+    assert (again.X != halves[1].X).nnz == 0
+    assert set(scenario.load(data, seed=6)[0][0].var_names) != genes[0]
+
+
+def test_the_experts_labels_agree_between_half_panels(data, tmp_path):
+    scenario = scenarios.Scenario("x", "half-panels", ("slide1.h5ad",), ())
+    line = execute.execute(runs.Run(scenario, "expert", {}, 0), data, tmp_path, 1.0)
+    assert line["scores"]["joint"]["between"] == 1.0
+    assert line["scores"]["joint"]["JSD"] == 0.0
+
+
+def test_methods_that_need_common_genes_are_skipped_where_there_are_none(data, tmp_path):
+    scenario = scenarios.Scenario("x", "half-panels", ("slide1.h5ad",), ())
+    line = execute.execute(runs.Run(scenario, "leiden", {}, 0), data, tmp_path, 1.0)
+    assert "sections have 0" in line["skipped"]
+
+
+@pytest.mark.parametrize("options", [{}, {"weights": "nowhere"}])
+def test_a_method_is_skipped_where_its_weights_are_not_there(data, tmp_path, options):
+    scenario = scenarios.Scenario("x", "joint", ("slide1.h5ad",), ())
+    line = execute.execute(runs.Run(scenario, "scgpt", options, 0), data, tmp_path, 1.0)
+    assert line["skipped"] == "weights not there"
+
+
+@pytest.mark.parametrize("method", sorted(execute.METHODS.glob("[!_]*.py")), ids=lambda path: path.stem)
+def test_every_method_says_what_it_needs(method):
+    needed = environments.requirements(method)
+    assert needed.panels in ("common", "any")
+    assert "def label(" in method.read_text()
+    if method.stem == "stage":
+        assert environments.interpreter(method, Path("nowhere")) == Path(sys.executable)
+    else:
+        assert needed.own and needed.dependencies
+
+
+def test_metadata_is_read_as_its_specification_says(tmp_path):
+    (tmp_path / "method.py").write_text(
+        '# /// script\n# dependencies = [\n#   "one[more]>=2",\n#   "two==1.0",\n# ]\n#\n# [tool.benchmark]\n'
+        '# needs = "weights"\n# ///\nimport one\n'
+    )
+    needed = environments.requirements(tmp_path / "method.py")
+    assert needed.packages == ["one", "two"]
+    assert needed.needs == "weights" and needed.panels == "common"
+
+
+def test_options_vary_one_at_a_time(tmp_path):
+    text = CONFIG + '[runs.options]\nmode = "fit"\n[runs.vary]\nmode = ["x"]\n"config.epochs" = [1, 2]\n'
+    found = [run.options for run in config(tmp_path, text) if run.method == "stripes" and run.seed == 0]
+    assert found == [{"mode": "x"}, *({"mode": "fit", "config": {"epochs": n}} for n in (1, 2))]
+
+
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "benchmarks" / "accuracy" / "configs").glob("*.toml")), ids=lambda p: p.stem
+)
+def test_configs_name_methods_that_exist(path):
+    asked = runs.read_config(path)
+    assert len({run.id for run in asked}) == len(asked)
+    there = {method.stem for method in execute.METHODS.glob("[!_]*.py")} | {"expert"}
+    assert {run.method for run in asked} <= there
+    fields = st.model.StageConfig().to_dict()
+    changed = [run.options.get("config", {}) for run in asked]
+    assert all(set(changes) <= set(fields) for changes in changed)
+    json.dumps(changed)
+
+
+def made_up(method: str, ari: float, seed: int, options: dict | None = None, scenario: str = "cortex") -> dict:
+    """Line of a run on two sections, the second 0.1 worse than the first."""
+    rng = np.random.default_rng([seed, len(method)])
+    values = {"NMI": 0.5, "FIDE": 0.8, "PAS": 0.1, "ASW": 0.75}
+    first, second = ({"ARI": ari - less + rng.normal(scale=0.01), **values} for less in (0.0, 0.1))
+    mean = {name: (first[name] + second[name]) / 2 for name in first}
+    found = {"one": first, "two": second, "joint": {"JSD": 0.2, "ARI": ari}, "mean": mean}
+    told = {"id": f"{method}{options}{seed}{scenario}", "roles": ["replicates"], "scenario": scenario, "seed": seed}
+    return told | {"method": method, "options": options or {}, "scores": found, "cpu_s": 3.0}
+
+
+FIT = {"mode": "fit"}
+
+
+@pytest.fixture
+def lines() -> list[dict]:
+    found = [made_up("stage", 0.8, seed, FIT) for seed in range(5)]
+    found += [made_up("leiden", 0.3, seed) for seed in range(5)]
+    found += [made_up("expert", 1.0, 0), {**made_up("leiden", 0, 7), "scenario": "lung", "error": "KeyError: 'x'"}]
+    del found[-1]["scores"]
+    levels = ([64], [8, 64], [4, 16, 64], [3, 10, 32])
+    changes = [{"temperature": 0.5}, {"batch_size": 64}, *({"levels": one} for one in levels)]
+    return found + [made_up("stage", 0.6, seed, {**FIT, "config": one}) for one in changes for seed in range(2)]
+
+
+def test_tables_have_means_over_sections_and_spread_over_seeds(lines):
+    scores = tables.frame(lines)
+    assert (scores["section"] == "mean").sum() == len(lines) - 1
+    table = tables.summary(scores[scores["scenario"] == "cortex"]).set_index("method")
+    assert table.index[0] == "expert" and table.index[-1] == "leiden"
+    aris = [line["scores"]["mean"]["ARI"] for line in lines if line["method"] == "leiden" and "scores" in line]
+    assert table.loc["leiden", "ARI"] == f"{np.mean(aris):.3f} ({np.std(aris, ddof=1):.3f})"
+    assert table.loc["stage fit temperature=0.5", "seeds"] == 2
+    paper = tables.paper_table(scores).set_index("Methods")
+    assert paper.loc["leiden", "ASW"] == "0.5000 (± 0.0000)", "a silhouette between -1 and 1"
+
+
+def test_wilcoxon_pairs_sections_and_seeds(lines):
+    table = tables.signed_ranks(tables.frame(lines)).set_index("method")
+    ours, leiden = (
+        np.array([line["scores"][section]["ARI"] for line in lines[start : start + 5] for section in ("one", "two")])
+        for start in (0, 5)
+    )
+    assert table.loc["leiden", "wins"] == "10 of 10"
+    assert table.loc["leiden", "p"] == f"{wilcoxon(ours - leiden).pvalue:.2g}"
+    assert "expert" not in table.index
+    assert tables.signed_ranks(tables.frame(lines[5:10])) is None
+
+
+def test_the_tables_of_a_file_are_printed(lines, tmp_path, monkeypatch, capsys):
+    for line in lines:
+        runs.append(tmp_path / "lines", line)
+    monkeypatch.setattr(sys, "argv", ["tables", str(tmp_path / "lines")])
+    tables.main()
+    printed = capsys.readouterr().out
+    for title in (
+        "## cortex (replicates)",
+        "Table 1",
+        "Wilcoxon",
+        "One choice changed: cortex",
+        "| lung | leiden | KeyError: 'x' | 7 |",
+    ):
+        assert title in printed
+
+
+def test_ablations_have_the_default_among_the_values(lines):
+    changed = ablations.ablations(lines)
+    of = {name: sorted(part["value"].unique()) for name, part in changed.groupby("parameter")}
+    assert of == {"batch_size": [64, 256], "temperature": [0.1, 0.5], "depth": [1, 2, 3], "leaves": [32, 64]}
+    default = changed[(changed["parameter"] == "temperature") & (changed["value"] == 0.1)]
+    assert len(default) == 5 and default["ARI"].mean() == pytest.approx(0.75, abs=0.02)
+    table = tables.ablation_table(changed).set_index("parameter")
+    assert table.loc["temperature", "value"].tolist() == ["**0.1**", 0.5]
+    assert table.loc["temperature", "seeds"].tolist() == [5, 2]
+
+
+def test_figures_are_drawn(lines, tmp_path, monkeypatch):
+    for line in lines:
+        runs.append(tmp_path / "lines", line)
+    monkeypatch.setattr(sys, "argv", ["figures", str(tmp_path / "lines"), "--out", str(tmp_path)])
+    figures.main()
+    plt.close("all")
+    assert sorted(path.name for path in tmp_path.glob("*.png")) == [
+        "ablation.png",
+        "methods-replicates.png",
+        "parameters.png",
+    ]
+    (ax, *_) = figures.methods(tables.frame(lines[:11])).axes
+    plt.close("all")
+    assert [bar.get_width() for bar in ax.patches] == pytest.approx([0.25, 0.75], abs=0.02)
