@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import stage_sc as st
+from stage_sc.tl import _domains
 from stage_sc.tl import _label_files as module
 
 LEVELS = ["stage_l1", "stage_l2", "stage_l3", "stage_path", "stage_flag", "stage_confidence"]
@@ -30,13 +31,23 @@ def slides(tmp_path_factory):
     return [folder / "one.h5ad", folder / "two.zarr", folder / "pair.h5ad"]
 
 
-def in_memory(paths, **options):
+@pytest.fixture(scope="module")
+def own_model(slides):
+    return st.tl.fit(in_memory_graphs(slides[:1])[0], epochs=1, progress=False)
+
+
+def in_memory_graphs(paths):
     adatas = []
     for path in paths:
         adata = ad.read_zarr(path) if path.suffix == ".zarr" else ad.read_h5ad(path)
         st.pp.filter_cells(adata)
         st.pp.build_graph(adata)
         adatas.append(adata)
+    return adatas
+
+
+def in_memory(paths, **options):
+    adatas = in_memory_graphs(paths)
     st.tl.stage_niches(adatas, **options)
     return adatas
 
@@ -55,6 +66,29 @@ class TestSameAsInMemory:
             np.testing.assert_array_equal(got.obsm["spatial"], expected.obsm["spatial"])
             assert got.uns["stage"]["params"]["n_domains"] == 4
             assert got.uns["stage"]["tree"].equals(expected.uns["stage"]["tree"])
+
+    def test_order_of_the_files(self, slides, tmp_path, own_model):
+        results = [
+            st.tl.label_files(files, tmp_path / name, model=own_model, n_domains=4)
+            for name, files in (("one", slides), ("other", slides[::-1]))
+        ]
+        for one, other in zip(results[0], results[1][::-1], strict=True):
+            domains = [ad.read_h5ad(path).obs["stage_domain"] for path in (one, other)]
+            assert domains[0].tolist() == domains[1].tolist()
+
+    def test_a_domain_that_would_be_left_without_cells(self, slides, tmp_path, own_model, monkeypatch):
+        """Then content alone decides, as in memory."""
+
+        def nobody_in_the_last(h, leaves, content, centres, *others):
+            return module.nearest(content, centres[:-1]).numpy()
+
+        for place in (module, _domains):
+            monkeypatch.setattr(place, "decide", nobody_in_the_last)
+        results = st.tl.label_files(slides, tmp_path, model=own_model, n_domains=4)
+        expected, found = in_memory(slides, model=own_model, n_domains=4), [ad.read_h5ad(path) for path in results]
+        for one, other in zip(found, expected, strict=True):
+            assert one.obs["stage_domain"].tolist() == other.obs["stage_domain"].tolist()
+        assert {name for adata in found for name in adata.obs["stage_domain"]} == {"D1", "D2", "D3", "D4"}
 
     def test_library_key(self, slides, tmp_path):
         (result,) = st.tl.label_files(slides[2:], tmp_path, library_key="slide")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections import Counter
 from contextlib import nullcontext
@@ -197,8 +198,8 @@ class TestDomains:
         assert adata.obs["stage_domain"].nunique() == n
         assert "domains were asked for" not in caplog.text
 
-    def test_content_of_every_cell_decides(self, adata, tissue, small_model):
-        """Means over six hops, whitened, beside the embedding and the leaves that are written."""
+    def test_from_content_embedding_and_leaves(self, adata, tissue, small_model):
+        """Content of every cell is the mean over six hops, whitened."""
         (slide,) = read_data(tissue, scaling=small_model.config.scaling, vocabulary=small_model.genes)
         mean = (slide.graph.toarray() > 0).astype(float)
         mean /= mean.sum(axis=1, keepdims=True)
@@ -207,17 +208,31 @@ class TestDomains:
         content = np.empty((300, 16), np.float32)
         content[slide.cells] = np.linalg.matrix_power(mean, 6) @ cells @ calibrate(small_model, slide).whitening.numpy()
         h, leaves = torch.from_numpy(adata.obsm["X_stage"]), small_model.tree.prototypes.detach()[8:]
-        domain = cut_domains(h, leaves, torch.from_numpy(content), 4)
+        domain = cut_domains(h, leaves, torch.from_numpy(content), 4, small_model.config.temperature)
         assert adata.obs["stage_domain"].tolist() == [f"D{number + 1}" for number in domain]
         several = adata.obs.groupby("stage_l3", observed=True)["stage_domain"].nunique()
         assert (several > 1).any()  # the leaf alone does not
 
-    def test_fewer_leaves_than_domains(self, tissue, small_model, caplog):
-        adata = labelled(tissue, small_model, n_domains=100)
-        n_leaves = adata.obs["stage_l3"].nunique()
-        assert adata.obs["stage_domain"].nunique() == n_leaves < 100
-        (record,) = [record for record in caplog.records if record.levelno == logging.WARNING and record.args[0] == 100]
-        assert f"{n_leaves} leaves" in record.getMessage()
+    def test_more_domains_than_leaves(self, tissue, small_model, caplog):
+        adata = labelled(tissue, small_model, n_domains=40)
+        assert adata.obs["stage_l3"].nunique() < 40
+        assert adata.obs["stage_domain"].nunique() == 40
+        assert "domains were asked for" not in caplog.text
+
+    def test_more_domains_than_cells(self, tissue, small_model, caplog):
+        adata = labelled(tissue, small_model, n_domains=301)
+        assert adata.obs["stage_domain"].nunique() == 300
+        (record,) = [record for record in caplog.records if record.name == "stage_sc.tl"]
+        assert record.levelno == logging.WARNING
+        assert record.getMessage() == "301 domains were asked for, but only 300 cells differ."
+
+    def test_temperature_of_the_model(self, adata, tissue, small_model):
+        """The higher, the less a cell's own leaf counts."""
+        blurred = copy.deepcopy(small_model)
+        blurred.config = blurred.config.replace(temperature=1e6)
+        other = labelled(tissue, blurred, n_domains=4)
+        np.testing.assert_array_equal(other.obsm["X_stage"], adata.obsm["X_stage"])
+        assert (other.obs["stage_domain"].astype(str) != adata.obs["stage_domain"].astype(str)).any()
 
     def test_only_when_asked_for(self, tissue, small_model):
         adata = labelled(tissue, small_model)

@@ -60,8 +60,6 @@ class Stage(nn.Module):
     """Losses and health figures per epoch, of a model that was just trained."""
     basis: Tensor
     """``(G, dim)`` float32, gene vectors as training began."""
-    familiarity: Tensor
-    """``(n_slides,)`` float32, mean cosine of the cells of each training slide with their nearest leaf."""
     before: Tensor
     """``(M,)`` int64, of a model that began as another: the node of that model that most of a node's training cells
     were in; -1 where there are none."""
@@ -89,7 +87,6 @@ class Stage(nn.Module):
             self.decoder = nn.Linear(config.dim, config.dim)
             self.tree = PrototypeTree(config.levels, config.dim)
         self.register_buffer("basis", self.embedder.vectors.detach().clone())
-        self.register_buffer("familiarity", torch.zeros(len(slides)))
         self.register_buffer("before", torch.full((self.tree.n_nodes,), -1, dtype=torch.int64))
         self.register_buffer("shared", torch.zeros(self.tree.n_nodes))
         self.queue = SlideQueue(len(slides), self.tree.n_nodes, config.queue_length)

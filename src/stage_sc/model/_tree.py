@@ -117,12 +117,6 @@ class PrototypeTree(nn.Module):
         return result
 
     @torch.no_grad()
-    def familiarity(self, h: Tensor) -> Tensor:
-        """Mean cosine of embeddings with the leaf nearest to each: how well the leaves stand for these cells."""
-        leaves = F.normalize(self.prototypes[self.nodes(-1)], dim=1)
-        return torch.cat([(block @ leaves.T).amax(dim=1) for block in h.split(BLOCK)]).mean()
-
-    @torch.no_grad()
     def assign(
         self, h: Tensor, *, how: Literal["leaf", "top-down", "path"] = "leaf", temperature: float = 0.1
     ) -> tuple[Tensor, Tensor]:

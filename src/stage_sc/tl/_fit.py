@@ -21,7 +21,7 @@ from stage_sc.model._config import StageConfig
 from stage_sc.model._queue import SlideQueue
 from stage_sc.model._stage import Stage
 from stage_sc.train._adapt import adapt
-from stage_sc.train._describe import describe
+from stage_sc.train._compare import compare_niches
 from stage_sc.train._prior import gene_prior
 from stage_sc.train._train import train
 from stage_sc.weights import resolve_model
@@ -183,7 +183,8 @@ def fit(
                 accelerator=where.type,
                 progress=progress,
             )
-            describe(model, slides, start)
+            if start is not None:
+                compare_niches(model, start, slides)
     return model
 
 
@@ -248,8 +249,7 @@ def _new_model(
 def _continued(start: Stage, config: StageConfig, slides: list[Slide], name: str) -> Stage:
     """Copy of a trained model, with a new queue for new slides."""
     model = Stage(config, start.genes, [slide.name for slide in slides], name)
-    about_slides = ("queue.", "familiarity")
-    state = {key: value for key, value in start.state_dict().items() if not key.startswith(about_slides)}
+    state = {key: value for key, value in start.state_dict().items() if not key.startswith("queue.")}
     model.load_state_dict(state, strict=False)
     model.queue = SlideQueue(len(slides), model.tree.n_nodes, config.queue_length)
     return model

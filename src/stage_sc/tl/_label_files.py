@@ -134,7 +134,7 @@ def label_files(
         used = np.unique(np.concatenate(_run(_leaves_in_use, seen, scheduler)))
         sums = _run(_sums, [(*task, used) for task in seen], scheduler)
         samples = torch.cat(_run(_sample, [(result, SAMPLE // len(results) + 1) for result in results], scheduler))
-        centres = find_centres(samples, Sums(*map(_total, zip(*sums, strict=True))), n_domains)
+        centres = find_centres(draw(samples), Sums(*map(_total, zip(*sums, strict=True))), n_domains)
         tallies = _run(_tally, [(*task, used, centres) for task in seen], scheduler)
         found = Tally(*map(_total, zip(*tallies, strict=True)))
         for known in (found, None):  # by content alone, where a domain would be left without cells

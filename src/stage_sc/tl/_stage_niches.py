@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
@@ -20,7 +21,13 @@ from stage_sc.pp._graph_state import hand_over, stand_in
 from stage_sc.tl._domains import cut_domains
 from stage_sc.tl._results import Labels, write_labels
 from stage_sc.train._encode import encode_slide
+from stage_sc.train._prior import coherence
 from stage_sc.weights import resolve_model
+
+logger = logging.getLogger("stage_sc.tl")
+
+# Slides whose genes go together less than this as a model has learnt are unlike its training slides.
+UNLIKE = 0.05
 
 
 def stage_niches(
@@ -183,6 +190,12 @@ def label_slides(model: Stage, slides: list[Slide], device: torch.device) -> Lab
     network = model if device.type == "cpu" else deepcopy(model).to(device)
     parts = []
     for slide in slides:
+        if slide.name not in model.slides and coherence(model, slide) < UNLIKE:
+            logger.warning(
+                "%r is unlike what the model was trained on: genes do not go together on it as the model has learnt. "
+                "Niches may mean little; compare with a model of your own (`st.tl.fit`).",
+                slide.name,
+            )
         encoded = encode_slide(network, slide)
         nodes, confidence = network.tree.assign(
             encoded.h.to(device), how=config.assignment, temperature=config.temperature

@@ -14,9 +14,12 @@ from sklearn.cluster import KMeans
 from stage_sc.data._batch import among
 from stage_sc.data._slide import Slide
 from stage_sc.data._window import sample
+from stage_sc.model._stage import Stage
 
 # Cells of a slide that co-expression is computed from, at most.
 MAX_CELLS = 20_000
+# Cells and genes that a slide is compared by with what a model has learnt.
+COHERENCE_CELLS, COHERENCE_GENES = 2000, 400
 # Cells whose expression is held densely at a time.
 BLOCK = 4096
 # K-means runs on a sample of this many cells.
@@ -73,17 +76,39 @@ def gene_prior(slides: list[Slide], genes: list[str], dim: int) -> np.ndarray:
     return vectors
 
 
-def _covariance(slide: Slide) -> np.ndarray:
-    """Covariance of the genes of a slide over the mean scaled expression around its cells, ``(P, P)`` float32."""
-    cells = sample(slide, MAX_CELLS)
-    product = np.zeros((len(slide.genes), len(slide.genes)), dtype=np.float32)
-    mean = np.zeros(len(slide.genes), dtype=np.float32)
+def coherence(model: Stage, slide: Slide) -> float:
+    """How genes go together on a slide as the model has learnt: near 0 where it has learnt nothing about the slide.
+
+    The correlation, over pairs of genes, between what two genes have to do with each other around the cells of the
+    slide (see `gene_prior`) and the cosine of their vectors as training began.
+    """
+    vectors = model.basis[[model.vocabulary[gene] for gene in slide.genes]].double().numpy()
+    known = np.flatnonzero(np.square(vectors).sum(axis=1) > 0)
+    genes = known[:: math.ceil(len(known) / COHERENCE_GENES) or 1]
+    seen = _correlation(_covariance(slide, COHERENCE_CELLS, genes))
+    learnt = _correlation(vectors[genes] @ vectors[genes].T)
+    pairs = np.triu_indices(len(genes), 1)
+    if len(pairs[0]) < 2 or not seen[pairs].std() or not learnt[pairs].std():
+        return 0.0
+    return float(np.corrcoef(seen[pairs], learnt[pairs])[0, 1])
+
+
+def _correlation(covariance: np.ndarray) -> np.ndarray:
+    sd = np.sqrt(np.maximum(covariance.diagonal(), 1e-12))
+    return covariance / np.outer(sd, sd)
+
+
+def _covariance(slide: Slide, n_cells: int = MAX_CELLS, genes: np.ndarray | slice = slice(None)) -> np.ndarray:
+    """Covariance of genes of a slide over the mean scaled expression around its cells, ``(P, P)`` float32."""
+    cells, centre, scale = sample(slide, n_cells), slide.mean[genes], slide.scale[genes]
+    product = np.zeros((len(centre), len(centre)), dtype=np.float32)
+    mean = np.zeros(len(centre), dtype=np.float32)
     for part in np.array_split(cells, math.ceil(len(cells) / BLOCK)):
         reached = np.unique(slide.graph[np.unique(slide.graph[part].indices)].indices)
         near = (among(slide.graph[reached], reached) != 0).astype(np.float32)
         near = sp.diags_array(1 / np.maximum(np.diff(near.indptr), 1)).astype(np.float32) @ near
-        around = near[np.searchsorted(reached, part)] @ near @ slide.take(reached)
-        profile = (around.toarray() - slide.mean) / slide.scale
+        around = near[np.searchsorted(reached, part)] @ near @ slide.take(reached)[:, genes]
+        profile = (around.toarray() - centre) / scale
         product += profile.T @ profile
         mean += profile.sum(axis=0)
     mean /= len(cells)

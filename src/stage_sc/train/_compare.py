@@ -1,4 +1,4 @@
-"""What a model keeps of its training: how well it knows the slides, and the niches that it began with."""
+"""What became of the niches of the model that training began with."""
 
 from __future__ import annotations
 
@@ -12,25 +12,21 @@ from stage_sc.train._start import encode_slides
 
 
 @torch.no_grad()
-def describe(model: Stage, slides: list[Slide], start: Stage | None = None) -> None:
-    """Set the model's `familiarity` and, for one that began as another, `before` and `shared`.
+def compare_niches(model: Stage, start: Stage, slides: list[Slide]) -> None:
+    """Set `before` and `shared` of a model: where the cells of its niches were in the tree of `start`.
 
     Parameters
     ----------
     model
         Trained, on the CPU.
-    slides
-        Training slides, in the order of the model's slides.
     start
         The model that training began with; the trees have the same shape.
+    slides
+        Training slides; of those on disk a sample is looked at.
     """
-    encoded = encode_slides(model, slides)
-    model.familiarity.copy_(torch.stack([model.tree.familiarity(one.h) for one in encoded]))
-    if start is None:
-        return
     n_nodes = model.tree.n_nodes
     pairs = torch.zeros(n_nodes, n_nodes)
-    for now, then in zip(encoded, encode_slides(start, slides), strict=True):
+    for now, then in zip(encode_slides(model, slides), encode_slides(start, slides), strict=True):
         nodes, before = _nodes(model, now), _nodes(start, then)
         pairs.view(-1).index_add_(0, (nodes * n_nodes + before).flatten(), torch.ones(nodes.numel()))
     most, node = pairs.max(dim=1)
