@@ -30,7 +30,8 @@ class StageConfig:
     dim: int = 32
     """Length of gene vectors, embeddings and prototypes."""
     n_layers: int = 2
-    """Attention layers; an embedding sees this many hops beyond the local neighbourhood."""
+    """Attention layers, without residual connections: untrained, each takes the mean over one hop more. An embedding
+    sees this many hops beyond the local neighbourhood."""
     n_heads: int = 4
     """Attention heads of a layer, must divide `dim`."""
     lift: float = 1.0
@@ -41,13 +42,14 @@ class StageConfig:
     embedder_norm: Literal["frobenius", "column"] = "frobenius"
     """Norm of the panel's gene vectors that an embedded cell is divided by: of all (equation 17), or per component."""
     whiten: bool = True
-    """Whether embedded cells are whitened on each slide, so that slides of any panel and platform are comparable."""
+    """Whether embedded cells are whitened on each slide, so that slides of any panel and platform are comparable. The
+    map follows from the gene vectors as training began, and is the same in training and inference."""
     persistence: float = 0.5
-    """How much directions count that persist over hops, see `stage_sc.model._whitening`; 0: all directions equally."""
+    """How much more those directions count that persist over six hops (γ of ``docs/method.md``); 0: all equally."""
     levels: tuple[int, ...] = (8, 64, 512)
     """Number of prototypes of every level of the tree, from the root level to the leaves."""
     linkage: Literal["content", "cosine"] = "content"
-    """How leaves are grouped: by the mean expression around their cells, or by the angle between prototypes."""
+    """How leaves are grouped: by the mean content around their cells (six hops), or by the angle between prototypes."""
     temperature: float = 0.1
     """Temperature τ of softmax over prototypes."""
     epsilon: float = 0.05
@@ -57,7 +59,7 @@ class StageConfig:
     swap_levels: Literal["leaves", "all"] = "all"
     """Levels whose prototypes the swapped prediction uses."""
     anchor_weight: float = 1.0
-    """Weight of predicting the mean expression around a cell from its embedding; 0 leaves this head out."""
+    """Weight of predicting the content around a cell (six hops) from its embedding; 0 leaves this head out."""
     global_weight: float = 0.1
     """Weight λ of the hierarchical loss in joint training."""
     m_step: Literal["gradient", "average"] = "gradient"
@@ -142,7 +144,7 @@ class StageConfig:
 
     @classmethod
     def paper(cls, **changes: Any) -> StageConfig:
-        """Return the variant as printed, with `changes`: no anchor, cosine tree, leaves alone in the local loss."""
+        """Return the variant as printed, with `changes`: no whitening or anchor, cosine tree, local loss on leaves."""
         printed = {"scaling": "none", "linkage": "cosine", "swap_levels": "leaves", "anchor_weight": 0.0, "lift": 0.0}
         printed |= {"whiten": False}
         return cls(**{**printed, "selection": "slide", "assignment": "top-down", **changes})

@@ -63,11 +63,14 @@ def fit(
     library_key
         Column of ``obs`` that names the slide of every cell. ``None``: the one that the graph was built with.
     init
-        Model to start from, ``"bundled"``, or the path of a checkpoint. Its tree stays, and with it the meaning of its
-        niches; genes that it does not know are left out. ``None``: from scratch, with all genes of `data`.
+        Model to start from, ``"bundled"``, the path of a checkpoint, or a file on the Hugging Face hub as
+        ``hf://OWNER/REPO@COMMIT/FILE.safetensors``, optionally with ``#DIGEST``. The nodes of its tree keep their
+        numbers and parents, and move with the data: the model returned says where each came from. Genes that it does
+        not know are left out. ``None``: from scratch, with all genes of `data`.
     config
-        All choices of the method, used as they are. ``None``: the defaults (those of `init`), with a smaller tree and a
-        shorter schedule for small data; the log says which.
+        All choices of the method, used as they are. ``None``: from scratch the defaults, with a smaller tree and a
+        shorter schedule for small data; with `init` its own, with 30 epochs, no warm-up and a learning rate of 1e-3.
+        The log says what was changed.
     epochs
         Length of training, of which the warm-up keeps its share. ``None``: as configured. 0: an untrained network, with
         a tree, to compare with.
@@ -97,17 +100,26 @@ def fit(
     per epoch: the stage, the losses, ``entropy`` (evenness of the use of leaves, 1 at most), ``used`` (leaves in use)
     and ``cosine`` (of two cells on average: near 1, all embeddings are the same).
 
+    With `init`, ``before`` has for every node the node of the first model that most of its training cells were in (-1
+    where there are none), and ``shared`` their share. `stage_niches` writes both into its table of the tree.
+
     Raises
     ------
     KeyError
         If there is no graph, or if a key names nothing.
+    FileNotFoundError
+        If there is no checkpoint at `init`.
+    ImportError
+        If `init` is on the hub and huggingface_hub is not installed.
     OSError
-        If `checkpoint` cannot be written, e.g. because its folder does not exist.
+        If `checkpoint` cannot be written, e.g. because its folder does not exist, or if `init` cannot be downloaded.
     TypeError
         If an argument is of another type.
     ValueError
         If expression has negative, NaN or infinite values, if no cell has counts, if no gene is known to `init`, if
-        this machine has no such `device`, or if `checkpoint` holds another training.
+        `init` is no model, its address has another form or its digest differs, if `config` and `init` differ in network
+        or tree, if `config` asks for more leaves than there are cells, if this machine has no such `device`, or if
+        `checkpoint` holds another training.
 
     See Also
     --------

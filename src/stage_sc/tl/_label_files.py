@@ -75,7 +75,7 @@ def label_files(
     out
         Folder of the results.
     model, n_domains
-        As in `stage_niches`. Domains are cut over all files together.
+        As in `stage_niches`, a model on the Hugging Face hub included. Domains are cut over all files together.
     spatial_key, library_key
         As in `stage_sc.pp.build_graph`.
     layer
@@ -97,12 +97,15 @@ def label_files(
     Raises
     ------
     FileNotFoundError, KeyError, ValueError
-        If a file cannot be read, or is refused by `build_graph` or `stage_niches`.
+        If a file cannot be read, or is refused by `build_graph` or `stage_niches`, or if there is no such model.
+    ImportError, OSError
+        If `model` is on the hub, as in `stage_niches`.
 
     Notes
     -----
-    What `stage_niches` costs for each file. The content around all cells, which domains are cut by, is kept in
-    ``out/content``, 128 bytes per cell.
+    What `stage_niches` costs for each file, and its warning about slides unlike those of training. The content around
+    every cell, which domains are cut by, is kept in ``out/content``, 128 bytes per cell, beside a copy of the model.
+    Domains are clustered on some 20,000 cells of all files; the decision for every cell needs only sums besides.
 
     Examples
     --------

@@ -54,16 +54,19 @@ def stage_niches(
         Cells with counts, coordinates and the graph of `stage_sc.pp.build_graph`, of one or several slides; or a list
         or a dictionary of these, whose panels may differ.
     model
-        A model from `fit`, or the path of a checkpoint. ``None``: the model that comes with the package.
+        A model from `fit`, the path of a checkpoint, or a file on the Hugging Face hub as
+        ``hf://OWNER/REPO@COMMIT/FILE.safetensors``, optionally with ``#DIGEST``. ``None``: the model that comes with
+        the package.
     n_domains
-        Cut to exactly this number of domains over all `data`, written to ``obs["stage_domain"]``. The expression
-        around cells is clustered, starting from the leaves, and both the cells' leaves and what is around them decide.
-        Domains are named ``D1``, ``D2`` … for this call only: to compare separate calls, use the niches.
+        Exactly this number of domains over all `data`, written to ``obs["stage_domain"]``; fewer only where fewer cells
+        differ. What surrounds the cells is clustered by K-means, of which one start is from the leaves; then each
+        cell's leaves and surroundings decide together (equation in ``docs/method.md``). Domains are named ``D1``,
+        ``D2`` … for this call only: to compare separate calls, use the niches.
     spatial_key
         Entry of ``obsm`` with the coordinates. ``None``: the one that the graph was built with.
     library_key
         Column of ``obs`` that names the slide of every cell. ``None``: the one that the graph was built with.
-        Expression is scaled on each slide by itself, so it matters that slides are kept apart.
+        Expression is scaled, and embedded cells are whitened, on each slide by itself: keep slides apart, and whole.
     layer
         Entry of ``layers`` with the counts. ``None``: ``X``. Neither is changed.
     key_added
@@ -94,7 +97,8 @@ def stage_niches(
         ``(n_cells, dim)`` float32, embeddings of length 1.
     ``uns["stage"]``
         Parameters; name, digest and version of the model; the names of the level columns; the whole tree as a table
-        with level, parent and number of cells of every node.
+        with level, parent and number of cells of every node. For a model that began as another, also ``before``, the
+        niche there that most of a node's training cells were in, and ``shared``, their share.
 
     Raises
     ------
@@ -104,10 +108,12 @@ def stage_niches(
         If `data` or `model` is of another type.
     ValueError
         If this machine has no such `device`, if no gene is in the model's vocabulary, if expression has negative, NaN
-        or infinite values, if the coordinates of a stale graph are refused, or if ``uns[key_added]`` holds something
-        else. `data` is then as it was.
+        or infinite values, if the coordinates of a stale graph are refused, if ``uns[key_added]`` holds something else,
+        or if `model` is no checkpoint, its address has another form or its digest differs. `data` is then as it was.
     FileNotFoundError
         If there is no checkpoint at `model`.
+    ImportError, OSError
+        If `model` is on the hub and huggingface_hub is not installed, or the file cannot be downloaded.
 
     See Also
     --------
@@ -116,6 +122,10 @@ def stage_niches(
 
     Notes
     -----
+    A warning names slides that are unlike what the model was trained on: those where the correlation, over pairs of
+    genes, between covariance around cells and the cosine of the vectors that training began with is below 0.05. Real
+    tissue can be below it, and noise above it where the panel is small. Slides named as training slides are not tested.
+
     The same input gives the same labels, for any order of cells and genes and for rotated or shifted coordinates: cells
     are computed in an order of their own, on one thread. Each is encoded once, layer by layer, over blocks of rows.
     Time and memory grow linearly with the number of cells: on one core about 10 s and 3 GB for a million cells with 50
