@@ -244,7 +244,8 @@ def _read(
 
 def _shape(config: StageConfig) -> tuple[object, ...]:
     """Return what cannot change in a trained model."""
-    return config.dim, config.n_layers, config.n_heads, config.levels, config.scaling, config.embedder_norm
+    network = config.dim, config.n_layers, config.n_heads, config.levels
+    return *network, config.scaling, config.embedder_norm, config.whiten, config.persistence
 
 
 def _new_model(
