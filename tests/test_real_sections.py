@@ -72,8 +72,13 @@ class TestCortex:
         assert last["cosine"] < 0.8
         assert last["used"] == model.config.levels[-1]
         assert (adata.obs["stage_flag"] == "ok").mean() > 0.99
-        used = adata.obs.groupby("slide", observed=True)["stage_l3"].nunique()
-        assert (used > 0.6 * model.config.levels[-1]).all()  # about 45 of 63: most niches are on every slide
+        used = adata.obs.groupby("slide", observed=True)[adata.uns["stage"]["levels"]].nunique()
+        assert (used["stage_l1"] == 4).all()
+        assert (used["stage_l2"] >= 12).all()  # of 16: most are on every slide
+        assert (used["stage_l3"] > 0.45 * model.config.levels[-1]).all()  # 31 to 39 of 63
+        shared = [st.metrics.jsd(adata, level, library_key="slide") for level in adata.uns["stage"]["levels"]]
+        assert shared[0] < 0.05, shared
+        assert shared[1] < 0.3, shared
 
     def test_a_section_that_the_model_has_not_seen(self, cortex, trained):
         """Each section in turn, labelled alone: by a model of the two others, and by one that was trained on it too."""

@@ -7,6 +7,7 @@ import logging
 import numpy as np
 import pytest
 import torch
+from scipy.cluster.hierarchy import fcluster, linkage
 from sklearn.cluster import KMeans
 from torch import Tensor
 from torch.nn.functional import normalize
@@ -196,6 +197,28 @@ class TestCentres:
             monkeypatch.setattr(_domains, "_kmeans", fit)
             found.append(float(find_centres(content, sums, 3).mean()))
         assert found[0] > 90 > found[1]
+
+    @pytest.mark.parametrize(
+        ("n_cells", "expected"),
+        [((100, 100, 1), [0, (100 * 2 + 5) / 101]), ((1, 1, 100), [1, 5]), ((90, 10, 50), [0.2, 5])],
+    )
+    def test_start_from_the_leaves(self, n_cells, expected):
+        """Leaves at 0, 2 and 5 count by their cells: as points, 0 and 2 are nearest; but where 5 is a single cell,
+        moving it to 2 costs less than joining two leaves of 100 cells."""
+        n_cells = torch.tensor(n_cells).double()
+        start = _domains._start(Sums(n_cells, n_cells[:, None] * torch.tensor([[0.0], [2], [5]])), 2)
+        np.testing.assert_allclose(sorted(start[:, 0]), expected)
+
+    @pytest.mark.parametrize("seed", range(4))
+    def test_start_is_that_of_ward(self, seed):
+        """Of leaves of one size, for which scipy has the linkage."""
+        values = np.random.default_rng(seed).normal(size=(12, 2))
+        n_cells = torch.full((12,), 7.0).double()
+        for n in (2, 3, 5):
+            ward = fcluster(linkage(values, "ward"), n, "maxclust")
+            expected = np.stack([values[ward == label].mean(axis=0) for label in np.unique(ward)])
+            start = _domains._start(Sums(n_cells, 7 * torch.from_numpy(values)), n)
+            np.testing.assert_allclose(start[np.lexsort(start.T)], expected[np.lexsort(expected.T)], rtol=1e-6)
 
     def test_sample_stands_for_all(self):
         content = floats(np.random.default_rng(0).normal(size=(1000, 3)))

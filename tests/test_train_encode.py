@@ -226,9 +226,9 @@ class TestContents:
     def test_computed_once_for_every_slide(self, slide, put_in_order, monkeypatch):
         seen, plain = [], _encode._surroundings
 
-        def spy(model: Stage, slide: Slide, block: int) -> object:
+        def spy(model: Stage, slide: Slide, *arguments: object) -> object:
             seen.append(slide)
-            return plain(model, slide, block)
+            return plain(model, slide, *arguments)
 
         model, other = network(slide), put_in_order(slide, np.arange(N)[::-1])
         panel, contents = calibrate(model, slide), Contents()

@@ -13,7 +13,8 @@ from torch.nn.functional import normalize
 
 from stage_sc.data._batch import slide_panel
 from stage_sc.data._slide import Matrix, Slide
-from stage_sc.model._attention import Block, attend_all, smooth
+from stage_sc.data._stored import StoredMatrix
+from stage_sc.model._attention import Block, Blocks, attend_all, smooth
 from stage_sc.model._augment import Panel
 from stage_sc.model._sparse import Sparse
 from stage_sc.model._stage import CONTENT_HOPS, Stage
@@ -57,8 +58,8 @@ def encode_slide(model: Stage, slide: Slide, panel: Panel | None = None, *, bloc
     Four ``(n, dim)`` float32 arrays at a time, and one block: 0.5 GB for a million cells with ``dim=32``.
     """
     device = model.tree.parent.device
-    graph, local = (partial(_blocks, matrix, block, device) for matrix in (slide.graph, slide.local))
-    near, far = _surroundings(model, slide, block)
+    graph, local = _blocks(slide.graph, block, device), partial(_cut, slide.local, block, device)
+    near, far = _surroundings(model, slide, graph, block)
     panel = _calibrated(model, slide, near, far) if panel is None else panel.to(device)
     content = (far if panel.whitening is None else far @ panel.whitening).cpu()
     z = near  # whose place is free now
@@ -75,7 +76,7 @@ def encode_slide(model: Stage, slide: Slide, panel: Panel | None = None, *, bloc
 @torch.no_grad()
 def calibrate(model: Stage, slide: Slide, cells: Tensor | slice = slice(None)) -> Panel:
     """Genes of a slide with the whitening that follows from some of its cells, on the model's device."""
-    near, far = _surroundings(model, slide, BLOCK)
+    near, far = _surroundings(model, slide, _blocks(slide.graph, BLOCK, model.tree.parent.device), BLOCK)
     return _calibrated(model, slide, near[cells], far[cells])
 
 
@@ -89,7 +90,7 @@ class Contents:
     def of(self, model: Stage, slide: Slide, panel: Panel) -> Tensor:
         """Content of all cells, ``(n, dim)`` on the CPU; wrong at the border of a window, where no centre is."""
         if slide not in self._known:
-            _, far = _surroundings(model, slide, BLOCK)
+            _, far = _surroundings(model, slide, _blocks(slide.graph, BLOCK, model.tree.parent.device), BLOCK)
             self._known[slide] = (far if panel.whitening is None else far @ panel.whitening.to(far.device)).cpu()
         return self._known[slide]
 
@@ -101,10 +102,10 @@ def _calibrated(model: Stage, slide: Slide, near: Tensor, far: Tensor) -> Panel:
     return panel.to(near.device)
 
 
-def _surroundings(model: Stage, slide: Slide, block: int) -> tuple[Tensor, Tensor]:
+def _surroundings(model: Stage, slide: Slide, graph: Blocks, block: int) -> tuple[Tensor, Tensor]:
     """Mean over one hop and over all hops of content, of cells embedded with fixed vectors and not whitened."""
     device = model.tree.parent.device
-    panel, graph = slide_panel(slide, model.vocabulary).to(device), partial(_blocks, slide.graph, block, device)
+    panel = slide_panel(slide, model.vocabulary).to(device)
     z = torch.empty(slide.n_cells, model.config.dim, device=device)
     for cells, rows in slide.blocks(block):
         z[cells] = model.embed_fixed(Sparse(rows).to(device), panel)
@@ -114,7 +115,14 @@ def _surroundings(model: Stage, slide: Slide, block: int) -> tuple[Tensor, Tenso
     return near, far
 
 
-def _blocks(matrix: Matrix, size: int, device: torch.device) -> Iterator[Block]:
+def _blocks(matrix: Matrix, size: int, device: torch.device) -> Blocks:
+    """Rows of a csr matrix for one pass after the other: of one in memory, they are cut only once."""
+    if isinstance(matrix, StoredMatrix):
+        return partial(_cut, matrix, size, device)
+    return list(_cut(matrix, size, device)).__iter__
+
+
+def _cut(matrix: Matrix, size: int, device: torch.device) -> Iterator[Block]:
     """Rows of a csr matrix, `size` at a time."""
     for start in range(0, matrix.shape[0], size):
         part = matrix[start : start + size]

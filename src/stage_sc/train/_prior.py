@@ -19,7 +19,7 @@ from stage_sc.model._stage import Stage
 # Cells of a slide that co-expression is computed from, at most.
 MAX_CELLS = 20_000
 # Cells and genes that a slide is compared by with what a model has learnt.
-COHERENCE_CELLS, COHERENCE_GENES = 2000, 400
+COHERENCE_CELLS, COHERENCE_GENES = 1000, 400
 # Cells whose expression is held densely at a time.
 BLOCK = 4096
 # K-means runs on a sample of this many cells.
@@ -58,7 +58,7 @@ def gene_prior(slides: list[Slide], genes: list[str], dim: int) -> np.ndarray:
     seen = np.zeros_like(total, dtype=np.uint16)
     for slide in slides:
         here = np.array([position[gene] for gene in slide.genes])
-        covariance = _covariance(slide)
+        covariance = _covariance(slide, MAX_CELLS)
         pairs = np.ix_(here, here)
         total[pairs] += covariance / max(np.trace(covariance), 1e-12) * len(here)
         seen[pairs] += 1
@@ -98,9 +98,9 @@ def _correlation(covariance: np.ndarray) -> np.ndarray:
     return covariance / np.outer(sd, sd)
 
 
-def _covariance(slide: Slide, n_cells: int = MAX_CELLS, genes: np.ndarray | slice = slice(None)) -> np.ndarray:
+def _covariance(slide: Slide, n_cells: int, genes: np.ndarray | slice = slice(None)) -> np.ndarray:
     """Covariance of genes of a slide over the mean scaled expression around its cells, ``(P, P)`` float32."""
-    cells, centre, scale = sample(slide, n_cells), slide.mean[genes], slide.scale[genes]
+    cells, centre, scale = sample(slide, n_cells or MAX_CELLS), slide.mean[genes], slide.scale[genes]
     product = np.zeros((len(centre), len(centre)), dtype=np.float32)
     mean = np.zeros(len(centre), dtype=np.float32)
     for part in np.array_split(cells, math.ceil(len(cells) / BLOCK)):
