@@ -26,8 +26,8 @@ def compare_niches(model: Stage, start: Stage, slides: list[Slide]) -> None:
     """
     n_nodes = model.tree.n_nodes
     pairs = torch.zeros(n_nodes, n_nodes)
-    for now, then in zip(encode_slides(model, slides), encode_slides(start, slides), strict=True):
-        nodes, before = _nodes(model, now), _nodes(start, then)
+    for after, earlier in zip(encode_slides(model, slides), encode_slides(start, slides), strict=True):
+        nodes, before = _nodes(model, after), _nodes(start, earlier)
         pairs.view(-1).index_add_(0, (nodes * n_nodes + before).flatten(), torch.ones(nodes.numel()))
     most, node = pairs.max(dim=1)
     model.before.copy_(torch.where(most > 0, node, -1))
