@@ -52,9 +52,9 @@ class TestTrain:
         """For every slide before the first epoch, and when its content is first needed."""
         seen, plain = [], _encode._surroundings
 
-        def spy(model: Stage, slide: Slide, block: int) -> object:
+        def spy(model: Stage, slide: Slide, *arguments: object) -> object:
             seen.append(slide.name)
-            return plain(model, slide, block)
+            return plain(model, slide, *arguments)
 
         model = new_model(batch_size=50)
         monkeypatch.setattr(_encode, "_surroundings", spy)
