@@ -33,10 +33,6 @@ def hexagonal() -> np.ndarray:
     return np.c_[100 * (column + 0.5 * (row % 2)), 100 * np.sqrt(0.75) * row]
 
 
-def squares() -> np.ndarray:
-    return 8.0 * np.stack(np.divmod(np.arange(260), 20), axis=1)
-
-
 def read(xy: np.ndarray, **arguments: object) -> list[Slide]:
     adata = st.datasets.simulate_tissue(260, rng=6)
     counts = adata.X.tolil()
@@ -55,7 +51,7 @@ def cases() -> dict[str, Slide]:
         "radius": read(uneven())[0],
         "hops": read(uneven(), mode="hops", local=2, view=3)[0],
         "hexagonal": read(hexagonal())[0],
-        "square": read(squares())[0],
+        "square": read(8.0 * np.stack(np.divmod(np.arange(260), 20), axis=1))[0],
         **{slide.name: slide for slide in read_data(several, scaling="center")},
     }
     assert [parts[name].sizes[0] for name in ("radius", "hops", "hexagonal", "square")] == ["radius", *["hops"] * 3]
@@ -231,11 +227,6 @@ class TestBatches:
         for centres in (*draws, np.array(odd)):
             h, content = by_layers(model, slide, centres)
             assert_close(Encoded(whole.pooled[centres], whole.content[centres]), h, content)
-
-    def test_do_not_hold_the_whole_slide(self, cases):
-        slide = cases["radius"]
-        batch = make_batch(slide, slide_panel(slide, network(slide, 1).vocabulary), 1, centres=np.array([0]))
-        assert batch.expression.shape[0] < 200
 
     def test_on_disk(self, cases, on_disk):
         """To the bit: the same rows are read."""
