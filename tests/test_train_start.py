@@ -298,13 +298,13 @@ class TestCalibrateSlides:
 class TestAdapt:
     def test_large_data_as_published(self, caplog):
         with caplog.at_level(logging.INFO):
-            assert adapt(StageConfig(), 1_000_000) == StageConfig()
+            assert adapt(StageConfig(), [1_000_000]) == StageConfig()
         assert not caplog.records
 
     @pytest.mark.parametrize("n_cells", [4, 10, 41, 79, 100, 300, 1000, 3190, 5119, 5120, 60_000])
     def test_small_data(self, n_cells, caplog):
         with caplog.at_level(logging.INFO):
-            config = adapt(StageConfig(), n_cells)
+            config = adapt(StageConfig(), [n_cells])
         assert config.levels[-1] == max(4, min(512, n_cells // CELLS_PER_LEAF))
         assert len(config.levels) == 3 or config.levels[-1] < 8
         assert all(lower >= 2 * upper for upper, lower in pairwise(config.levels))
@@ -316,13 +316,20 @@ class TestAdapt:
             assert f"{name}={getattr(config, name)}" in record.getMessage()
         assert f"{n_cells} training cells" in record.getMessage()
 
+    @pytest.mark.parametrize(
+        ("n_cells", "n_leaves"),
+        [([1050, 1050, 1090], 21), ([3000] * 4, 60), ([3000] * 20, 120), ([100_000] * 9, 512), ([5000] * 60, 512)],
+    )
+    def test_slides_share_their_leaves(self, n_cells, n_leaves):
+        assert adapt(StageConfig(), n_cells).levels[-1] == n_leaves
+
     def test_only_what_is_listed_changes(self):
         config = StageConfig(dim=8, linkage="cosine", batch_size=7, levels=(2, 4))
-        adapted = adapt(config, 300)
+        adapted = adapt(config, [300])
         assert adapted.replace(epochs=60, warmup_epochs=33, learning_rate=1e-4) == config
 
     def test_tuning_keeps_the_tree(self):
-        config = adapt(StageConfig(), 100, tuning=True)
+        config = adapt(StageConfig(), [100], tuning=True)
         assert config.levels == StageConfig().levels
         assert (config.epochs, config.warmup_epochs) == (30, 0)
 

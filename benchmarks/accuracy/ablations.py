@@ -12,6 +12,9 @@ import stage_sc as st
 from .runs import Line
 
 SCORES = ("ARI", "FIDE", "JSD")
+NICHES = ("NMI", "PAS", "JSD")  # of the leaves
+COLUMNS = [*SCORES, *(f"{score} of leaves" for score in NICHES)]
+OTHERS = {"graph": "Delaunay", "vectors": "co-expression"}  # what is no field of the configuration
 LEAVES = 64  # of the runs that vary the depth
 
 
@@ -26,19 +29,24 @@ def ablations(lines: Iterable[Line]) -> pd.DataFrame:
     for line in fits:
         config = line["options"].get("config", {})
         scores = {**line["scores"]["mean"], "JSD": line["scores"].get("joint", {}).get("JSD")}
+        leaves = list(line.get("levels", {}).values())[-1:] or [{}]
         row = {"scenario": line["scenario"], **{score: scores.get(score) for score in SCORES}}
-        if not config:
+        row |= {f"{score} of leaves": leaves[0].get(score) for score in NICHES}
+        if others := {name: str(line["options"][name]) for name in OTHERS if name in line["options"]}:
+            changed += [{"parameter": name, "value": value, "default": False, **row} for name, value in others.items()]
+        elif not config:
             base.append(row)
         elif len(config) == 1:
             ((name, value),) = config.items()
             changed += [{"parameter": key, "value": one, "default": False, **row} for key, one in series(name, value)]
-    varied = {row["parameter"] for row in changed} & set(default)
+    varied = {row["parameter"] for row in changed} & (set(default) | set(OTHERS))
+    default |= OTHERS
     scenarios = {row["scenario"] for row in changed}
     used = [row for row in base if row["scenario"] in scenarios]
     rows = changed + [
         {"parameter": name, "value": default[name], "default": True, **row} for name in sorted(varied) for row in used
     ]
-    return pd.DataFrame(rows).astype(dict.fromkeys(SCORES, float)) if changed else pd.DataFrame()
+    return pd.DataFrame(rows).astype(dict.fromkeys(COLUMNS, float)) if changed else pd.DataFrame()
 
 
 def series(name: str, value: Any) -> list[tuple[str, Any]]:

@@ -39,8 +39,11 @@ def execute(run: Run, data: Path, environments: Path, time_limit: float, methods
     try:
         groups = run.scenario.load(data, run.seed)
         results = [call(run, group, environments, time_limit, methods) for group in groups]
-        labels = [result.pop("labels") for result in results]
-        return run.line | totals(results) | {"scores": score(run.scenario, groups, labels)}
+        labels, levels = ([result.pop(name, {}) for result in results] for name in ("labels", "levels"))
+        line = run.line | totals(results) | {"scores": score(run.scenario, groups, labels)}
+        if levels[0]:
+            line["levels"] = {name: brief(run, groups, [one[name] for one in levels]) for name in levels[0]}
+        return line
     except Skipped as reason:
         return run.line | {"skipped": str(reason)}
     except Exception as error:  # noqa: BLE001 - whatever a method or an installation does, the other runs go on
@@ -70,10 +73,21 @@ def call(run: Run, group: Sequence[ad.AnnData], environments: Path, time_limit: 
         command = [python, METHODS / "_shared" / "_call.py", method.absolute(), folder, folder / "result.json"]
         run_limited([str(part) for part in command], time_limit)
         result: dict[str, Any] = json.loads((folder / "result.json").read_text())
-    result["labels"] = [
-        pd.Series(part, index=section.obs_names) for part, section in zip(result["labels"], group, strict=True)
-    ]
+    result["labels"] = by_cell(result["labels"], group)
+    result["levels"] = {name: by_cell(labels, group) for name, labels in result["levels"].items()}
     return result | {"n_domains": n_domains}
+
+
+def by_cell(labels: list[list[str | None]], group: Sequence[ad.AnnData]) -> list[pd.Series]:
+    """Labels of sections under the names of the cells."""
+    return [pd.Series(part, index=section.obs_names) for part, section in zip(labels, group, strict=True)]
+
+
+def brief(run: Run, groups: Sequence[Sequence[ad.AnnData]], labels: Sequence[Sequence[pd.Series]]) -> dict[str, Any]:
+    """Scores of other labels than the domains: their number, means over sections, and the JSD."""
+    scores = score(run.scenario, groups, labels)
+    number = max(pd.concat(parts).nunique() for parts in labels)
+    return {"number": number, **scores["mean"], "JSD": scores.get("joint", {}).get("JSD")}
 
 
 def handed_over(group: Sequence[ad.AnnData], needed: Requirements) -> list[ad.AnnData]:

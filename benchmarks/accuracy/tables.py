@@ -17,12 +17,13 @@ import numpy as np
 import pandas as pd
 from scipy.stats import wilcoxon
 
-from .ablations import ablations, ordered
+from .ablations import COLUMNS, NICHES, OTHERS, ablations, ordered
 from .runs import Line, read_lines
 
 SCORES = ["ARI", "NMI", "FIDE", "PAS", "ASW"]
 JOINT = {"JSD": "JSD", "ARI": "ARI, joint", "between": "ARI between halves", "specificity": "specificity"}
 OURS = "stage fit"
+CHANGES = {"config", *OTHERS}  # options of runs in which one choice was changed
 PAPER_ROLES = ("cross-platform", "replicates", "shared and specific")
 
 
@@ -33,12 +34,14 @@ def main() -> None:
     parser.add_argument("--ours", default=OURS, help="the method that is tested against the others")
     options = parser.parse_args()
     lines = list({line["id"]: line for path in options.lines for line in read_lines(path)}.values())
-    scores = frame(line for line in lines if "config" not in line["options"])
+    scores = frame(line for line in lines if not CHANGES & set(line["options"]))
     for scenario, part in scores.groupby("scenario", sort=False):
         print(f"## {scenario} ({', '.join(part['roles'].iloc[0])})\n\n{markdown(summary(part))}\n")
     print(f"## In the form of the paper's Table 1\n\n{markdown(paper_table(scores))}\n")
     if (tests := signed_ranks(scores, options.ours)) is not None:
         print(f"## {options.ours} against each method: Wilcoxon's signed-rank test\n\n{markdown(tests)}\n")
+    if len(niches := niche_table(lines)):
+        print(f"## Niches of the tree\n\n{markdown(niches)}\n")
     if len(changed := ablations(lines)):
         for scenario, part in changed.groupby("scenario", sort=False):
             print(f"## One choice changed: {scenario}\n\n{markdown(ablation_table(part))}\n")
@@ -126,6 +129,22 @@ def signed_ranks(scores: pd.DataFrame, ours: str = OURS) -> pd.DataFrame | None:
     return pd.DataFrame(rows) if rows else None
 
 
+def niche_table(lines: Iterable[Line]) -> pd.DataFrame:
+    """Scores of the levels of the tree, of methods that have one; mean (sd) over seeds."""
+    rows = [
+        {"scenario": line["scenario"], "method": name_of(line), "level": level, **scores}
+        for line in lines
+        if not CHANGES & set(line["options"])
+        for level, scores in line.get("levels", {}).items()
+    ]
+    if not rows:
+        return pd.DataFrame()
+    table = pd.DataFrame(rows).astype(dict.fromkeys(("number", *NICHES), float))
+    groups = table.groupby(["scenario", "method", "level"], sort=False)
+    niches = pd.DataFrame({name: groups[name].agg(spread) for name in ("number", *NICHES)})
+    return niches.assign(seeds=groups.size()).reset_index()
+
+
 def ablation_table(changed: pd.DataFrame) -> pd.DataFrame:
     """Parameters, values and scores in the form of the paper's Table 3, defaults in bold; mean (sd) over seeds."""
     rows = []
@@ -133,7 +152,7 @@ def ablation_table(changed: pd.DataFrame) -> pd.DataFrame:
         for value in ordered(part["value"]):
             runs = part[part["value"] == value]
             title = f"**{value}**" if runs["default"].any() else value
-            scores = {score: spread(runs[score]) for score in ("ARI", "FIDE", "JSD")}
+            scores = {score: spread(runs[score]) for score in COLUMNS if runs[score].notna().any()}
             rows.append({"parameter": parameter, "value": title, **scores, "seeds": len(runs)})
     return pd.DataFrame(rows)
 

@@ -8,11 +8,15 @@
 `mode` "zero-shot" labels with a trained model: the bundled one, or that of `checkpoint`; "fine-tune" trains it further
 on the sections, "fit" trains from scratch on them, and "untrained" only grows a tree. `config` has the fields of
 StageConfig that are changed: after the tree and the schedule were made as small as the data, as they are without it.
+`graph` has arguments of ``st.pp.build_graph``, and `vectors` "random" replaces co-expression as the start of the gene
+vectors. Besides the domains, the niches of all levels of the tree are given.
 """
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
+from unittest.mock import patch
 
 import anndata as ad
 import numpy as np
@@ -31,13 +35,22 @@ def label(
     mode: str = "fit",
     checkpoint: str | None = None,
     config: dict[str, Any] | None = None,
-) -> list[np.ndarray]:
+    graph: dict[str, Any] | None = None,
+    vectors: str = "co-expression",
+) -> dict[str, list[np.ndarray]]:
     """Label every section."""
     for section in sections:
-        st.pp.build_graph(section)
-    model = trained(sections, seed, mode, checkpoint, config or {})
+        st.pp.build_graph(section, **(graph or {}))
+    with patch("stage_sc.tl._fit.gene_prior", random_vectors) if vectors == "random" else nullcontext():
+        model = trained(sections, seed, mode, checkpoint, config or {})
     st.tl.stage_niches(sections, model=model, n_domains=n_domains)
-    return [section.obs["stage_domain"].to_numpy() for section in sections]
+    levels = sections[0].uns["stage"]["levels"]
+    return {name: [section.obs[name].to_numpy() for section in sections] for name in ("stage_domain", *levels)}
+
+
+def random_vectors(slides: object, genes: list[str], dim: int) -> np.ndarray:
+    """Vectors that know nothing of co-expression."""
+    return np.random.default_rng(0).normal(size=(len(genes), dim)).astype(np.float32)
 
 
 def trained(
@@ -49,7 +62,7 @@ def trained(
     if mode == "zero-shot":
         return resolve_model(checkpoint)
     start = resolve_model(checkpoint) if mode == "fine-tune" else None
-    n_cells = sum(section.n_obs for section in sections)
+    n_cells = [section.n_obs for section in sections]
     base = st.model.StageConfig() if start is None else start.config
     config = adapt(base, n_cells, tuning=start is not None).replace(**changes)
     epochs = 0 if mode == "untrained" else None

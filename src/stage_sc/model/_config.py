@@ -58,6 +58,8 @@ class StageConfig:
     """Iterations of the balanced assignment."""
     swap_levels: Literal["leaves", "all"] = "all"
     """Levels whose prototypes the swapped prediction uses."""
+    swap_weight: float = 1.0
+    """Weight of the swapped prediction; 0 leaves it out."""
     anchor_weight: float = 1.0
     """Weight of predicting the content around a cell (six hops) from its embedding; 0 leaves this head out."""
     global_weight: float = 0.1
@@ -123,7 +125,7 @@ class StageConfig:
                 check_positive(getattr(self, name), name, integer=True)
         for name in ("temperature", "epsilon", "learning_rate", "noise_rate"):
             check_positive(getattr(self, name), name)
-        for name in ("anchor_weight", "global_weight", "lift", "noise_scale", "persistence"):
+        for name in ("swap_weight", "anchor_weight", "global_weight", "lift", "noise_scale", "persistence"):
             if getattr(self, name) != 0:
                 check_positive(getattr(self, name), name)
         for name in ("panel_fraction", "min_share", "selection_threshold", "average_rate"):

@@ -176,7 +176,7 @@ def fit(
                 "fewer, or no `config`."
             )
         if config is None:
-            chosen = adapt(chosen, n_cells, tuning=start is not None)
+            chosen = adapt(chosen, [slide.n_cells for slide in slides], tuning=start is not None)
         if epochs is not None:
             share = chosen.warmup_epochs / max(chosen.epochs, 1)
             chosen = chosen.replace(epochs=epochs, warmup_epochs=round(epochs * share))

@@ -126,7 +126,7 @@ def pair_losses(
     swapped = partial(swapped_loss, temperature=temperature, epsilon=epsilon, n_iterations=n_iterations)
     levels = range(len(tree.levels)) if config.swap_levels == "all" else [len(tree.levels) - 1]
     losses = {"swapped": torch.stack([swapped(scores_i[level], scores_j[level]) for level in levels]).mean()}
-    total = losses["swapped"]
+    total = config.swap_weight * losses["swapped"]
     if pairs.content is not None:
         losses["anchor"] = anchor_loss(model.decoder(pairs.h_i), pairs.content)
         total = total + config.anchor_weight * losses["anchor"]

@@ -1,5 +1,6 @@
 """Run one method on a folder of sections: python _call.py METHOD.py FOLDER RESULT.json
 
+A method's `label` gives labels for every section, or a dictionary of such lists, of which the first are the domains.
 FOLDER has the sections as 0.h5ad, 1.h5ad … and call.json with `n_domains`, `seed`, `options` and the names of the
 `packages` whose versions are wanted. Time is that of the method's function, without imports and reading; memory is the
 whole process's. Needs nothing but anndata and numpy, as it runs in every method's environment.
@@ -30,15 +31,22 @@ def main(method: Path, folder: Path, result: Path) -> None:
     sys.modules[spec.name] = module
     spec.loader.exec_module(module)
     wall, cpu = time.perf_counter(), cpu_seconds()
-    labels = module.label(sections, call["n_domains"], call["seed"], **call["options"])
+    found = module.label(sections, call["n_domains"], call["seed"], **call["options"])
     used = {"wall_s": round(time.perf_counter() - wall, 2), "cpu_s": round(cpu_seconds() - cpu, 2)}
-    labels = [[named(one) for one in np.asarray(part, dtype=object)] for part in labels]
-    for part, section in zip(labels, sections, strict=True):
-        if len(part) != section.n_obs:
-            raise ValueError(f"the method gave {len(part)} labels for {section.n_obs} cells")
+    labels, *others = [texts(one, sections) for one in (found.values() if isinstance(found, dict) else [found])]
+    levels = dict(zip(list(found)[1:], others, strict=True)) if others else {}
     used["peak_mb"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if on_mac() else 2**10))
     versions = {"python": platform.python_version()} | {name: version(name) for name in call["packages"]}
-    result.write_text(json.dumps({"labels": labels, **used, "versions": versions}))
+    result.write_text(json.dumps({"labels": labels, "levels": levels, **used, "versions": versions}))
+
+
+def texts(labels: list[np.ndarray], sections: list[ad.AnnData]) -> list[list[str | None]]:
+    """Labels of every section as text."""
+    parts = [[named(one) for one in np.asarray(part, dtype=object)] for part in labels]
+    for part, section in zip(parts, sections, strict=True):
+        if len(part) != section.n_obs:
+            raise ValueError(f"the method gave {len(part)} labels for {section.n_obs} cells")
+    return parts
 
 
 def named(label: object) -> str | None:
