@@ -112,6 +112,7 @@ class TestValues:
             ("n_layers", 1.5),
             ("epochs", 2.5),
             ("persistence", "half"),
+            ("whiten", "no"),
         ],
     )
     def test_wrong_types(self, name, value):

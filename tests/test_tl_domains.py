@@ -73,7 +73,7 @@ def pairs(labels: np.ndarray) -> set[tuple[int, int]]:
 
 def centres_of(h: Tensor, leaves: Tensor, content: Tensor, n: int) -> Tensor:
     used, leaf = (h @ leaves.T).argmax(dim=1).unique(return_inverse=True)
-    return find_centres(draw(content), leaf_sums(leaf, content, len(used)), n)
+    return find_centres(draw(content, len(content)), leaf_sums(leaf, content, len(used)), n)
 
 
 class TestCutDomains:
@@ -221,10 +221,17 @@ class TestCentres:
             np.testing.assert_allclose(start[np.lexsort(start.T)], expected[np.lexsort(expected.T)], rtol=1e-6)
 
     def test_sample_stands_for_all(self):
-        content = floats(np.random.default_rng(0).normal(size=(1000, 3)))
-        sample = draw(content, 100)
-        assert len(sample) == 100
-        assert sample[:, 1].diff().min() >= 0  # even along the values
-        order = torch.from_numpy(np.random.default_rng(1).permutation(1000))
-        assert draw(content[order], 100).equal(sample)
-        assert len(draw(content, 5000)) == 1000
+        content = floats(np.random.default_rng(0).normal(size=(20_000, 3)))
+        sample = draw(content, 20_000, 2000)
+        assert len(sample) == pytest.approx(2000, abs=150)
+        assert sample.mean(dim=0).abs().max() < 0.1
+        assert (sample.std(dim=0) - 1).abs().max() < 0.1
+        order = torch.from_numpy(np.random.default_rng(1).permutation(20_000))
+        assert draw(content[order], 20_000, 2000).equal(sample)
+        parts = [draw(part, 20_000, 2000) for part in content.split([5000, 3, 14_997])]
+        assert len(torch.cat(parts)) <= len(sample) + 1  # of the three cells one is drawn in any case
+        assert set(sample[:, 0].tolist()) <= set(torch.cat(parts)[:, 0].tolist())
+        assert len(draw(content, 20_000, 30_000)) == 20_000
+
+    def test_cells_that_are_all_the_same_are_drawn(self):
+        assert len(draw(torch.ones(50, 1), 50, 10)) == 50

@@ -1,4 +1,4 @@
-"""What one choice of the configuration is worth: runs of ``fit`` in which a single parameter was changed."""
+"""What one choice of the configuration is worth: runs of ``fit`` in which one parameter was changed, or two together."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ LEAVES = 64  # of the runs that vary the depth
 
 
 def ablations(lines: Iterable[Line]) -> pd.DataFrame:
-    """One row per run of ``fit`` in which one parameter was changed, or none: `parameter`, `value` and scores.
+    """One row per run of ``fit`` in which one parameter was changed, or two, or none: `parameter`, `value` and scores.
 
     The runs without change stand under every parameter, with its default.
     """
@@ -39,6 +39,9 @@ def ablations(lines: Iterable[Line]) -> pd.DataFrame:
         elif len(config) == 1:
             ((name, value),) = config.items()
             changed += [{"parameter": key, "value": one, "default": False, **row} for key, one in series(name, value)]
+        elif len(config) == 2:
+            told = {"parameter": " and ".join(config), "value": ", ".join(map(str, config.values()))}
+            changed.append({**told, "default": False, **row})
     varied = {row["parameter"] for row in changed} & (set(default) | set(OTHERS))
     default |= OTHERS
     scenarios = {row["scenario"] for row in changed}

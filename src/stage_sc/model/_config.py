@@ -113,6 +113,8 @@ class StageConfig:
         object.__setattr__(self, "levels", tuple(int(level) for level in self.levels))
         for name, choices in CHOICES.items():
             check_choice(getattr(self, name), name, choices)
+        if not isinstance(self.whiten, bool):
+            raise TypeError(f"`whiten` must be True or False, got {self.whiten!r}.")
         for name in (
             *("dim", "n_heads", "batch_size", "slides_per_batch", "queue_length", "queue_rank", "sinkhorn_iterations"),
         ):

@@ -12,6 +12,7 @@ from sklearn.cluster import KMeans
 from threadpoolctl import threadpool_limits
 from torch import Tensor
 
+from stage_sc.data._canonical import mix
 from stage_sc.model._linkage import cut, leaf_order, weighted_ward
 
 logger = logging.getLogger("stage_sc.tl")
@@ -75,7 +76,7 @@ def cut_domains(h: Tensor, leaves: Tensor, content: Tensor, n_domains: int, temp
     """
     used, leaf = nearest_leaf(h, leaves).unique(return_inverse=True)
     leaves = leaves[used]
-    centres = find_centres(draw(content), leaf_sums(leaf, content, len(used)), n_domains)
+    centres = find_centres(draw(content, len(content)), leaf_sums(leaf, content, len(used)), n_domains)
     found = tally(leaf, content, centres, len(used))
     domain = decide(h, leaves, content, centres, found, temperature)
     if len(np.unique(domain)) < len(centres):  # a domain whose cells all have the leaves of others
@@ -94,10 +95,22 @@ def leaf_sums(leaf: Tensor, content: Tensor, n_leaves: int) -> Sums:
     return Sums(torch.bincount(leaf, minlength=n_leaves).double(), total.index_add_(0, leaf, content.double()))
 
 
-def draw(content: Tensor, size: int = SAMPLE) -> Tensor:
-    """About `size` cells that stand for all, the same for any order of cells."""
-    order = np.lexsort(content.numpy()[:, :2].T)
-    return content[torch.from_numpy(order[:: max(1, len(content) // size)])]
+def draw(content: Tensor, n_cells: int, size: int = SAMPLE) -> Tensor:
+    """Contents of about `size` of `n_cells` cells; those of a part, if `content` is a part of them.
+
+    Whether a cell is drawn depends on its content alone: parts give the cells that the whole gives, in any order. Of
+    every part one cell is drawn at least.
+    """
+    if n_cells > size:
+        first = np.round(content[:, :2].numpy().astype(np.float64) * 1024).astype(np.int64).view(np.uint64)
+        number = mix(first[:, 0] + mix(first[:, -1]))
+        content = content[torch.from_numpy(number <= max(int(size / n_cells * 2**64), int(number.min())))]
+    return in_order(content)
+
+
+def in_order(content: Tensor) -> Tensor:
+    """Sort cells by their content."""
+    return content[torch.from_numpy(np.lexsort(content.numpy()[:, :2].T))]
 
 
 def find_centres(sample: Tensor, sums: Sums, n_domains: int) -> Tensor:

@@ -26,12 +26,12 @@ from stage_sc.model._checkpoint import model_digest, save_checkpoint
 from stage_sc.model._stage import Stage
 from stage_sc.pp._graph import build_graph
 from stage_sc.tl._domains import (
-    SAMPLE,
     Sums,
     Tally,
     decide,
     draw,
     find_centres,
+    in_order,
     leaf_sums,
     nearest,
     nearest_leaf,
@@ -135,9 +135,10 @@ def label_files(
     if n_domains is not None:
         seen = [(result, checkpoint, key_added) for result in results]
         used = np.unique(np.concatenate(_run(_leaves_in_use, seen, scheduler)))
-        sums = _run(_sums, [(*task, used) for task in seen], scheduler)
-        samples = torch.cat(_run(_sample, [(result, SAMPLE // len(results) + 1) for result in results], scheduler))
-        centres = find_centres(draw(samples), Sums(*map(_total, zip(*sums, strict=True))), n_domains)
+        sums = Sums(*map(_total, zip(*_run(_sums, [(*task, used) for task in seen], scheduler), strict=True)))
+        n_cells = int(sums.n_cells.sum())
+        sample = in_order(torch.cat(_run(_sample, [(result, n_cells) for result in results], scheduler)))
+        centres = find_centres(sample, sums, n_domains)
         tallies = _run(_tally, [(*task, used, centres) for task in seen], scheduler)
         found = Tally(*map(_total, zip(*tallies, strict=True)))
         for known in (found, None):  # by content alone, where a domain would be left without cells
@@ -191,8 +192,8 @@ def _sums(result: Path, checkpoint: Path, key: str, used: np.ndarray) -> Sums:
         return leaf_sums(nearest_leaf(h, leaves[used]), _content(result), len(used))
 
 
-def _sample(result: Path, size: int) -> torch.Tensor:
-    return draw(_content(result), size)
+def _sample(result: Path, n_cells: int) -> torch.Tensor:
+    return draw(_content(result), n_cells)
 
 
 def _tally(result: Path, checkpoint: Path, key: str, used: np.ndarray, centres: torch.Tensor) -> Tally:
