@@ -110,7 +110,7 @@ class TestRoundTrip:
 
     @pytest.mark.parametrize(
         "changes",
-        [{"levels": (3,)}, {"n_layers": 0}, {"embedder_norm": "column"}, {"whiten": False, "persistence": 0.25}],
+        [{"levels": (3,)}, {"n_layers": 0}, {"whiten": False, "persistence": 0.25}],
     )
     def test_other_shapes(self, changes, tmp_path):
         model = build(**changes)

@@ -23,12 +23,10 @@ class TestDefaults:
     def test_printed_variant(self):
         paper = StageConfig.paper()
         assert paper.scaling == "none"  # "normalized and log-transformed", nothing else
-        assert paper.embedder_norm == "frobenius"  # equation 17
         assert paper.swap_levels == "leaves"
         assert paper.anchor_weight == paper.lift == 0
         assert paper.selection == "slide"  # equation 12
         assert paper.linkage == "cosine"
-        assert paper.m_step == "gradient"
         assert not paper.whiten
         changed = {field.name for field in dataclasses.fields(paper)} - {
             name for name, value in paper.to_dict().items() if value == StageConfig().to_dict()[name]
@@ -88,8 +86,8 @@ class TestValues:
             *[(name, 0.0) for name in ("temperature", "epsilon", "learning_rate", "noise_rate")],
             *[(name, float("nan")) for name in ("temperature", "epsilon", "learning_rate", "noise_rate")],
             *[(name, -1) for name in ("n_layers", "epochs", "warmup_epochs", "anchor_weight", "lift", "persistence")],
-            *[(name, 0.0) for name in ("panel_fraction", "min_share", "selection_threshold", "average_rate")],
-            *[(name, 1.1) for name in ("panel_fraction", "min_share", "selection_threshold", "average_rate")],
+            *[(name, 0.0) for name in ("panel_fraction", "min_share", "selection_threshold")],
+            *[(name, 1.1) for name in ("panel_fraction", "min_share", "selection_threshold")],
             *[(name, float("nan")) for name in ("anchor_weight", "global_weight", "lift", "persistence")],
             ("noise_scale", -0.1),
             ("global_weight", -1),
@@ -119,9 +117,7 @@ class TestValues:
         with pytest.raises(TypeError, match=name):
             StageConfig(**{name: value})
 
-    @pytest.mark.parametrize(
-        "name", ["scaling", "embedder_norm", "swap_levels", "linkage", "m_step", "selection", "assignment"]
-    )
+    @pytest.mark.parametrize("name", ["scaling", "swap_levels", "linkage", "selection", "assignment"])
     def test_unknown_choices_name_the_valid_ones(self, name):
         with pytest.raises(ValueError, match=rf"`{name}` must be one of '.*', got 'best'"):
             StageConfig(**{name: "best"})

@@ -12,7 +12,6 @@ from stage_sc.model._augment import Panel, View, clean_view, draw_view
 from stage_sc.model._embedder import GeneEmbedder, embed_cells
 from stage_sc.model._sparse import Sparse
 
-NORMS = ("frobenius", "column")
 SCALINGS = ("none", "center", "standardize")
 
 
@@ -34,13 +33,12 @@ def some_view(n_genes: int) -> View:
     return draw_view(n_genes, np.random.default_rng(5), panel_fraction=0.6, noise_rate=8, noise_scale=0.3)
 
 
-def dense(x: Tensor, panel: Panel, view: View, vectors: Tensor, norm: str) -> Tensor:
+def dense(x: Tensor, panel: Panel, view: View, vectors: Tensor) -> Tensor:
     """Equation 17 on a dense matrix of scaled and augmented expression."""
     value = (x - panel.mean) / panel.scale * view.gain + view.offset
     kept = view.kept
     squares = vectors[kept] ** 2
-    length = squares.sum().sqrt() if norm == "frobenius" else squares.sum(dim=0).sqrt()
-    return value[:, kept] @ vectors[kept] / length
+    return value[:, kept] @ vectors[kept] / squares.sum().sqrt()
 
 
 @pytest.fixture
@@ -51,43 +49,39 @@ def vectors():
 class TestEquation17:
     def test_by_loops(self, vectors):
         x, v = counts(), vectors.double().numpy()
-        got = embed_cells(Sparse(sp.csr_matrix(x)), make_panel(x, "none"), clean_view(7), vectors, "frobenius")
+        got = embed_cells(Sparse(sp.csr_matrix(x)), make_panel(x, "none"), clean_view(7), vectors)
         norm = np.sqrt(sum(np.linalg.norm(v[gene]) ** 2 for gene in range(7)))
         for cell in range(len(x)):
             expected = sum(float(x[cell, gene]) * v[gene] for gene in range(7)) / norm
             np.testing.assert_allclose(got[cell].numpy(), expected, rtol=1e-4, atol=1e-6)
 
-    @pytest.mark.parametrize("norm", NORMS)
     @pytest.mark.parametrize("scaling", SCALINGS)
     @pytest.mark.parametrize("augmented", [False, True])
-    def test_dense_reference(self, vectors, norm, scaling, augmented):
+    def test_dense_reference(self, vectors, scaling, augmented):
         x = counts()
         panel, view = make_panel(x, scaling), some_view(7) if augmented else clean_view(7)
-        got = embed_cells(Sparse(sp.csr_matrix(x)), panel, view, vectors, norm)
-        expected = dense(torch.from_numpy(x), panel, view, vectors, norm)
+        got = embed_cells(Sparse(sp.csr_matrix(x)), panel, view, vectors)
+        expected = dense(torch.from_numpy(x), panel, view, vectors)
         np.testing.assert_allclose(got.numpy(), expected.numpy(), rtol=1e-4, atol=1e-5)
         assert got.dtype == torch.float32
 
-    @pytest.mark.parametrize("norm", NORMS)
-    def test_a_view_of_a_panel_is_the_smaller_panel(self, vectors, norm):
+    def test_a_view_of_a_panel_is_the_smaller_panel(self, vectors):
         x = counts()
         kept = np.array([0, 2, 5])
         view = clean_view(7)._replace(kept=torch.zeros(7, dtype=torch.bool).index_fill(0, torch.from_numpy(kept), True))
-        got = embed_cells(Sparse(sp.csr_matrix(x)), make_panel(x, "center"), view, vectors, norm)
+        got = embed_cells(Sparse(sp.csr_matrix(x)), make_panel(x, "center"), view, vectors)
         small = x[:, kept]
-        expected = embed_cells(
-            Sparse(sp.csr_matrix(small)), make_panel(small, "center"), clean_view(3), vectors[kept], norm
-        )
+        expected = embed_cells(Sparse(sp.csr_matrix(small)), make_panel(small, "center"), clean_view(3), vectors[kept])
         assert torch.allclose(got, expected, atol=1e-6)
 
     def test_centred_cells_have_mean_zero(self, vectors):
         x = counts()
-        got = embed_cells(Sparse(sp.csr_matrix(x)), make_panel(x, "standardize"), clean_view(7), vectors, "frobenius")
+        got = embed_cells(Sparse(sp.csr_matrix(x)), make_panel(x, "standardize"), clean_view(7), vectors)
         np.testing.assert_allclose(got.mean(dim=0).numpy(), 0, atol=1e-6)
 
     def test_genes_without_vector_do_not_break_the_norm(self):
         got = embed_cells(
-            Sparse(sp.csr_matrix(counts())), make_panel(counts(), "none"), clean_view(7), torch.zeros(7, 4), "column"
+            Sparse(sp.csr_matrix(counts())), make_panel(counts(), "none"), clean_view(7), torch.zeros(7, 4)
         )
         assert torch.equal(got, torch.zeros(9, 4))
 
@@ -99,14 +93,13 @@ class TestWhitening:
     def whitening(self):
         return torch.randn(4, 4, generator=torch.Generator().manual_seed(7))  # not symmetric
 
-    @pytest.mark.parametrize("norm", NORMS)
     @pytest.mark.parametrize("scaling", SCALINGS)
     @pytest.mark.parametrize("augmented", [False, True])
-    def test_is_applied_to_embedded_cells(self, vectors, whitening, norm, scaling, augmented):
+    def test_is_applied_to_embedded_cells(self, vectors, whitening, scaling, augmented):
         x = counts()
         panel, view = make_panel(x, scaling), some_view(7) if augmented else clean_view(7)
-        got = embed_cells(Sparse(sp.csr_matrix(x)), panel._replace(whitening=whitening), view, vectors, norm)
-        expected = dense(torch.from_numpy(x), panel, view, vectors, norm) @ whitening
+        got = embed_cells(Sparse(sp.csr_matrix(x)), panel._replace(whitening=whitening), view, vectors)
+        expected = dense(torch.from_numpy(x), panel, view, vectors) @ whitening
         np.testing.assert_allclose(got.numpy(), expected.numpy(), rtol=1e-4, atol=1e-5)
 
     def test_gradient(self, vectors, whitening):
@@ -114,8 +107,8 @@ class TestWhitening:
         panel, view = make_panel(x, "center"), some_view(7)
         weight = torch.randn(9, 4, generator=torch.Generator().manual_seed(1))
         for embed in (
-            lambda v: embed_cells(Sparse(sp.csr_matrix(x)), panel._replace(whitening=whitening), view, v, "frobenius"),
-            lambda v: dense(torch.from_numpy(x), panel, view, v, "frobenius") @ whitening,
+            lambda v: embed_cells(Sparse(sp.csr_matrix(x)), panel._replace(whitening=whitening), view, v),
+            lambda v: dense(torch.from_numpy(x), panel, view, v) @ whitening,
         ):
             leaf = vectors.clone().requires_grad_()
             (embed(leaf) * weight).sum().backward()
@@ -125,11 +118,10 @@ class TestWhitening:
 
 
 class TestPanels:
-    @pytest.mark.parametrize("norm", NORMS)
     @pytest.mark.parametrize("scaling", SCALINGS)
-    def test_genes_in_any_order(self, norm, scaling):
+    def test_genes_in_any_order(self, scaling):
         torch.manual_seed(0)
-        embedder = GeneEmbedder(12, 4, norm)
+        embedder = GeneEmbedder(12, 4)
         x, genes = counts(), np.array([3, 11, 0, 7, 5, 2, 8])
         order = np.random.default_rng(2).permutation(7)
         with torch.no_grad():
@@ -144,41 +136,38 @@ class TestPanels:
         embedder, x, genes = GeneEmbedder(12, 4), counts(), np.array([3, 11, 0, 7, 5, 2, 8])
         panel = make_panel(x, "none", genes)
         got = embedder(Sparse(sp.csr_matrix(x)), panel, clean_view(7))
-        expected = dense(torch.from_numpy(x), panel, clean_view(7), embedder.vectors[genes], "frobenius")
+        expected = dense(torch.from_numpy(x), panel, clean_view(7), embedder.vectors[genes])
         assert torch.allclose(got, expected, atol=1e-5)
 
-    @pytest.mark.parametrize(("norm", "expected"), [("frobenius", 1.0), ("column", 4.0)])
     @pytest.mark.parametrize("n_genes", [40, 400, 2000])
-    def test_length_does_not_depend_on_the_size_of_the_panel(self, norm, expected, n_genes):
-        # independent genes of variance 1: the mean squared length is 1 (for each component with the column norm)
+    def test_length_does_not_depend_on_the_size_of_the_panel(self, n_genes):
+        # independent genes of variance 1: the mean squared length is 1
         rng = np.random.default_rng(n_genes)
         x = rng.standard_normal((2000, n_genes)).astype(np.float32)
         vectors = torch.from_numpy(rng.standard_normal((n_genes, 4)).astype(np.float32))
-        got = embed_cells(Sparse(sp.csr_matrix(x)), make_panel(x, "none"), clean_view(n_genes), vectors, norm)
-        assert float(got.square().sum(dim=1).mean()) == pytest.approx(expected, rel=0.15)
+        got = embed_cells(Sparse(sp.csr_matrix(x)), make_panel(x, "none"), clean_view(n_genes), vectors)
+        assert float(got.square().sum(dim=1).mean()) == pytest.approx(1, rel=0.15)
 
-    @pytest.mark.parametrize("norm", NORMS)
-    def test_length_of_the_vectors_does_not_matter(self, vectors, norm):
+    def test_length_of_the_vectors_does_not_matter(self, vectors):
         x = counts()
         one, other = (
-            embed_cells(Sparse(sp.csr_matrix(x)), make_panel(x, "center"), some_view(7), factor * vectors, norm)
+            embed_cells(Sparse(sp.csr_matrix(x)), make_panel(x, "center"), some_view(7), factor * vectors)
             for factor in (1, 100)
         )
         assert torch.allclose(one, other, atol=1e-5)
 
 
 class TestGradient:
-    @pytest.mark.parametrize("norm", NORMS)
     @pytest.mark.parametrize("scaling", SCALINGS)
-    def test_equals_autograd_of_the_dense_form(self, vectors, norm, scaling):
+    def test_equals_autograd_of_the_dense_form(self, vectors, scaling):
         x = counts()
         panel, view = make_panel(x, scaling), some_view(7)
         weight = torch.randn(9, 4, generator=torch.Generator().manual_seed(1))
         sparse_vectors = vectors.clone().requires_grad_()
-        (embed_cells(Sparse(sp.csr_matrix(x)), panel, view, sparse_vectors, norm) * weight).sum().backward()
+        (embed_cells(Sparse(sp.csr_matrix(x)), panel, view, sparse_vectors) * weight).sum().backward()
         dense_vectors = vectors.double().requires_grad_()
         double = Panel(panel.genes, panel.mean.double(), panel.scale.double())
-        (dense(torch.from_numpy(x).double(), double, view, dense_vectors, norm) * weight).sum().backward()
+        (dense(torch.from_numpy(x).double(), double, view, dense_vectors) * weight).sum().backward()
         np.testing.assert_allclose(sparse_vectors.grad.numpy(), dense_vectors.grad.numpy(), rtol=1e-3, atol=1e-4)
         assert (sparse_vectors.grad[~view.kept] == 0).all()  # genes that the view does not see learn nothing
 

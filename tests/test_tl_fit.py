@@ -373,11 +373,10 @@ class TestConfiguration:
     @pytest.mark.parametrize(
         ("name", "value", "part"),
         [
-            ("m_step", "average", "tree.prototypes"),
             ("linkage", "cosine", "tree.parent"),
             ("swap_levels", "leaves", "encoder"),
             ("scaling", "center", "basis"),
-            ("embedder_norm", "column", "embedder.vectors"),
+            ("swap_weight", 0.0, "encoder"),
             ("anchor_weight", 0.0, "encoder"),
             ("global_weight", 0.0, "encoder"),
             ("lift", 0.0, "encoder"),

@@ -25,9 +25,8 @@ class TestTrain:
         return train(model, parts, np.random.default_rng(0), **{"progress": False, "keep_tree": True, **arguments})
 
     @pytest.mark.parametrize(("warmup", "moves"), [(2, False), (0, True)])
-    @pytest.mark.parametrize("m_step", ["gradient", "average"])
-    def test_prototypes_move_in_joint_training_alone(self, parts, new_model, warmup, moves, m_step):
-        model = new_model(epochs=2, warmup_epochs=warmup, m_step=m_step)
+    def test_prototypes_move_in_joint_training_alone(self, parts, new_model, warmup, moves):
+        model = new_model(epochs=2, warmup_epochs=warmup)
         before, vectors = self.prototypes(model), model.embedder.vectors.detach().clone()
         history = self.trained(model, parts)
         assert history["stage"].tolist() == ["joint" if moves else "warm-up"] * 2

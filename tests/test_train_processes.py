@@ -25,7 +25,7 @@ pytestmark = pytest.mark.skipif(not (is_available() and is_gloo_available()), re
 # with fewer cells than processes.
 RUNS = {
     "cut": {"slides_per_batch": 1},
-    "dealt": {"slides_per_batch": 2, "m_step": "average", "queue_length": 1},
+    "dealt": {"slides_per_batch": 2, "queue_length": 1},
     "resumed": {"slides_per_batch": 1},
     "lonely": {"batch_size": 1, "cells_per_slide": 3, "anchor_weight": 0.0},
 }

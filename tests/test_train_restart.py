@@ -91,7 +91,6 @@ class TestAnyStep:
         "changes",
         [
             {"slides_per_batch": 2},
-            {"m_step": "average", "average_rate": 0.2},
             {"anchor_weight": 0.0, "selection": "slide"},
             {"warmup_epochs": 0},
             {"warmup_epochs": 4},

@@ -17,7 +17,7 @@ from stage_sc.train._chance import Draw, chance
 from stage_sc.train._encode import Contents, encode_slide
 from stage_sc.train._processes import Processes
 from stage_sc.train._start import calibrate_slides
-from stage_sc.train._step import Pairs, average_step, embed_pairs, pair_losses, set_gradients
+from stage_sc.train._step import Pairs, embed_pairs, pair_losses, set_gradients
 
 ALONE, PLACE = Processes(), (11, 2, 5)
 
@@ -156,7 +156,7 @@ class TestLosses:
         [
             pytest.param({}, id="default"),
             pytest.param({"anchor_weight": 0.0, "swap_levels": "leaves"}, id="leaves alone, no anchor"),
-            pytest.param({"anchor_weight": 3.0, "global_weight": 0.7, "temperature": 0.2}, id="weights"),
+            pytest.param({"anchor_weight": 3.0, "global_weight": 0.7, "swap_weight": 0.3}, id="weights"),
             pytest.param({"levels": (9,)}, id="one level"),
         ],
     )
@@ -171,7 +171,7 @@ class TestLosses:
             np.testing.assert_allclose(got.numpy(), expected, atol=1e-5)
         levels = range(n_levels) if config.swap_levels == "all" else [n_levels - 1]
         expected = {"swapped": np.mean([self.swapped(model, one[level], other[level]) for level in levels])}
-        total = expected["swapped"]
+        total = config.swap_weight * expected["swapped"]
         if config.anchor_weight:
             weight, bias = (part.detach().numpy() for part in (model.decoder.weight, model.decoder.bias))
             content = pairs.content.numpy()
@@ -237,25 +237,3 @@ class TestGradients:
         losses, _ = pair_losses(model, pairs_of(model, parts, GlobalBatch(30, [])), PLACE, joint=False)
         set_gradients(model, losses["loss"], ALONE)
         assert all(parameter.grad is None for parameter in model.parameters())
-
-
-def test_average_step_by_loops(new_model):
-    model = new_model(average_rate=0.3)
-    with torch.no_grad():
-        model.tree.prototypes *= torch.linspace(0.5, 2, 26)[:, None]  # of any length
-    before = torch.nn.functional.normalize(model.tree.prototypes.detach(), dim=1).numpy().copy()
-    rng = np.random.default_rng(0)
-    h = torch.nn.functional.normalize(torch.from_numpy(rng.normal(size=(12, 16)).astype(np.float32)), dim=1)
-    scores = [h @ torch.from_numpy(before[model.tree.nodes(level)]).T for level in range(3)]
-    average_step(model, h, scores)
-    after = model.tree.prototypes.detach().numpy()
-    untouched = 0
-    for level in range(3):
-        for position, node in enumerate(range(26)[model.tree.nodes(level)]):
-            cells = [h[cell].numpy() for cell in range(12) if int(scores[level][cell].argmax()) == position]
-            expected = before[node]
-            if cells:
-                expected = 0.7 * before[node] + 0.3 * np.mean(cells, axis=0)
-            untouched += not cells
-            np.testing.assert_allclose(after[node], expected / np.linalg.norm(expected), atol=1e-6)
-    assert 0 < untouched < 20

@@ -1,4 +1,4 @@
-"""What one choice of the configuration is worth: runs of ``fit`` in which one parameter was changed, or two together."""
+"""What one choice is worth: runs of ``fit`` in which one parameter was changed, or two together."""
 
 from __future__ import annotations
 

@@ -10,10 +10,8 @@ from stage_sc._checks import check_choice, check_positive
 
 CHOICES = {
     "scaling": ("none", "center", "standardize"),
-    "embedder_norm": ("frobenius", "column"),
     "swap_levels": ("leaves", "all"),
     "linkage": ("content", "cosine"),
-    "m_step": ("gradient", "average"),
     "selection": ("prototype", "slide"),
     "assignment": ("leaf", "top-down", "path"),
 }
@@ -39,8 +37,6 @@ class StageConfig:
     at the start: with 0, cells near the average of a slide would be told apart by noise alone."""
     scaling: Literal["none", "center", "standardize"] = "standardize"
     """What is done to log-normalised expression per slide and gene: nothing, minus the mean, over the sd as well."""
-    embedder_norm: Literal["frobenius", "column"] = "frobenius"
-    """Norm of the panel's gene vectors that an embedded cell is divided by: of all (equation 17), or per component."""
     whiten: bool = True
     """Whether embedded cells are whitened on each slide, so that slides of any panel and platform are comparable. The
     map follows from the gene vectors as training began, and is the same in training and inference."""
@@ -64,10 +60,6 @@ class StageConfig:
     """Weight of predicting the content around a cell (six hops) from its embedding; 0 leaves this head out."""
     global_weight: float = 0.1
     """Weight λ of the hierarchical loss in joint training."""
-    m_step: Literal["gradient", "average"] = "gradient"
-    """How prototypes follow in joint training: by the gradient alone, or by a running average of their cells too."""
-    average_rate: float = 0.01
-    """Step of that running average."""
     panel_fraction: float = 0.8
     """Share γ of the panel that a view sees."""
     noise_rate: float = 8.0
@@ -130,7 +122,7 @@ class StageConfig:
         for name in ("swap_weight", "anchor_weight", "global_weight", "lift", "noise_scale", "persistence"):
             if getattr(self, name) != 0:
                 check_positive(getattr(self, name), name)
-        for name in ("panel_fraction", "min_share", "selection_threshold", "average_rate"):
+        for name in ("panel_fraction", "min_share", "selection_threshold"):
             check_positive(getattr(self, name), name)
             if getattr(self, name) > 1:
                 raise ValueError(f"`{name}` is a share and must be at most 1, got {getattr(self, name)!r}.")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 from torch import Tensor, nn
 
@@ -23,23 +21,18 @@ class GeneEmbedder(nn.Module):
     ----------
     n_genes, dim
         Size of the vocabulary and length of the vectors.
-    norm
-        ``"frobenius"`` (equation 17), or ``"column"``, which divides each component by the norm of its own.
     """
 
-    def __init__(self, n_genes: int, dim: int, norm: Literal["frobenius", "column"] = "frobenius") -> None:
+    def __init__(self, n_genes: int, dim: int) -> None:
         super().__init__()
-        self.norm = norm
         self.vectors = nn.Parameter(torch.randn(n_genes, dim) / dim**0.5)
 
     def forward(self, expression: Sparse, panel: Panel, view: View) -> Tensor:
         """Embed cells with the gene vectors, see `embed_cells`."""
-        return embed_cells(expression, panel, view, self.vectors[panel.genes], self.norm)
+        return embed_cells(expression, panel, view, self.vectors[panel.genes])
 
 
-def embed_cells(
-    expression: Sparse, panel: Panel, view: View, vectors: Tensor, norm: Literal["frobenius", "column"]
-) -> Tensor:
+def embed_cells(expression: Sparse, panel: Panel, view: View, vectors: Tensor) -> Tensor:
     """Equation 17 with given gene vectors.
 
     Parameters
@@ -50,17 +43,13 @@ def embed_cells(
         Genes, scaling and whitening of the slide, and what this view does to the genes.
     vectors
         ``(P, dim)`` vectors of the panel's genes.
-    norm
-        See `GeneEmbedder`.
 
     Returns
     -------
     ``(n, dim)`` float32.
     """
     vectors = vectors * view.kept[:, None]
-    total = vectors.square().sum(dim=0)  # per component
-    total = total.sum() if norm == "frobenius" else total
-    vectors = vectors / torch.sqrt(total + 1e-12)
+    vectors = vectors / torch.sqrt(vectors.square().sum() + 1e-12)
     if panel.whitening is not None:
         vectors = vectors @ panel.whitening
     factor = view.gain / panel.scale  # offset + gain (x - mean) / scale

@@ -82,7 +82,7 @@ class Stage(nn.Module):
         self.history: pd.DataFrame | None = None
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            self.embedder = GeneEmbedder(len(genes), config.dim, config.embedder_norm)
+            self.embedder = GeneEmbedder(len(genes), config.dim)
             self.encoder = Encoder(config.dim, config.n_layers, config.n_heads)
             self.decoder = nn.Linear(config.dim, config.dim)
             self.tree = PrototypeTree(config.levels, config.dim)
@@ -124,7 +124,7 @@ class Stage(nn.Module):
         What surrounds cells is compared in this map, which stays the same whatever training makes of the embeddings.
         """
         view = clean_view(len(panel.genes)).to(self.basis.device)
-        return embed_cells(expression, panel, view, self.basis[panel.genes], self.config.embedder_norm)
+        return embed_cells(expression, panel, view, self.basis[panel.genes])
 
     def active(self, slides: Tensor) -> Tensor:
         """Prototypes of the training slide of every cell, ``(B, M)`` bool; `slides` is ``(B,)`` int64."""

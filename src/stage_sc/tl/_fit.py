@@ -245,7 +245,7 @@ def _read(
 def _shape(config: StageConfig) -> tuple[object, ...]:
     """Return what cannot change in a trained model."""
     network = config.dim, config.n_layers, config.n_heads, config.levels
-    return *network, config.scaling, config.embedder_norm, config.whiten, config.persistence
+    return *network, config.scaling, config.whiten, config.persistence
 
 
 def _new_model(

@@ -161,16 +161,3 @@ def set_gradients(model: Stage, loss: Tensor, processes: Processes) -> None:
     total = processes.sum(torch.cat([gradient.flatten() for gradient in gradients]))
     for parameter, gradient in zip(parameters, total.split([one.numel() for one in parameters]), strict=True):
         parameter.grad = gradient.view_as(parameter)
-
-
-@torch.no_grad()
-def average_step(model: Stage, h: Tensor, scores: list[Tensor]) -> None:
-    """M-step as a running average: every prototype moves towards the mean of the cells nearest to it."""
-    tree = model.tree
-    for level, level_scores in enumerate(scores):
-        nodes = tree.nodes(level)
-        nearest = level_scores.argmax(dim=1)
-        count = torch.bincount(nearest, minlength=tree.levels[level]).to(h)
-        mean = torch.zeros_like(tree.prototypes[nodes]).index_add_(0, nearest, h) / count.clamp(min=1)[:, None]
-        rate = model.config.average_rate * (count > 0)[:, None]
-        tree.prototypes[nodes] = normalize((1 - rate) * normalize(tree.prototypes[nodes], dim=1) + rate * mean, dim=1)

@@ -21,7 +21,7 @@ from stage_sc.train._health import Figures, Health, has_collapsed, warn_if_colla
 from stage_sc.train._processes import launch
 from stage_sc.train._start import calibrate_slides, grow_tree, set_start
 from stage_sc.train._state import State, describe_run, read_state, resume, write_state
-from stage_sc.train._step import average_step, embed_pairs, pair_losses, set_gradients
+from stage_sc.train._step import embed_pairs, pair_losses, set_gradients
 
 # An epoch that lowers the loss by less than this share is no progress.
 MIN_PROGRESS = 1e-3
@@ -109,8 +109,6 @@ def train(
             for group in optimizer.param_groups:
                 group["lr"] = config.learning_rate * _rate(state.done, n_steps)
             optimizer.step()
-            if joint and config.m_step == "average":
-                average_step(model, pairs.h_i.detach(), scores)
             state.health.update(losses, pairs.h_i, scores[-1])
             state.step, state.done = state.step + 1, state.done + 1
             if state.done % every == 0:
