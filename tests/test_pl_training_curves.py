@@ -49,7 +49,7 @@ def test_values(history):
             np.testing.assert_array_equal(values, history[name])
         assert boundaries(ax) == [2.5]
     assert [list(lines(ax)) for ax in (entropy, used, cosine)] == [["entropy"], ["used"], ["cosine"]]
-    assert [text.get_text() for text in losses.get_legend().get_texts()] == [
+    assert [text.get_text() for text in fig.legends[0].get_texts()] == [
         "loss",
         "swapped",
         "path",

@@ -99,7 +99,8 @@ def training_curves(
         ax.set_title(title, fontsize=10)
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     losses_ax, entropy, used, cosine = axes.flat
-    losses_ax.legend(fontsize=8, frameon=False)
+    handles, labels = losses_ax.get_legend_handles_labels()
+    fig.legend(handles, labels, loc="outside upper center", ncols=len(labels), fontsize=8, frameon=False)
     entropy.set_ylim(0, 1.05)
     used.set_ylim(0, 1.05 * max(table["used"].max(), 1))
     cosine.set_ylim(min(0, table["cosine"].min()), 1.05)
