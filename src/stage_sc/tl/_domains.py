@@ -49,8 +49,9 @@ def cut_domains(h: Tensor, leaves: Tensor, content: Tensor, n_domains: int, temp
 
     Leaves are joined by Ward linkage of the mean content of their cells. K-means of the contents of single cells begins
     there, and 99 times elsewhere. Of the solutions whose sum of squares is within 1 % of the lowest, that with the
-    least determinant of the covariance within domains is taken (Friedman and Rubin, 1967). With the shares :math:`q_{km}` of the domains
-    m in the cells of leaf k, a cell with content x and embedding h is in the domain that is greatest in
+    least determinant of the covariance within domains is taken (Friedman and Rubin, 1967). With the shares
+    :math:`q_{km}` of the domains m in the cells of leaf k, a cell with content x and embedding h is in the domain that
+    is greatest in
 
     .. math:: \log \sum_k \mathrm{softmax}_k(h^\top c_k / \tau) \, q_{km} - \frac{\lVert x - \mu_m \rVert^2}{2 s^2}
 
