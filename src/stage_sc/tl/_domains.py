@@ -9,51 +9,54 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from sklearn.cluster import KMeans
+from sklearn.metrics import pairwise_distances_argmin
 from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from stage_sc.data._canonical import mix
-from stage_sc.model._linkage import cut, leaf_order, weighted_ward
+from stage_sc.model._linkage import leaf_order, weighted_ward
 
 logger = logging.getLogger("stage_sc.tl")
 
 # Cells that are compared with all leaves at a time.
 BLOCK = 8192
-# K-means looks at a sample of so many cells, and begins so many times besides the beginning from the leaves.
+# Domains are found on a sample of so many cells, and K-means begins so many times.
 SAMPLE = 10_000
 STARTS = 99
 # Solutions whose sums of squares differ by less than this share are equally good for K-means.
 TIED = 0.01
+MAX_ROUNDS = 200
 
 
-class Sums(NamedTuple):
-    """What joining leaves needs to know of the cells: sums, which add up over slides."""
+class Domains(NamedTuple):
+    """Where the domains are among the contents of cells."""
 
-    n_cells: Tensor
-    """``(K,)`` float64, cells in each leaf."""
-    total: Tensor
-    """``(K, d)`` float64, sum of their content."""
+    metric: Tensor
+    """``(d, d)`` float32: after it, contents vary equally in all directions around the centres."""
+    centres: Tensor
+    """``(m, d)`` float32, mean content of every domain after the metric; those that are alike are side by side."""
 
+    def distances(self, content: Tensor) -> Iterator[Tensor]:
+        """Square distances of blocks of cells from the centres, in the metric."""
+        for block in content.split(BLOCK):
+            yield torch.cdist(block @ self.metric, self.centres, compute_mode="donot_use_mm_for_euclid_dist").square()
 
-class Tally(NamedTuple):
-    """What is known of domains once every cell is with its nearest centre: sums, which add up over slides."""
-
-    cells: Tensor
-    """``(K, m)`` float64, cells of each leaf in each domain."""
-    scatter: Tensor
-    """``(d, d)`` float64, products of the differences between cells and the centres of their domains."""
+    def nearest(self, content: Tensor) -> Tensor:
+        """``(n,)`` int64 domain whose centre is nearest, for every cell."""
+        return torch.cat([near.argmin(dim=1) for near in self.distances(content)])
 
 
 def cut_domains(h: Tensor, leaves: Tensor, content: Tensor, n_domains: int, temperature: float = 0.1) -> np.ndarray:
-    r"""Cluster what surrounds the cells, starting from the leaves, and let content and leaves decide for every cell.
+    r"""Cluster what surrounds the cells, and let content and leaves decide for every cell.
 
-    Leaves are joined by Ward linkage of the mean content of their cells. K-means of the contents of single cells begins
-    there, and 99 times elsewhere. Of the solutions whose sum of squares is within 1 % of the lowest, that with the
-    least determinant of the covariance within domains is taken (Friedman and Rubin, 1967). With the shares
-    :math:`q_{km}` of the domains m in the cells of leaf k, a cell with content x and embedding h is in the domain that
-    is greatest in
+    The domains are those of a mixture of Gaussians with a common covariance W, one for each domain, fitted to a sample
+    of 10,000 cells (see `find_domains`). With the shares :math:`q_{km}` of the domains m in the cells of leaf k, a cell
+    with content x and embedding h is in the domain that is greatest in
 
-    .. math:: \log \sum_k \mathrm{softmax}_k(h^\top c_k / \tau) \, q_{km} - \frac{\lVert x - \mu_m \rVert^2}{2 s^2}
+    .. math:: \log \sum_k \mathrm{softmax}_k(h^\top c_k / \tau) \, q_{km}
+        - \frac12 (x - \mu_m)^\top W^{-1} (x - \mu_m)
+
+    If a domain had no cell then, content alone decides.
 
     Parameters
     ----------
@@ -66,37 +69,24 @@ def cut_domains(h: Tensor, leaves: Tensor, content: Tensor, n_domains: int, temp
     n_domains
         Domains wanted.
     temperature
-        τ.
+        τ of the softmax over leaves.
 
     Returns
     -------
     ``(n,)`` int64 domain of every cell, in the order of a hierarchy: domains that are alike have near numbers. There
     are fewer than `n_domains` only where fewer cells differ.
-
-    Notes
-    -----
-    :math:`s^2` is the variance of content around the centres along one of its effective directions, whose number is
-    :math:`(\sum \lambda)^2 / \sum \lambda^2` with the eigenvalues of that covariance.
     """
     used, leaf = nearest_leaf(h, leaves).unique(return_inverse=True)
-    leaves = leaves[used]
-    centres = find_centres(draw(content, len(content)), leaf_sums(leaf, content, len(used)), n_domains)
-    found = tally(leaf, content, centres, len(used))
-    domain = decide(h, leaves, content, centres, found, temperature)
-    if len(np.unique(domain)) < len(centres):  # a domain whose cells all have the leaves of others
-        domain = nearest(content, centres).numpy()
+    domains = find_domains(draw(content, len(content)), n_domains)
+    domain = decide(h, leaves[used], content, domains, tally(leaf, content, domains, len(used)), temperature)
+    if len(np.unique(domain)) < len(domains.centres):  # a domain whose cells all have the leaves of others
+        domain = domains.nearest(content).numpy()
     return domain
 
 
 def nearest_leaf(h: Tensor, leaves: Tensor) -> Tensor:
     """``(n,)`` int64 leaf that every cell is nearest to."""
     return torch.cat([(block @ leaves.T).argmax(dim=1) for block in h.split(BLOCK)])
-
-
-def leaf_sums(leaf: Tensor, content: Tensor, n_leaves: int) -> Sums:
-    """Add up over cells what is known of every leaf."""
-    total = torch.zeros(n_leaves, content.shape[1], dtype=torch.float64)
-    return Sums(torch.bincount(leaf, minlength=n_leaves).double(), total.index_add_(0, leaf, content.double()))
 
 
 def draw(content: Tensor, n_cells: int, size: int = SAMPLE) -> Tensor:
@@ -117,74 +107,74 @@ def in_order(content: Tensor) -> Tensor:
     return content[torch.from_numpy(np.lexsort(content.numpy()[:, :2].T))]
 
 
-def find_centres(sample: Tensor, sums: Sums, n_domains: int) -> Tensor:
-    """``(m, d)`` mean content of every domain, those that are alike side by side."""
-    cells = sample.numpy()
-    distinct = len(np.unique(cells, axis=0))
+def find_domains(sample: Tensor, n_domains: int) -> Domains:
+    """Cluster the contents of cells so that the determinant of their covariance W within domains is least.
+
+    K-means starts 99 times. Of the solutions whose sum of squares is within 1 % of the lowest, which are equally good
+    for K-means, that with the least determinant is taken, and goes on in the metric of W: cells go to the nearest
+    centre, centres and W follow, until no cell moves. No step makes the determinant greater (criterion of Friedman and
+    Rubin, 1967; the mixture model "EEE" with hard assignments).
+    """
+    cells = sample.double().numpy()
+    distinct = len(np.unique(sample.numpy(), axis=0))
     if distinct < n_domains:
         logger.warning("%d domains were asked for, but only %d cells differ.", n_domains, distinct)
         n_domains = distinct
-    starts: list[np.ndarray | None] = [None]
-    if 1 < n_domains <= len(sums.n_cells):
-        starts.append(_start(sums, n_domains))
     with threadpool_limits(1):  # sums in one order, whatever the machine
-        fits = [fit for start in starts for fit in _kmeans(cells, n_domains, start)]
+        fits = _kmeans(sample.numpy(), n_domains)
         lowest = min(fit.inertia_ for fit in fits)
         tied = [fit for fit in fits if fit.inertia_ <= (1 + TIED) * lowest]
-        best = min(tied, key=lambda fit: _log_determinant(cells, fit))
-    centres = best.cluster_centers_
+        best = min(tied, key=lambda fit: np.linalg.slogdet(_within(cells, fit.labels_, fit.cluster_centers_))[1])
+        domain, centres = best.labels_, best.cluster_centers_.astype(np.float64)
+        metric = _metric(_within(cells, domain, centres))
+        for _ in range(MAX_ROUNDS):
+            before, domain = domain, pairwise_distances_argmin(cells @ metric, centres @ metric)
+            if (domain == before).all():
+                break
+            total = np.zeros_like(centres)
+            np.add.at(total, domain, cells)
+            count = np.bincount(domain, minlength=n_domains)[:, None]
+            centres = np.where(count, total / np.maximum(count, 1), centres)
+            metric = _metric(_within(cells, domain, centres))
+    centres = centres @ metric
     if n_domains > 2:
-        centres = centres[leaf_order(weighted_ward(centres, np.bincount(best.labels_, minlength=n_domains)))]
-    return torch.from_numpy(centres)
+        centres = centres[leaf_order(weighted_ward(centres, np.bincount(domain, minlength=n_domains)))]
+    return Domains(torch.from_numpy(metric).float(), torch.from_numpy(centres).float())
 
 
-def tally(leaf: Tensor, content: Tensor, centres: Tensor, n_leaves: int) -> Tally:
-    """Put every cell into the domain with the nearest centre, and add up what is known of domains."""
-    domain = nearest(content, centres)
-    cells = torch.bincount(leaf * len(centres) + domain, minlength=n_leaves * len(centres))
-    apart = (content - centres[domain]).double()
-    return Tally(cells.view(n_leaves, -1).double(), apart.T @ apart)
+def tally(leaf: Tensor, content: Tensor, domains: Domains, n_leaves: int) -> Tensor:
+    """``(K, m)`` float64, cells of each leaf that are nearest to each domain: they add up over slides."""
+    n_domains = len(domains.centres)
+    cells = torch.bincount(leaf * n_domains + domains.nearest(content), minlength=n_leaves * n_domains)
+    return cells.view(n_leaves, -1).double()
 
 
-def decide(h: Tensor, leaves: Tensor, content: Tensor, centres: Tensor, found: Tally, temperature: float) -> np.ndarray:
+def decide(
+    h: Tensor, leaves: Tensor, content: Tensor, domains: Domains, cells: Tensor, temperature: float
+) -> np.ndarray:
     """``(n,)`` int64 domain of every cell, from its leaves and its content."""
-    shares = (found.cells / found.cells.sum(dim=1, keepdim=True)).float()
-    # s^2 is trace / (n * effective directions), and those are trace^2 / sum of squares
-    variance = float(found.scatter.square().sum() / found.scatter.trace().clamp(min=1e-12) / found.cells.sum())
+    shares = (cells / cells.sum(dim=1, keepdim=True)).float()
     domain = []
-    for block, near in zip(h.split(BLOCK), _distances(content, centres), strict=True):
+    for block, near in zip(h.split(BLOCK), domains.distances(content), strict=True):
         share = torch.softmax(block @ leaves.T / temperature, dim=1) @ shares
-        domain.append((torch.log(share.clamp(min=1e-12)) - near / (2 * max(variance, 1e-12))).argmax(dim=1))
+        domain.append((torch.log(share.clamp(min=1e-12)) - near / 2).argmax(dim=1))
     return torch.cat(domain).numpy()
 
 
-def nearest(content: Tensor, centres: Tensor) -> Tensor:
-    """``(n,)`` int64 domain whose centre is nearest, for every cell."""
-    return torch.cat([near.argmin(dim=1) for near in _distances(content, centres)])
+def _kmeans(cells: np.ndarray, n_domains: int) -> list[KMeans]:
+    starts = STARTS if n_domains > 1 else 1
+    return [KMeans(n_domains, n_init=1, random_state=seed).fit(cells) for seed in range(starts)]
 
 
-def _distances(content: Tensor, centres: Tensor) -> Iterator[Tensor]:
-    """Square distances of blocks of cells from the centres."""
-    for block in content.split(BLOCK):
-        yield torch.cdist(block, centres, compute_mode="donot_use_mm_for_euclid_dist").square()
-
-
-def _kmeans(cells: np.ndarray, n_domains: int, start: np.ndarray | None) -> list[KMeans]:
-    if start is None:
-        return [KMeans(n_domains, n_init=1, random_state=seed).fit(cells) for seed in range(STARTS)]
-    return [KMeans(n_domains, init=start.astype(cells.dtype), n_init=1).fit(cells)]
-
-
-def _log_determinant(cells: np.ndarray, fit: KMeans) -> float:
-    """Of the covariance within domains, with a little of the whole variance in every direction."""
-    apart = (cells - fit.cluster_centers_[fit.labels_]).astype(np.float64)
+def _within(cells: np.ndarray, domain: np.ndarray, centres: np.ndarray) -> np.ndarray:
+    """Covariance around the centres, with a little of the whole variance in every direction."""
+    apart = cells - centres[domain]
     ridge = max(1e-6 * cells.var(axis=0).mean(), 1e-12)
-    return float(np.linalg.slogdet(apart.T @ apart / len(cells) + ridge * np.eye(cells.shape[1]))[1])
+    covariance: np.ndarray = apart.T @ apart / len(cells) + ridge * np.eye(cells.shape[1])
+    return covariance
 
 
-def _start(sums: Sums, n_domains: int) -> np.ndarray:
-    """Mean content of every group of leaves, joined by Ward linkage."""
-    weight = sums.n_cells.numpy()
-    mean = sums.total.numpy() / weight[:, None]
-    member = np.eye(n_domains)[cut(weighted_ward(mean, weight), n_domains)].T * weight
-    return member @ mean / member.sum(axis=1, keepdims=True)
+def _metric(covariance: np.ndarray) -> np.ndarray:
+    """Map after which this covariance is the identity."""
+    metric: np.ndarray = np.linalg.cholesky(np.linalg.inv(covariance))
+    return metric

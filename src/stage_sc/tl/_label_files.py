@@ -25,18 +25,7 @@ from stage_sc.data._slide import read_data
 from stage_sc.model._checkpoint import model_digest, save_checkpoint
 from stage_sc.model._stage import Stage
 from stage_sc.pp._graph import build_graph
-from stage_sc.tl._domains import (
-    Sums,
-    Tally,
-    decide,
-    draw,
-    find_centres,
-    in_order,
-    leaf_sums,
-    nearest,
-    nearest_leaf,
-    tally,
-)
+from stage_sc.tl._domains import Domains, decide, draw, find_domains, in_order, nearest_leaf, tally
 from stage_sc.tl._results import add_domains, write_labels
 from stage_sc.tl._stage_niches import label_slides
 from stage_sc.weights import resolve_model
@@ -105,7 +94,7 @@ def label_files(
     -----
     What `stage_niches` costs for each file, and its warning about slides unlike those of training. The content around
     every cell, which domains are cut by, is kept in ``out/content``, 128 bytes per cell, beside a copy of the model.
-    Domains are clustered on some 20,000 cells of all files; the decision for every cell needs only sums besides.
+    Domains are clustered on some 10,000 cells of all files; the decision for every cell needs only sums besides.
 
     Examples
     --------
@@ -135,15 +124,13 @@ def label_files(
     if n_domains is not None:
         seen = [(result, checkpoint, key_added) for result in results]
         used = np.unique(np.concatenate(_run(_leaves_in_use, seen, scheduler)))
-        sums = Sums(*map(_total, zip(*_run(_sums, [(*task, used) for task in seen], scheduler), strict=True)))
-        n_cells = int(sums.n_cells.sum())
+        n_cells = sum(len(np.load(_content_path(result), mmap_mode="r")) for result in results)
         sample = in_order(torch.cat(_run(_sample, [(result, n_cells) for result in results], scheduler)))
-        centres = find_centres(sample, sums, n_domains)
-        tallies = _run(_tally, [(*task, used, centres) for task in seen], scheduler)
-        found = Tally(*map(_total, zip(*tallies, strict=True)))
+        domains = find_domains(sample, n_domains)
+        found = sum(_run(_tally, [(*task, used, domains) for task in seen], scheduler))
         for known in (found, None):  # by content alone, where a domain would be left without cells
-            domains = _run(_add_domain, [(*task, used, centres, known, n_domains) for task in seen], scheduler)
-            if len(np.unique(np.concatenate(domains))) == len(centres):
+            written = _run(_add_domain, [(*task, used, domains, known, n_domains) for task in seen], scheduler)
+            if len(np.unique(np.concatenate(written))) == len(domains.centres):
                 break
     return results
 
@@ -186,24 +173,14 @@ def _leaves_in_use(result: Path, checkpoint: Path, key: str) -> np.ndarray:
     return nearest_leaf(*_read(result, checkpoint, key)).unique().numpy()
 
 
-def _sums(result: Path, checkpoint: Path, key: str, used: np.ndarray) -> Sums:
-    h, leaves = _read(result, checkpoint, key)
-    with one_thread():
-        return leaf_sums(nearest_leaf(h, leaves[used]), _content(result), len(used))
-
-
 def _sample(result: Path, n_cells: int) -> torch.Tensor:
     return draw(_content(result), n_cells)
 
 
-def _tally(result: Path, checkpoint: Path, key: str, used: np.ndarray, centres: torch.Tensor) -> Tally:
+def _tally(result: Path, checkpoint: Path, key: str, used: np.ndarray, domains: Domains) -> torch.Tensor:
     h, leaves = _read(result, checkpoint, key)
     with one_thread():
-        return tally(nearest_leaf(h, leaves[used]), _content(result), centres, len(used))
-
-
-def _total(parts: tuple[torch.Tensor, ...]) -> torch.Tensor:
-    return sum(parts[1:], parts[0])
+        return tally(nearest_leaf(h, leaves[used]), _content(result), domains, len(used))
 
 
 def _add_domain(
@@ -211,8 +188,8 @@ def _add_domain(
     checkpoint: Path,
     key: str,
     used: np.ndarray,
-    centres: torch.Tensor,
-    found: Tally | None,
+    domains: Domains,
+    found: torch.Tensor | None,
     n_domains: int,
 ) -> np.ndarray:
     """Write the domain of every cell into a result, and return those that there are."""
@@ -220,11 +197,11 @@ def _add_domain(
     temperature = resolve_model(checkpoint).config.temperature
     with one_thread():
         if found is None:
-            domain = nearest(_content(result), centres).numpy()
+            domain = domains.nearest(_content(result)).numpy()
         else:
-            domain = decide(h, leaves[used], _content(result), centres, found, temperature)
+            domain = decide(h, leaves[used], _content(result), domains, found, temperature)
     adata = ad.read_h5ad(result)
-    add_domains(adata, domain, key, len(centres))
+    add_domains(adata, domain, key, len(domains.centres))
     adata.uns[key]["params"]["n_domains"] = n_domains
     _write(result, adata.write_h5ad)
     return np.unique(domain)
