@@ -63,7 +63,7 @@ class TestEquation16:
         vectors = rng.standard_normal((10, 3)).astype(np.float32)
         panel = Panel(torch.arange(10), torch.from_numpy(mean), torch.from_numpy(scale))
         view = drawn(10, noise_scale=0.3)
-        got = embed_cells(Sparse(sp.csr_matrix(x)), panel, view, torch.from_numpy(vectors), "frobenius")
+        got = embed_cells(Sparse(sp.csr_matrix(x)), panel, view, torch.from_numpy(vectors))
         kept = np.flatnonzero(view.kept.numpy())
         norm = math.sqrt(sum(float(value) ** 2 for gene in kept for value in vectors[gene]))
         for cell in range(6):

@@ -79,8 +79,8 @@ class TestSameAsInMemory:
     def test_a_domain_that_would_be_left_without_cells(self, slides, tmp_path, own_model, monkeypatch):
         """Then content alone decides, as in memory."""
 
-        def nobody_in_the_last(h, leaves, content, centres, *others):
-            return module.nearest(content, centres[:-1]).numpy()
+        def nobody_in_the_last(h, leaves, content, domains, *others):
+            return domains._replace(centres=domains.centres[:-1]).nearest(content).numpy()
 
         for place in (module, _domains):
             monkeypatch.setattr(place, "decide", nobody_in_the_last)

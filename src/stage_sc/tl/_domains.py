@@ -92,13 +92,14 @@ def nearest_leaf(h: Tensor, leaves: Tensor) -> Tensor:
 def draw(content: Tensor, n_cells: int, size: int = SAMPLE) -> Tensor:
     """Contents of about `size` of `n_cells` cells; those of a part, if `content` is a part of them.
 
-    Whether a cell is drawn depends on its content alone: parts give the cells that the whole gives, in any order. Of
-    every part one cell is drawn at least.
+    Whether a cell is drawn depends on its own content alone (the first two components, rounded), so that parts give the
+    cells that the whole gives, in any order. Of a whole at least one is drawn.
     """
     if n_cells > size:
         first = np.round(content[:, :2].numpy().astype(np.float64) * 1024).astype(np.int64).view(np.uint64)
         number = mix(first[:, 0] + mix(first[:, -1]))
-        content = content[torch.from_numpy(number <= max(int(size / n_cells * 2**64), int(number.min())))]
+        least = int(number.min()) if len(content) == n_cells else 0
+        content = content[torch.from_numpy(number <= max(int(size / n_cells * 2**64), least))]
     return in_order(content)
 
 

@@ -126,7 +126,7 @@ def label_files(
         used = np.unique(np.concatenate(_run(_leaves_in_use, seen, scheduler)))
         n_cells = sum(len(np.load(_content_path(result), mmap_mode="r")) for result in results)
         sample = in_order(torch.cat(_run(_sample, [(result, n_cells) for result in results], scheduler)))
-        domains = find_domains(sample, n_domains)
+        domains = find_domains(sample if len(sample) else _content(results[0])[:1], n_domains)
         found = sum(_run(_tally, [(*task, used, domains) for task in seen], scheduler))
         for known in (found, None):  # by content alone, where a domain would be left without cells
             written = _run(_add_domain, [(*task, used, domains, known, n_domains) for task in seen], scheduler)
