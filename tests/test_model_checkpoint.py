@@ -259,7 +259,7 @@ class TestRefused:
     @pytest.mark.parametrize("metadata", [None, {"format": "pt"}])
     def test_foreign_safetensors(self, metadata, tmp_path):
         save_file({"weight": torch.ones(3)}, tmp_path / "other.safetensors", metadata=metadata)
-        with pytest.raises(ValueError, match="not a checkpoint of stage_sc"):
+        with pytest.raises(ValueError, match="no model of stage_sc"):
             load_checkpoint(tmp_path / "other.safetensors")
 
     def test_format_of_the_future(self, saved, tmp_path):

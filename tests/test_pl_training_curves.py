@@ -40,6 +40,12 @@ def boundaries(ax) -> list[float]:
     return [line.get_xdata()[0] for line in ax.get_lines() if line.get_linestyle() == "--"]
 
 
+def test_as_read_from_a_file(history, tmp_path):
+    history.to_csv(tmp_path / "history.csv")
+    fig = training_curves(pd.read_csv(tmp_path / "history.csv"), return_fig=True)
+    assert list(lines(fig.get_axes()[0])) == ["loss", "swapped", "path"]
+
+
 def test_values(history):
     fig = training_curves(history, return_fig=True)
     losses, entropy, used, cosine = fig.get_axes()

@@ -212,21 +212,24 @@ class TestFindDomains:
         assert min(gains) < 1 or n == 2
 
     def test_a_worse_fit_is_not_taken(self, monkeypatch):
+        """Here: those of odd seeds, which are made to cut along another direction, or else those of even ones."""
         x, plain, found = self.stretched(0)[0], _domains._kmeans, []
         monkeypatch.setattr(_domains, "STARTS", 6)
         monkeypatch.setattr(_domains, "MAX_ROUNDS", 0)
+        other = np.repeat([0, 1, 2], 150)[torch.from_numpy(np.argsort(x[:, 1].numpy())).argsort()]
         for worse in range(2):
 
             def fits(cells, n, worse=worse):
                 results = plain(cells, n)
                 for number, one in enumerate(results):
                     one.inertia_ += 1e6 * (number % 2 == worse)
-                    one.cluster_centers_ = one.cluster_centers_ + 100 * (number % 2)
+                    one.labels_ = other if number % 2 else one.labels_
                 return results
 
             monkeypatch.setattr(_domains, "_kmeans", fits)
-            found.append(float(centres_of(find_domains(x, 3)).mean()))
-        assert found[0] > 90 > found[1]
+            spread = np.ptp(centres_of(find_domains(x, 3))[:, 1])
+            found.append(float(spread))
+        assert found[0] > 1.5 > found[1]
 
     def test_sample_stands_for_all(self):
         content = floats(np.random.default_rng(0).normal(size=(20_000, 3)))

@@ -229,7 +229,7 @@ class TestFinished:
         assert [one.name for one in path.parent.iterdir()] == [path.name]
 
     def test_is_no_model(self, finished):
-        with pytest.raises(ValueError, match="not a checkpoint of stage_sc"):
+        with pytest.raises(ValueError, match="no model of stage_sc"):
             st.model.load_checkpoint(finished[0])
 
 

@@ -21,7 +21,8 @@ LEAVES = 64  # of the runs that vary the depth
 def ablations(lines: Iterable[Line]) -> pd.DataFrame:
     """One row per run of ``fit`` in which one parameter was changed, or two, or none: `parameter`, `value` and scores.
 
-    The runs without change stand under every parameter, with its default.
+    The runs without change stand under every field of the configuration that was varied, with its default. Length and
+    rate of training have no default here, as ``st.tl.fit`` chooses them by the size of the data.
     """
     fits = [line for line in lines if line["options"].get("mode") == "fit" and "scores" in line]
     default = st.model.StageConfig().to_dict()

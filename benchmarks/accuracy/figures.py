@@ -21,7 +21,7 @@ from matplotlib.figure import Figure
 
 from .ablations import ablations, ordered
 from .runs import read_lines
-from .tables import by_role, frame
+from .tables import CHANGES, by_role, frame
 
 SCORES = ("ARI", "ARI between halves", "specificity", "FIDE", "JSD")
 
@@ -33,7 +33,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
     options = parser.parse_args()
     lines = list({line["id"]: line for path in options.lines for line in read_lines(path)}.values())
-    scores = frame(line for line in lines if "config" not in line["options"])
+    scores = frame(line for line in lines if not CHANGES & set(line["options"]))
     figures = {f"methods-{role.replace(' ', '-')}": methods(runs) for role, runs in by_role(scores).items()}
     changed = ablations(lines)
     if len(changed):

@@ -6,15 +6,17 @@
 """stage_sc, in the interpreter of the benchmark.
 
 `mode` "zero-shot" labels with a trained model: the bundled one, or that of `checkpoint`; "fine-tune" trains it further
-on the sections, "fit" trains from scratch on them, and "untrained" only grows a tree. `config` has the fields of
-StageConfig that are changed: after the tree and the schedule were made as small as the data, as they are without it.
-`graph` has arguments of ``st.pp.build_graph``, and `vectors` "random" replaces co-expression as the start of the gene
-vectors. Besides the domains, the niches of all levels of the tree are given.
+on the sections, "fit" trains from scratch on them, and "untrained" only grows a tree. `variant` "paper" starts from
+``StageConfig.paper()``. Tree and schedule are fitted to the size of the data, as by ``st.tl.fit``; then `config`
+replaces single fields of StageConfig. `graph` has arguments of ``st.pp.build_graph``. `vectors` "random" replaces
+co-expression as the start of the gene vectors; it needs "fit" or "untrained". Besides the domains, the niches of all
+levels of the tree are given.
 """
 
 from __future__ import annotations
 
 from contextlib import nullcontext
+from functools import partial
 from typing import Any
 from unittest.mock import patch
 
@@ -25,6 +27,7 @@ import stage_sc as st
 from stage_sc.train._adapt import adapt
 from stage_sc.weights import resolve_model
 
+UNCHANGED = ("co-expression", "default")  # vectors, variant
 MODES = ("zero-shot", "fine-tune", "fit", "untrained")
 
 
@@ -37,24 +40,28 @@ def label(
     config: dict[str, Any] | None = None,
     graph: dict[str, Any] | None = None,
     vectors: str = "co-expression",
+    variant: str = "default",
 ) -> dict[str, list[np.ndarray]]:
     """Label every section."""
     for section in sections:
         st.pp.build_graph(section, **(graph or {}))
-    with patch("stage_sc.tl._fit.gene_prior", random_vectors) if vectors == "random" else nullcontext():
-        model = trained(sections, seed, mode, checkpoint, config or {})
+    if (config and mode == "zero-shot") or (mode in ("zero-shot", "fine-tune") and (vectors, variant) != UNCHANGED):
+        raise ValueError(f"mode {mode!r} takes its configuration and vectors from a model")
+    prior = partial(random_vectors, np.random.default_rng(seed))
+    with patch("stage_sc.tl._fit.gene_prior", prior) if vectors == "random" else nullcontext():
+        model = trained(sections, seed, mode, checkpoint, config or {}, variant)
     st.tl.stage_niches(sections, model=model, n_domains=n_domains)
     levels = sections[0].uns["stage"]["levels"]
     return {name: [section.obs[name].to_numpy() for section in sections] for name in ("stage_domain", *levels)}
 
 
-def random_vectors(slides: object, genes: list[str], dim: int) -> np.ndarray:
+def random_vectors(rng: np.random.Generator, slides: object, genes: list[str], dim: int) -> np.ndarray:
     """Vectors that know nothing of co-expression."""
-    return np.random.default_rng(0).normal(size=(len(genes), dim)).astype(np.float32)
+    return rng.normal(size=(len(genes), dim)).astype(np.float32)
 
 
 def trained(
-    sections: list[ad.AnnData], seed: int, mode: str, checkpoint: str | None, changes: dict[str, Any]
+    sections: list[ad.AnnData], seed: int, mode: str, checkpoint: str | None, changes: dict[str, Any], variant: str
 ) -> st.model.Stage:
     """Return the model of a mode."""
     if mode not in MODES:
@@ -63,7 +70,8 @@ def trained(
         return resolve_model(checkpoint)
     start = resolve_model(checkpoint) if mode == "fine-tune" else None
     n_cells = [section.n_obs for section in sections]
-    base = st.model.StageConfig() if start is None else start.config
+    printed = st.model.StageConfig.paper() if variant == "paper" else st.model.StageConfig()
+    base = printed if start is None else start.config
     config = adapt(base, n_cells, tuning=start is not None).replace(**changes)
     epochs = 0 if mode == "untrained" else None
     return st.tl.fit(sections, init=start, config=config, epochs=epochs, rng=seed, progress=False)

@@ -115,7 +115,10 @@ def load_checkpoint(path: str | os.PathLike[str]) -> Stage:
     except SafetensorError as error:
         raise ValueError(f"{str(path)!r} cannot be read as a safetensors file: {error}.") from error
     if "stage_sc" not in metadata:
-        raise ValueError(f"{str(path)!r} is a safetensors file, but not a checkpoint of stage_sc.")
+        raise ValueError(
+            f"{str(path)!r} is a safetensors file, but no model of stage_sc: write one with "
+            "`stage_sc.model.save_checkpoint` (what `fit(checkpoint=)` writes is the state of a training)."
+        )
     try:
         header = dict(json.loads(metadata["stage_sc"]))
     except (TypeError, ValueError) as error:

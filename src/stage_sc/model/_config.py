@@ -140,10 +140,22 @@ class StageConfig:
 
     @classmethod
     def paper(cls, **changes: Any) -> StageConfig:
-        """Return the variant as printed, with `changes`: no whitening or anchor, cosine tree, local loss on leaves."""
-        printed = {"scaling": "none", "linkage": "cosine", "swap_levels": "leaves", "anchor_weight": 0.0, "lift": 0.0}
-        printed |= {"whiten": False}
-        return cls(**{**printed, "selection": "slide", "assignment": "top-down", **changes})
+        """Return the variant as printed, with `changes`.
+
+        Expression that is only log-normalised, without lift, whitening or anchor; a tree joined by cosine, the local
+        loss on leaves alone, prototypes chosen by slide, and paths from the top down.
+        """
+        printed = {
+            "scaling": "none",
+            "lift": 0.0,
+            "whiten": False,
+            "linkage": "cosine",
+            "swap_levels": "leaves",
+            "anchor_weight": 0.0,
+            "selection": "slide",
+            "assignment": "top-down",
+        }
+        return cls(**{**printed, **changes})
 
     def replace(self, **changes: Any) -> StageConfig:
         """Return a copy with other values."""

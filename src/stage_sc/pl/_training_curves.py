@@ -81,8 +81,9 @@ def training_curves(
     if table is None:
         raise ValueError(
             "The model has no history, which is not stored with it: draw the model that `st.tl.fit` returned, or a "
-            "table, e.g. `pd.read_csv('history.csv', index_col='epoch')`."
+            "table, e.g. `pd.read_csv('history.csv')`."
         )
+    table = table.set_index("epoch") if "epoch" in table else table  # as read from a file
     missing = [name for name in ("stage", *TITLES) if name not in table]
     if missing:
         raise KeyError(f"`history` lacks the columns {missing}; it has {list(table)}.")

@@ -25,6 +25,8 @@ SAMPLE = 10_000
 STARTS = 99
 # Solutions whose sums of squares differ by less than this share are equally good for K-means.
 TIED = 0.01
+# So many of the best go on in the metric within domains, so many rounds at most.
+FINALISTS = 5
 MAX_ROUNDS = 200
 
 
@@ -112,9 +114,9 @@ def find_domains(sample: Tensor, n_domains: int) -> Domains:
     """Cluster the contents of cells so that the determinant of their covariance W within domains is least.
 
     K-means starts 99 times. Of the solutions whose sum of squares is within 1 % of the lowest, which are equally good
-    for K-means, that with the least determinant is taken, and goes on in the metric of W: cells go to the nearest
-    centre, centres and W follow, until no cell moves. No step makes the determinant greater (criterion of Friedman and
-    Rubin, 1967; the mixture model "EEE" with hard assignments).
+    for K-means, the five with the least determinant go on in the metric of W: cells go to the nearest centre, centres
+    and W follow, until no cell moves. No step makes the determinant greater. The least in the end is taken (criterion
+    of Friedman and Rubin, 1967; the mixture model "EEE" with hard assignments).
     """
     cells = sample.double().numpy()
     distinct = len(np.unique(sample.numpy(), axis=0))
@@ -125,21 +127,12 @@ def find_domains(sample: Tensor, n_domains: int) -> Domains:
         fits = _kmeans(sample.numpy(), n_domains)
         lowest = min(fit.inertia_ for fit in fits)
         tied = [fit for fit in fits if fit.inertia_ <= (1 + TIED) * lowest]
-        best = min(tied, key=lambda fit: np.linalg.slogdet(_within(cells, fit.labels_, fit.cluster_centers_))[1])
-        domain, centres = best.labels_, best.cluster_centers_.astype(np.float64)
-        metric = _metric(_within(cells, domain, centres))
-        for _ in range(MAX_ROUNDS):
-            before, domain = domain, pairwise_distances_argmin(cells @ metric, centres @ metric)
-            if (domain == before).all():
-                break
-            total = np.zeros_like(centres)
-            np.add.at(total, domain, cells)
-            count = np.bincount(domain, minlength=n_domains)[:, None]
-            centres = np.where(count, total / np.maximum(count, 1), centres)
-            metric = _metric(_within(cells, domain, centres))
-    centres = centres @ metric
+        starts = sorted((_Solution.of(cells, fit.labels_, n_domains) for fit in tied), key=_Solution.determinant)
+        best = min((_descend(cells, start) for start in starts[:FINALISTS]), key=_Solution.determinant)
+    metric = best.metric()
+    centres = best.centres @ metric
     if n_domains > 2:
-        centres = centres[leaf_order(weighted_ward(centres, np.bincount(domain, minlength=n_domains)))]
+        centres = centres[leaf_order(weighted_ward(centres, np.bincount(best.domain, minlength=n_domains)))]
     return Domains(torch.from_numpy(metric).float(), torch.from_numpy(centres).float())
 
 
@@ -167,15 +160,40 @@ def _kmeans(cells: np.ndarray, n_domains: int) -> list[KMeans]:
     return [KMeans(n_domains, n_init=1, random_state=seed).fit(cells) for seed in range(starts)]
 
 
-def _within(cells: np.ndarray, domain: np.ndarray, centres: np.ndarray) -> np.ndarray:
-    """Covariance around the centres, with a little of the whole variance in every direction."""
-    apart = cells - centres[domain]
-    ridge = max(1e-6 * cells.var(axis=0).mean(), 1e-12)
-    covariance: np.ndarray = apart.T @ apart / len(cells) + ridge * np.eye(cells.shape[1])
-    return covariance
+class _Solution(NamedTuple):
+    """Domain of every cell of a sample, and what follows from it."""
+
+    domain: np.ndarray
+    centres: np.ndarray
+    within: np.ndarray
+    """``(d, d)`` covariance around the centres, with a little of the whole variance in every direction."""
+
+    @classmethod
+    def of(cls, cells: np.ndarray, domain: np.ndarray, n_domains: int, centres: np.ndarray | None = None) -> _Solution:
+        """Centres (a domain without cells keeps that of `centres`) and covariance."""
+        count = np.bincount(domain, minlength=n_domains)[:, None]
+        total = np.stack([np.bincount(domain, column, minlength=n_domains) for column in cells.T], axis=1)
+        centres = np.where(count, total / np.maximum(count, 1), 0 if centres is None else centres)
+        apart = cells - centres[domain]
+        ridge = max(1e-6 * cells.var(axis=0).mean(), 1e-12)
+        return cls(domain, centres, apart.T @ apart / len(cells) + ridge * np.eye(cells.shape[1]))
+
+    def determinant(self) -> float:
+        """Logarithm of the determinant of the covariance."""
+        return float(np.linalg.slogdet(self.within)[1])
+
+    def metric(self) -> np.ndarray:
+        """Map after which the covariance is the identity."""
+        found: np.ndarray = np.linalg.cholesky(np.linalg.inv(self.within))
+        return found
 
 
-def _metric(covariance: np.ndarray) -> np.ndarray:
-    """Map after which this covariance is the identity."""
-    metric: np.ndarray = np.linalg.cholesky(np.linalg.inv(covariance))
-    return metric
+def _descend(cells: np.ndarray, solution: _Solution) -> _Solution:
+    """Move cells to the nearest centre in the metric within domains until none moves."""
+    for _ in range(MAX_ROUNDS):
+        metric = solution.metric()
+        domain = pairwise_distances_argmin(cells @ metric, solution.centres @ metric)
+        if (domain == solution.domain).all():
+            break
+        solution = _Solution.of(cells, domain, len(solution.centres), solution.centres)
+    return solution

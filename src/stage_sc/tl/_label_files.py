@@ -64,7 +64,8 @@ def label_files(
     out
         Folder of the results.
     model, n_domains
-        As in `stage_niches`, a model on the Hugging Face hub included. Domains are cut over all files together.
+        As in `stage_niches`, a model on the Hugging Face hub included. Domains are cut over all files together: when
+        the call is repeated with other files, the domains of all results are written anew and may change.
     spatial_key, library_key
         As in `stage_sc.pp.build_graph`.
     layer
@@ -144,9 +145,9 @@ def _run(function: Callable[..., Any], tasks: list[tuple[Any, ...]], scheduler: 
 
 def _label_file(path: Path, result: Path, checkpoint: Path, settings: dict[str, Any]) -> None:
     """Label one file, unless it is labelled."""
-    stat, key = path.stat(), settings["key_added"]
+    key, (size, mtime) = settings["key_added"], _stamp(path)
     keys = {name: settings[name] or "" for name in ("spatial_key", "library_key", "layer", "table_key", "technology")}
-    source = {"file": path.name, "size": stat.st_size, "mtime": str(stat.st_mtime_ns), "model": checkpoint.stem}
+    source = {"file": path.name, "size": size, "mtime": str(mtime), "model": checkpoint.stem}
     source |= keys | {"scale": float(settings["scale"] or 0)}
     if result.is_file() and _content_path(result).is_file() and _source(result, key) == source:
         return
@@ -167,6 +168,12 @@ def _label_file(path: Path, result: Path, checkpoint: Path, settings: dict[str, 
     _write(_content_path(result), lambda part: np.save(part, content))
     light = ad.AnnData(obs=adata.obs, obsm=kept, uns={key: adata.uns[key]})
     _write(result, light.write_h5ad)
+
+
+def _stamp(path: Path) -> tuple[int, int]:
+    """Size of a file, or of all files in a folder, and when the last one was changed."""
+    stats = [one.stat() for one in (path.rglob("*") if path.is_dir() else [path]) if one.is_file()]
+    return sum(one.st_size for one in stats), max((one.st_mtime_ns for one in stats), default=0)
 
 
 def _leaves_in_use(result: Path, checkpoint: Path, key: str) -> np.ndarray:

@@ -3,7 +3,7 @@
 A method's `label` gives labels for every section, or a dictionary of such lists, of which the first are the domains.
 FOLDER has the sections as 0.h5ad, 1.h5ad … and call.json with `n_domains`, `seed`, `options` and the names of the
 `packages` whose versions are wanted. Time is that of the method's function, without imports and reading; memory is the
-whole process's. Needs nothing but anndata and numpy, as it runs in every method's environment.
+whole process's. Needs nothing but anndata, numpy and pandas, as it runs in every method's environment.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from pathlib import Path
 
 import anndata as ad
 import numpy as np
+import pandas as pd
 
 
 def main(method: Path, folder: Path, result: Path) -> None:
@@ -51,7 +52,7 @@ def texts(labels: list[np.ndarray], sections: list[ad.AnnData]) -> list[list[str
 
 def named(label: object) -> str | None:
     """Label as text; a cell that the method left out has none."""
-    return None if label is None or label != label else str(label)
+    return None if pd.isna(label) else str(label)
 
 
 def cpu_seconds() -> float:
