@@ -6,6 +6,8 @@ import json
 import struct
 import subprocess
 import sys
+import tomllib
+from importlib import resources
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +24,7 @@ from stage_sc.model._checkpoint import model_digest
 from stage_sc.model._encoder import Neighbours
 from stage_sc.model._sparse import Sparse
 from stage_sc.model._stage import Batch
+from stage_sc.weights import resolve_model
 
 GENES = ["alb", "cd3e", "gfap", "h2-k1", "mki67", "ünïcode"]
 
@@ -299,3 +302,19 @@ class TestRefused:
         save_file({"weight": torch.ones(3)}, tmp_path / "odd.safetensors", metadata={"stage_sc": content})
         with pytest.raises(ValueError, match="odd.safetensors"):
             load_checkpoint(tmp_path / "odd.safetensors")
+
+
+def test_the_model_card_tells_of_the_bundled_model():
+    model = resolve_model(None)
+    card = resources.files("stage_sc.weights").joinpath("MODEL_CARD.md").read_text(encoding="utf-8")
+    config = model.config
+    for told in (
+        f"`{model_digest(model)}`",
+        f"{config.epochs} epochs, {config.warmup_epochs} of them warm-up",
+        f"At most {config.cells_per_slide:,} cells",
+        f"{len(model.genes):,} genes",
+        f"{len(model.slides)} public sections",
+    ):
+        assert told in card
+    recipe = tomllib.loads((Path(__file__).parents[1] / "recipes" / "stage-v1.toml").read_text())
+    assert {name: getattr(config, name) for name in recipe["config"]} == recipe["config"]
