@@ -331,7 +331,7 @@ class TestAdapt:
     def test_tuning_keeps_the_tree(self):
         config = adapt(StageConfig(), [100], tuning=True)
         assert config.levels == StageConfig().levels
-        assert (config.epochs, config.warmup_epochs) == (30, 0)
+        assert (config.epochs, config.warmup_epochs) == (10, 0)
 
 
 def test_starts_with_four_cells():

@@ -16,7 +16,7 @@ CELLS_PER_LEAF_IN_ALL = 500
 # The published schedule belongs to a corpus of millions of cells; below this many a shorter and steeper one is used.
 SMALL = 200_000
 SCRATCH = {"epochs": 20, "warmup_epochs": 10, "learning_rate": 1e-3}
-TUNING = {"epochs": 30, "warmup_epochs": 0, "learning_rate": 1e-3}
+TUNING = {"epochs": 10, "warmup_epochs": 0, "learning_rate": 3e-4}
 
 
 def adapt(config: StageConfig, n_cells: Sequence[int], *, tuning: bool = False) -> StageConfig:
