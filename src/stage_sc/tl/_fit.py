@@ -68,10 +68,10 @@ def fit(
         numbers and parents, and move with the data: the model returned says where each came from. Genes that it does
         not know are left out. ``None``: from scratch, with all genes of `data`.
     config
-        All choices of the method, used as they are. ``None``: from scratch the defaults, below 200,000 cells
-        with a shorter schedule (20 epochs, 10 of them warm-up, and a learning rate of 1e-3), and with a leaf for 50
-        cells of the largest slide or 500 of all, at most; with `init` its own, with 10 epochs, no warm-up and a learning rate of 3e-4.
-        The log says what was changed.
+        All choices of the method, used as they are. ``None``: from scratch the defaults, below 200,000 cells with a
+        shorter schedule (20 epochs, 10 of them warm-up, and a learning rate of 1e-3), and with a leaf for 50 cells of
+        the largest slide or 500 of all, at most; with `init` its own, with 10 epochs, no warm-up and a learning rate of
+        3e-4. The log says what was changed.
     epochs
         Length of training, of which the warm-up keeps its share. ``None``: as configured. 0: an untrained network, with
         a tree, to compare with.
