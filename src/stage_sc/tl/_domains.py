@@ -127,12 +127,12 @@ def find_domains(sample: Tensor, n_domains: int) -> Domains:
         fits = _kmeans(sample.numpy(), n_domains)
         lowest = min(fit.inertia_ for fit in fits)
         tied = [fit for fit in fits if fit.inertia_ <= (1 + TIED) * lowest]
-        starts = sorted((_Solution.of(cells, fit.labels_, n_domains) for fit in tied), key=_Solution.determinant)
+        starts = sorted((_Solution.of(cells, fit.labels_) for fit in tied), key=_Solution.determinant)
         best = min((_descend(cells, start) for start in starts[:FINALISTS]), key=_Solution.determinant)
     metric = best.metric()
     centres = best.centres @ metric
     if n_domains > 2:
-        centres = centres[leaf_order(weighted_ward(centres, np.bincount(best.domain, minlength=n_domains)))]
+        centres = centres[leaf_order(weighted_ward(centres, np.bincount(best.domain)))]
     return Domains(torch.from_numpy(metric).float(), torch.from_numpy(centres).float())
 
 
@@ -169,11 +169,10 @@ class _Solution(NamedTuple):
     """``(d, d)`` covariance around the centres, with a little of the whole variance in every direction."""
 
     @classmethod
-    def of(cls, cells: np.ndarray, domain: np.ndarray, n_domains: int, centres: np.ndarray | None = None) -> _Solution:
-        """Centres (a domain without cells keeps that of `centres`) and covariance."""
-        count = np.bincount(domain, minlength=n_domains)[:, None]
-        total = np.stack([np.bincount(domain, column, minlength=n_domains) for column in cells.T], axis=1)
-        centres = np.where(count, total / np.maximum(count, 1), 0 if centres is None else centres)
+    def of(cls, cells: np.ndarray, domain: np.ndarray) -> _Solution:
+        """Centres and covariance of domains that all have cells."""
+        total = np.stack([np.bincount(domain, column) for column in cells.T], axis=1)
+        centres = total / np.bincount(domain)[:, None]
         apart = cells - centres[domain]
         ridge = max(1e-6 * cells.var(axis=0).mean(), 1e-12)
         return cls(domain, centres, apart.T @ apart / len(cells) + ridge * np.eye(cells.shape[1]))
@@ -189,11 +188,11 @@ class _Solution(NamedTuple):
 
 
 def _descend(cells: np.ndarray, solution: _Solution) -> _Solution:
-    """Move cells to the nearest centre in the metric within domains until none moves."""
+    """Move cells to the nearest centre in the metric within domains until none moves, or the last one of a domain."""
     for _ in range(MAX_ROUNDS):
         metric = solution.metric()
         domain = pairwise_distances_argmin(cells @ metric, solution.centres @ metric)
-        if (domain == solution.domain).all():
+        if (domain == solution.domain).all() or len(np.unique(domain)) < len(solution.centres):
             break
-        solution = _Solution.of(cells, domain, len(solution.centres), solution.centres)
+        solution = _Solution.of(cells, domain)
     return solution
