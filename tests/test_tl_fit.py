@@ -259,7 +259,7 @@ class TestInit:
         with caplog.at_level(logging.INFO):
             tuned = fit(tissue, None, init=small_model)
         assert tuned.history["stage"].tolist() == ["joint"] * len(tuned.history)
-        assert len(tuned.history) <= tuned.config.epochs == 30
+        assert len(tuned.history) <= tuned.config.epochs == 10
         assert "300 training cells" in caplog.text
         before = small_config.to_dict()
         changed = {name for name, value in tuned.config.to_dict().items() if before[name] != value}

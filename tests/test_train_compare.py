@@ -17,7 +17,8 @@ from stage_sc.train._prior import coherence
 
 @pytest.fixture(scope="module")
 def tuned(tissue, small_model):
-    return st.tl.fit(tissue, init=small_model, epochs=3, progress=False)
+    config = small_model.config.replace(epochs=3, warmup_epochs=0, learning_rate=1e-2)  # far enough that niches move
+    return st.tl.fit(tissue, init=small_model, config=config, progress=False)
 
 
 @pytest.fixture
