@@ -25,6 +25,7 @@ def ablations(lines: Iterable[Line]) -> pd.DataFrame:
     rate of training have no default here, as ``st.tl.fit`` chooses them by the size of the data.
     """
     fits = [line for line in lines if line["options"].get("mode") == "fit" and "scores" in line]
+    fits = [line for line in fits if "variant" not in line["options"]]
     default = st.model.StageConfig().to_dict()
     base, changed = [], []
     for line in fits:
@@ -33,7 +34,7 @@ def ablations(lines: Iterable[Line]) -> pd.DataFrame:
         leaves = list(line.get("levels", {}).values())[-1:] or [{}]
         row = {"scenario": line["scenario"], **{score: scores.get(score) for score in SCORES}}
         row |= {f"{score} of leaves": leaves[0].get(score) for score in NICHES}
-        if others := {name: str(line["options"][name]) for name in OTHERS if name in line["options"]}:
+        if others := {name: told(line["options"][name]) for name in OTHERS if name in line["options"]}:
             changed += [{"parameter": name, "value": value, "default": False, **row} for name, value in others.items()]
         elif not config:
             base.append(row)
@@ -41,8 +42,8 @@ def ablations(lines: Iterable[Line]) -> pd.DataFrame:
             ((name, value),) = config.items()
             changed += [{"parameter": key, "value": one, "default": False, **row} for key, one in series(name, value)]
         elif len(config) == 2:
-            told = {"parameter": " and ".join(config), "value": ", ".join(map(str, config.values()))}
-            changed.append({**told, "default": False, **row})
+            row_told = {"parameter": " and ".join(config), "value": ", ".join(map(str, config.values()))}
+            changed.append({**row_told, "default": False, **row})
     varied = {row["parameter"] for row in changed} & (set(default) | set(OTHERS))
     default |= OTHERS
     scenarios = {row["scenario"] for row in changed}
@@ -51,6 +52,11 @@ def ablations(lines: Iterable[Line]) -> pd.DataFrame:
         {"parameter": name, "value": default[name], "default": True, **row} for name in sorted(varied) for row in used
     ]
     return pd.DataFrame(rows).astype(dict.fromkeys(COLUMNS, float)) if changed else pd.DataFrame()
+
+
+def told(value: Any) -> str:
+    """Value of an option as text."""
+    return " ".join(f"{key} {one}" for key, one in value.items()) if isinstance(value, dict) else str(value)
 
 
 def series(name: str, value: Any) -> list[tuple[str, Any]]:

@@ -104,7 +104,8 @@ def parameters(changed: pd.DataFrame) -> Figure:
         for place in np.flatnonzero(pd.Index(values).isin(part.loc[part["default"], "value"])):
             ax.axvspan(place - 0.25, place + 0.25, color="0.9", zorder=0)
         ax.set_xlim(-0.5, len(values) - 0.5)
-        ax.set_xticks(range(len(values)), [str(value) for value in values])
+        long = max(len(str(value)) for value in values) > 12
+        ax.set_xticks(range(len(values)), [str(value) for value in values], rotation=20 if long else 0)
         ax.set_title(name, fontsize="medium")
         ax.set_ylim(0, 1)
     for ax in grid[:, 0]:

@@ -52,6 +52,8 @@ def main() -> None:
 def name_of(line: Line) -> str:
     """Method, mode, and every other option that was given, with the changes of the configuration."""
     options = {**line["options"], **line["options"].get("config", {})}
+    if "checkpoint" in options:
+        options["checkpoint"] = "/".join(Path(options["checkpoint"]).parts[-2:])
     told = [f"{key}={value}" for key, value in options.items() if key not in ("mode", "config", "weights")]
     return " ".join([line["method"], *([options["mode"]] if "mode" in options else []), *told])
 
