@@ -87,7 +87,8 @@ def trade_off(changed: pd.DataFrame) -> Figure:
 
 def parameters(changed: pd.DataFrame) -> Figure:
     """ARI over the values of every parameter, one line for each scenario."""
-    names = sorted(changed["parameter"].unique())
+    names, scenarios = sorted(changed["parameter"].unique()), sorted(changed["scenario"].unique())
+    style = {"fmt": "o-", "markersize": 4}
     n_columns = min(4, len(names))
     n_rows = -(-len(names) // n_columns)
     size = (3 * n_columns, 2.4 * n_rows)
@@ -97,14 +98,14 @@ def parameters(changed: pd.DataFrame) -> Figure:
     for ax, name in zip(grid.flat, names, strict=False):
         part = changed[changed["parameter"] == name]
         values = ordered(part["value"])
-        for number, (scenario, runs) in enumerate(part.groupby("scenario")):
-            found = runs.groupby("value")["ARI"].agg(["mean", "std"]).reindex(values)
+        for number, scenario in enumerate(scenarios):
+            found = part[part["scenario"] == scenario].groupby("value")["ARI"].agg(["mean", "std"]).reindex(values)
             places = np.arange(len(values)) + 0.1 * number
-            ax.errorbar(places, found["mean"], yerr=found["std"].fillna(0), fmt="o-", markersize=4, label=scenario)
+            ax.errorbar(places, found["mean"], yerr=found["std"].fillna(0), **style, color=f"C{number}", label=scenario)
         for place in np.flatnonzero(pd.Index(values).isin(part.loc[part["default"], "value"])):
             ax.axvspan(place - 0.25, place + 0.25, color="0.9", zorder=0)
         ax.set_xlim(-0.5, len(values) - 0.5)
-        long = max(len(str(value)) for value in values) > 12
+        long = sum(len(str(value)) for value in values) > 24
         ax.set_xticks(range(len(values)), [str(value) for value in values], rotation=20 if long else 0)
         ax.set_title(name, fontsize="medium")
         ax.set_ylim(0, 1)
