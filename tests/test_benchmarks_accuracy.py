@@ -19,6 +19,7 @@ sys.path.insert(0, str(ROOT))  # the benchmark is a folder of the repository, no
 
 from benchmarks.accuracy import __main__ as command  # noqa: E402
 from benchmarks.accuracy import ablations, environments, execute, figures, runs, scenarios, scores, tables  # noqa: E402
+from benchmarks.accuracy.methods import stage  # noqa: E402
 
 CONFIG = """
 [scenarios.made-up]
@@ -108,6 +109,37 @@ def test_a_run_that_takes_too_long_is_ended_and_not_tried_with_other_seeds(data,
     first, second = runs.read_lines(tmp_path / "out")
     assert "not done after 0.5 s" in first["error"]
     assert "too long" in second["skipped"]
+
+
+def test_levels_of_a_tree_are_scored_beside_the_domains(data, tmp_path):
+    methods = tmp_path / "methods"
+    methods.mkdir()
+    tree = STRIPES.replace("return [", "halves = [", 1) + (
+        "    whole = [np.zeros(section.n_obs, dtype=int) for section in sections]\n"
+        "    return {'domains': halves, 'l1': whole, 'l2': halves}\n"
+    )
+    (methods / "stripes.py").write_text(tree)
+    (run,) = [one for one in config(tmp_path) if one.method == "stripes"][:1]
+    line = execute.execute(run, data, tmp_path, 60, methods)
+    assert list(line["levels"]) == ["l1", "l2"]
+    assert line["levels"]["l1"]["number"] == 1
+    assert line["levels"]["l1"]["ARI"] == 0
+    for score, value in line["scores"]["mean"].items():
+        assert line["levels"]["l2"][score] == value
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"mode": "zero-shot", "config": {"lift": 0.0}},
+        {"mode": "fine-tune", "vectors": "random"},
+        {"mode": "zero-shot", "variant": "paper"},
+    ],
+    ids=str,
+)
+def test_options_without_effect_are_refused(options):
+    with pytest.raises(ValueError, match="from a model"):
+        stage.label([], 4, 0, **options)
 
 
 def test_scores_are_those_of_direct_calls(data):

@@ -207,3 +207,16 @@ class TestBadInput:
         (tmp_path / "text.h5ad").write_text("no")
         with pytest.raises(ValueError, match="cannot be read"):
             st.tl.label_files([tmp_path / "text.h5ad"], tmp_path / "out")
+
+
+def test_a_change_inside_a_zarr_folder_is_noticed(tmp_path):
+    """The folder itself is not touched when a file deeper down is written."""
+    deep = tmp_path / "slide.zarr" / "obsm" / "spatial"
+    deep.mkdir(parents=True)
+    (deep / "0").write_bytes(b"one")
+    os.utime(deep / "0", ns=(10, 10))
+    before, outside = module._stamp(tmp_path / "slide.zarr"), (tmp_path / "slide.zarr").stat()
+    os.utime(deep / "0", ns=(20, 20))
+    assert module._stamp(tmp_path / "slide.zarr") == (3, 20) != before == (3, 10)
+    assert (tmp_path / "slide.zarr").stat().st_mtime_ns == outside.st_mtime_ns
+    assert module._stamp(deep / "0") == (3, 20)

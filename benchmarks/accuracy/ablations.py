@@ -42,8 +42,8 @@ def ablations(lines: Iterable[Line]) -> pd.DataFrame:
             ((name, value),) = config.items()
             changed += [{"parameter": key, "value": one, "default": False, **row} for key, one in series(name, value)]
         elif len(config) == 2:
-            row_told = {"parameter": " and ".join(config), "value": ", ".join(map(str, config.values()))}
-            changed.append({**row_told, "default": False, **row})
+            both = {"parameter": " and ".join(config), "value": ", ".join(map(str, config.values()))}
+            changed.append({**both, "default": False, **row})
     varied = {row["parameter"] for row in changed} & (set(default) | set(OTHERS))
     default |= OTHERS
     scenarios = {row["scenario"] for row in changed}

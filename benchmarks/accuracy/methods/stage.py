@@ -70,8 +70,10 @@ def trained(
         return resolve_model(checkpoint)
     start = resolve_model(checkpoint) if mode == "fine-tune" else None
     n_cells = [section.n_obs for section in sections]
-    printed = st.model.StageConfig.paper() if variant == "paper" else st.model.StageConfig()
-    base = printed if start is None else start.config
+    if start is not None:
+        base = start.config
+    else:
+        base = st.model.StageConfig.paper() if variant == "paper" else st.model.StageConfig()
     config = adapt(base, n_cells, tuning=start is not None).replace(**changes)
     epochs = 0 if mode == "untrained" else None
     return st.tl.fit(sections, init=start, config=config, epochs=epochs, rng=seed, progress=False)
