@@ -9,7 +9,7 @@ import torch
 from torch.nn.functional import normalize
 
 import stage_sc as st
-from stage_sc.data._batch import make_batch, slide_panel
+from stage_sc.data._batch import make_batch
 from stage_sc.data._slide import Slide, read_data
 from stage_sc.model import Stage, StageConfig, _tree
 from stage_sc.model._sparse import Sparse
@@ -82,10 +82,11 @@ def by_layers(model: Stage, slide: Slide, centres: np.ndarray | None = None) -> 
     """Embedding of a batch, or of the whole slide, and content from products of dense matrices."""
     panel = calibrate(model, slide)
     batch = make_batch(slide, panel, model.config.n_layers, centres=centres)
-    around = model.embed_fixed(Sparse(slide.take(np.arange(slide.n_cells))), slide_panel(slide, model.vocabulary))
+    vectors = model.basis[[model.vocabulary[gene] for gene in slide.genes]].double().numpy()
+    cells = (slide.take(np.arange(slide.n_cells)).toarray() - slide.mean) / slide.scale @ vectors
     mean = (slide.graph[:].toarray() > 0).astype(float)
     mean /= mean.sum(axis=1, keepdims=True)
-    content = np.linalg.matrix_power(mean, 6) @ around.double().numpy() @ panel.whitening.double().numpy()
+    content = np.linalg.matrix_power(mean, 6) @ cells / np.linalg.norm(vectors) @ panel.whitening.double().numpy()
     return model(batch).numpy(), content if centres is None else content[centres]
 
 

@@ -67,8 +67,7 @@ def batch(n_cells: int = 20) -> Batch:
 def outputs(model: Stage) -> list[Tensor]:
     h = model(batch())
     active = model.active(torch.zeros(len(h)).long())
-    fixed = model.embed_fixed(batch().expression, batch().panel)
-    return [h, fixed, *model.tree.assign(h), *model.tree.scores(h, active)]
+    return [h, model.basis, *model.tree.assign(h), *model.tree.scores(h, active)]
 
 
 def header(path: Path) -> dict[str, object]:

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 
 import stage_sc as st
-from stage_sc.tl import _domains
 from stage_sc.tl import _label_files as module
 
 LEVELS = ["stage_l1", "stage_l2", "stage_l3", "stage_path", "stage_flag", "stage_confidence"]
@@ -75,20 +74,6 @@ class TestSameAsInMemory:
         for one, other in zip(results[0], results[1][::-1], strict=True):
             domains = [ad.read_h5ad(path).obs["stage_domain"] for path in (one, other)]
             assert domains[0].tolist() == domains[1].tolist()
-
-    def test_a_domain_that_would_be_left_without_cells(self, slides, tmp_path, own_model, monkeypatch):
-        """Then content alone decides, as in memory."""
-
-        def nobody_in_the_last(h, leaves, content, domains, *others):
-            return domains._replace(centres=domains.centres[:-1]).nearest(content).numpy()
-
-        for place in (module, _domains):
-            monkeypatch.setattr(place, "decide", nobody_in_the_last)
-        results = st.tl.label_files(slides, tmp_path, model=own_model, n_domains=4)
-        expected, found = in_memory(slides, model=own_model, n_domains=4), [ad.read_h5ad(path) for path in results]
-        for one, other in zip(found, expected, strict=True):
-            assert one.obs["stage_domain"].tolist() == other.obs["stage_domain"].tolist()
-        assert {name for adata in found for name in adata.obs["stage_domain"]} == {"D1", "D2", "D3", "D4"}
 
     def test_library_key(self, slides, tmp_path):
         (result,) = st.tl.label_files(slides[2:], tmp_path, library_key="slide")

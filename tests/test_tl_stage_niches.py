@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 from collections import Counter
 from contextlib import nullcontext
@@ -24,6 +23,7 @@ from stage_sc.model._checkpoint import model_digest
 from stage_sc.tl import _stage_niches
 from stage_sc.tl._domains import cut_domains
 from stage_sc.train._encode import calibrate
+from stage_sc.train._own_view import add_own_view
 from stage_sc.weights import BUNDLED
 
 LEVELS = ["stage_l1", "stage_l2", "stage_l3"]
@@ -198,17 +198,17 @@ class TestDomains:
         assert adata.obs["stage_domain"].nunique() == n
         assert "domains were asked for" not in caplog.text
 
-    def test_from_content_embedding_and_leaves(self, adata, tissue, small_model):
-        """Content of every cell is the mean over six hops, whitened."""
+    def test_from_content(self, adata, tissue, small_model):
+        """Content of every cell is the mean over six hops, whitened, with what the slide itself shows."""
         (slide,) = read_data(tissue, scaling=small_model.config.scaling, vocabulary=small_model.genes)
         mean = (slide.graph.toarray() > 0).astype(float)
         mean /= mean.sum(axis=1, keepdims=True)
         vectors = small_model.basis[[small_model.vocabulary[gene] for gene in slide.genes]].double().numpy()
         cells = (slide.take(np.arange(300)).toarray() - slide.mean) / slide.scale @ vectors / np.linalg.norm(vectors)
+        plain = np.linalg.matrix_power(mean, 6) @ cells @ calibrate(small_model, slide).whitening.numpy()
         content = np.empty((300, 16), np.float32)
-        content[slide.cells] = np.linalg.matrix_power(mean, 6) @ cells @ calibrate(small_model, slide).whitening.numpy()
-        h, leaves = torch.from_numpy(adata.obsm["X_stage"]), small_model.tree.prototypes.detach()[8:]
-        domain = cut_domains(h, leaves, torch.from_numpy(content), 4, small_model.config.temperature)
+        content[slide.cells] = add_own_view(torch.from_numpy(plain).float(), slide, small_model.config.persistence)
+        domain = cut_domains(torch.from_numpy(content), 4)
         assert adata.obs["stage_domain"].tolist() == [f"D{number + 1}" for number in domain]
         several = adata.obs.groupby("stage_l3", observed=True)["stage_domain"].nunique()
         assert (several > 1).any()  # the leaf alone does not
@@ -225,14 +225,6 @@ class TestDomains:
         (record,) = [record for record in caplog.records if record.name == "stage_sc.tl"]
         assert record.levelno == logging.WARNING
         assert record.getMessage() == "301 domains were asked for, but only 300 cells differ."
-
-    def test_temperature_of_the_model(self, adata, tissue, small_model):
-        """The higher, the less a cell's own leaf counts."""
-        blurred = copy.deepcopy(small_model)
-        blurred.config = blurred.config.replace(temperature=1e6)
-        other = labelled(tissue, blurred, n_domains=4)
-        np.testing.assert_array_equal(other.obsm["X_stage"], adata.obsm["X_stage"])
-        assert (other.obs["stage_domain"].astype(str) != adata.obs["stage_domain"].astype(str)).any()
 
     def test_only_when_asked_for(self, tissue, small_model):
         adata = labelled(tissue, small_model)

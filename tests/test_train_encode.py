@@ -224,15 +224,15 @@ class TestContents:
         assert Contents().of(model, slide, calibrate(model, slide)).equal(encode_slide(model, slide).content)
 
     def test_computed_once_for_every_slide(self, slide, put_in_order, monkeypatch):
-        seen, plain = [], _encode._surroundings
+        seen, plain = [], _encode.surroundings
 
-        def spy(model: Stage, slide: Slide, *arguments: object) -> object:
+        def spy(slide: Slide, *arguments: object) -> object:
             seen.append(slide)
-            return plain(model, slide, *arguments)
+            return plain(slide, *arguments)
 
         model, other = network(slide), put_in_order(slide, np.arange(N)[::-1])
         panel, contents = calibrate(model, slide), Contents()
-        monkeypatch.setattr(_encode, "_surroundings", spy)
+        monkeypatch.setattr(_encode, "surroundings", spy)
         first = [contents.of(model, it, panel) for it in (slide, other)]
         again = [contents.of(model, it, panel) for it in (slide, other, slide, other)]
         assert [it is slide for it in seen] == [True, False]

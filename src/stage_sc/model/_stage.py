@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from stage_sc.model._augment import Panel, View, clean_view
 from stage_sc.model._config import StageConfig
-from stage_sc.model._embedder import GeneEmbedder, embed_cells
+from stage_sc.model._embedder import GeneEmbedder
 from stage_sc.model._encoder import Encoder, Neighbours
 from stage_sc.model._queue import SlideQueue
 from stage_sc.model._sparse import Sparse
@@ -117,14 +117,6 @@ class Stage(nn.Module):
         """Embed cells, ``(n, dim)``, before they see each other."""
         view = view or clean_view(len(panel.genes)).to(self.tree.parent.device)
         return self.embedder(expression, panel, view)
-
-    def embed_fixed(self, expression: Sparse, panel: Panel) -> Tensor:
-        """Embed cells with the vectors that the genes started from, ``(n, dim)``.
-
-        What surrounds cells is compared in this map, which stays the same whatever training makes of the embeddings.
-        """
-        view = clean_view(len(panel.genes)).to(self.basis.device)
-        return embed_cells(expression, panel, view, self.basis[panel.genes])
 
     def active(self, slides: Tensor) -> Tensor:
         """Prototypes of the training slide of every cell, ``(B, M)`` bool; `slides` is ``(B,)`` int64."""

@@ -1,15 +1,14 @@
-"""Exactly as many domains as asked for, from what surrounds the cells and from the leaves that they are in."""
+"""Exactly as many domains as asked for, from what surrounds the cells."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from sklearn.cluster import KMeans
-from sklearn.metrics import pairwise_distances_argmin
+from sklearn.metrics import pairwise_distances_argmin_min
 from threadpoolctl import threadpool_limits
 from torch import Tensor
 
@@ -18,7 +17,7 @@ from stage_sc.model._linkage import leaf_order, weighted_ward
 
 logger = logging.getLogger("stage_sc.tl")
 
-# Cells that are compared with all leaves at a time.
+# Cells that are compared with all centres at a time.
 BLOCK = 8192
 # Domains are found on a sample of so many cells, and K-means begins so many times.
 SAMPLE = 10_000
@@ -38,57 +37,38 @@ class Domains(NamedTuple):
     centres: Tensor
     """``(m, d)`` float32, mean content of every domain after the metric; those that are alike are side by side."""
 
-    def distances(self, content: Tensor) -> Iterator[Tensor]:
-        """Square distances of blocks of cells from the centres, in the metric."""
-        for block in content.split(BLOCK):
-            yield torch.cdist(block @ self.metric, self.centres, compute_mode="donot_use_mm_for_euclid_dist").square()
-
     def nearest(self, content: Tensor) -> Tensor:
         """``(n,)`` int64 domain whose centre is nearest, for every cell."""
-        return torch.cat([near.argmin(dim=1) for near in self.distances(content)])
+        return torch.cat(
+            [
+                torch.cdist(block @ self.metric, self.centres, compute_mode="donot_use_mm_for_euclid_dist").argmin(
+                    dim=1
+                )
+                for block in content.split(BLOCK)
+            ]
+        )
 
 
-def cut_domains(h: Tensor, leaves: Tensor, content: Tensor, n_domains: int, temperature: float = 0.1) -> np.ndarray:
-    r"""Cluster what surrounds the cells, and let content and leaves decide for every cell.
+def cut_domains(content: Tensor, n_domains: int) -> np.ndarray:
+    r"""Cluster what surrounds the cells.
 
     The domains are those of a mixture of Gaussians with a common covariance W, one for each domain, fitted to a sample
-    of 10,000 cells (see `find_domains`). With the shares :math:`q_{km}` of the domains m in the cells of leaf k, a cell
-    with content x and embedding h is in the domain that is greatest in
-
-    .. math:: \log \sum_k \mathrm{softmax}_k(h^\top c_k / \tau) \, q_{km}
-        - \frac12 (x - \mu_m)^\top W^{-1} (x - \mu_m)
-
-    If a domain had no cell then, content alone decides.
+    of 10,000 cells (see `find_domains`). A cell with content x is in the domain m with the least
+    :math:`(x - \mu_m)^\top W^{-1} (x - \mu_m)`.
 
     Parameters
     ----------
-    h
-        ``(n, dim)`` embeddings of length 1.
-    leaves
-        ``(K, dim)`` leaf prototypes of length 1. Those that are nearest to no cell are left out.
     content
         ``(n, d)`` mean embedded expression around every cell.
     n_domains
         Domains wanted.
-    temperature
-        τ of the softmax over leaves.
 
     Returns
     -------
     ``(n,)`` int64 domain of every cell, in the order of a hierarchy: domains that are alike have near numbers. There
     are fewer than `n_domains` only where fewer cells differ.
     """
-    used, leaf = nearest_leaf(h, leaves).unique(return_inverse=True)
-    domains = find_domains(draw(content, len(content)), n_domains)
-    domain = decide(h, leaves[used], content, domains, tally(leaf, content, domains, len(used)), temperature)
-    if len(np.unique(domain)) < len(domains.centres):  # a domain whose cells all have the leaves of others
-        domain = domains.nearest(content).numpy()
-    return domain
-
-
-def nearest_leaf(h: Tensor, leaves: Tensor) -> Tensor:
-    """``(n,)`` int64 leaf that every cell is nearest to."""
-    return torch.cat([(block @ leaves.T).argmax(dim=1) for block in h.split(BLOCK)])
+    return find_domains(draw(content, len(content)), n_domains).nearest(content).numpy()
 
 
 def draw(content: Tensor, n_cells: int, size: int = SAMPLE) -> Tensor:
@@ -136,25 +116,6 @@ def find_domains(sample: Tensor, n_domains: int) -> Domains:
     return Domains(torch.from_numpy(metric).float(), torch.from_numpy(centres).float())
 
 
-def tally(leaf: Tensor, content: Tensor, domains: Domains, n_leaves: int) -> Tensor:
-    """``(K, m)`` float64, cells of each leaf that are nearest to each domain: they add up over slides."""
-    n_domains = len(domains.centres)
-    cells = torch.bincount(leaf * n_domains + domains.nearest(content), minlength=n_leaves * n_domains)
-    return cells.view(n_leaves, -1).double()
-
-
-def decide(
-    h: Tensor, leaves: Tensor, content: Tensor, domains: Domains, cells: Tensor, temperature: float
-) -> np.ndarray:
-    """``(n,)`` int64 domain of every cell, from its leaves and its content."""
-    shares = (cells / cells.sum(dim=1, keepdim=True)).float()
-    domain = []
-    for block, near in zip(h.split(BLOCK), domains.distances(content), strict=True):
-        share = torch.softmax(block @ leaves.T / temperature, dim=1) @ shares
-        domain.append((torch.log(share.clamp(min=1e-12)) - near / 2).argmax(dim=1))
-    return torch.cat(domain).numpy()
-
-
 def _kmeans(cells: np.ndarray, n_domains: int) -> list[KMeans]:
     starts = STARTS if n_domains > 1 else 1
     return [KMeans(n_domains, n_init=1, random_state=seed).fit(cells) for seed in range(starts)]
@@ -188,11 +149,16 @@ class _Solution(NamedTuple):
 
 
 def _descend(cells: np.ndarray, solution: _Solution) -> _Solution:
-    """Move cells to the nearest centre in the metric within domains until none moves, or the last one of a domain."""
+    """Move cells to the nearest centre in the metric within domains until none moves.
+
+    A domain that would lose its last cell gets the cell that is farthest from its centre.
+    """
     for _ in range(MAX_ROUNDS):
         metric = solution.metric()
-        domain = pairwise_distances_argmin(cells @ metric, solution.centres @ metric)
-        if (domain == solution.domain).all() or len(np.unique(domain)) < len(solution.centres):
+        domain, distance = pairwise_distances_argmin_min(cells @ metric, solution.centres @ metric)
+        lost = np.setdiff1d(solution.domain, domain)
+        domain[np.argsort(-distance, kind="stable")[: len(lost)]] = lost
+        if (domain == solution.domain).all():
             break
         solution = _Solution.of(cells, domain)
     return solution

@@ -25,7 +25,7 @@ from stage_sc.data._slide import read_data
 from stage_sc.model._checkpoint import model_digest, save_checkpoint
 from stage_sc.model._stage import Stage
 from stage_sc.pp._graph import build_graph
-from stage_sc.tl._domains import Domains, decide, draw, find_domains, in_order, nearest_leaf, tally
+from stage_sc.tl._domains import Domains, draw, find_domains, in_order
 from stage_sc.tl._results import add_domains, write_labels
 from stage_sc.tl._stage_niches import label_slides
 from stage_sc.weights import resolve_model
@@ -123,16 +123,10 @@ def label_files(
         scheduler,
     )
     if n_domains is not None:
-        seen = [(result, checkpoint, key_added) for result in results]
-        used = np.unique(np.concatenate(_run(_leaves_in_use, seen, scheduler)))
         n_cells = sum(len(np.load(_content_path(result), mmap_mode="r")) for result in results)
         sample = in_order(torch.cat(_run(_sample, [(result, n_cells) for result in results], scheduler)))
         domains = find_domains(sample if len(sample) else _content(results[0])[:1], n_domains)
-        found = sum(_run(_tally, [(*task, used, domains) for task in seen], scheduler))
-        for known in (found, None):  # by content alone, where a domain would be left without cells
-            written = _run(_add_domain, [(*task, used, domains, known, n_domains) for task in seen], scheduler)
-            if len(np.unique(np.concatenate(written))) == len(domains.centres):
-                break
+        _run(_add_domain, [(result, key_added, domains, n_domains) for result in results], scheduler)
     return results
 
 
@@ -158,7 +152,7 @@ def _label_file(path: Path, result: Path, checkpoint: Path, settings: dict[str, 
     network = resolve_model(checkpoint)
     with scratch_folder(adata) as scratch, one_thread():
         slides = read_data(adata, scaling=network.config.scaling, vocabulary=network.vocabulary, scratch=scratch)
-        labels = label_slides(network, slides, resolve_device(settings["device"]))
+        labels = label_slides(network, slides, resolve_device(settings["device"]), domains=True)
     params = {"key_added": key, "spatial_key": settings["spatial_key"], "library_key": library_key or ""}
     write_labels(adata, labels, network, {**params, "layer": layer or "", "n_domains": 0})
     adata.uns[key]["source"] = source
@@ -176,50 +170,18 @@ def _stamp(path: Path) -> tuple[int, int]:
     return sum(one.st_size for one in stats), max((one.st_mtime_ns for one in stats), default=0)
 
 
-def _leaves_in_use(result: Path, checkpoint: Path, key: str) -> np.ndarray:
-    return nearest_leaf(*_read(result, checkpoint, key)).unique().numpy()
-
-
 def _sample(result: Path, n_cells: int) -> torch.Tensor:
     return draw(_content(result), n_cells)
 
 
-def _tally(result: Path, checkpoint: Path, key: str, used: np.ndarray, domains: Domains) -> torch.Tensor:
-    h, leaves = _read(result, checkpoint, key)
+def _add_domain(result: Path, key: str, domains: Domains, n_domains: int) -> None:
+    """Write the domain of every cell into a result."""
     with one_thread():
-        return tally(nearest_leaf(h, leaves[used]), _content(result), domains, len(used))
-
-
-def _add_domain(
-    result: Path,
-    checkpoint: Path,
-    key: str,
-    used: np.ndarray,
-    domains: Domains,
-    found: torch.Tensor | None,
-    n_domains: int,
-) -> np.ndarray:
-    """Write the domain of every cell into a result, and return those that there are."""
-    h, leaves = _read(result, checkpoint, key)
-    temperature = resolve_model(checkpoint).config.temperature
-    with one_thread():
-        if found is None:
-            domain = domains.nearest(_content(result)).numpy()
-        else:
-            domain = decide(h, leaves[used], _content(result), domains, found, temperature)
+        domain = domains.nearest(_content(result)).numpy()
     adata = ad.read_h5ad(result)
     add_domains(adata, domain, key, len(domains.centres))
     adata.uns[key]["params"]["n_domains"] = n_domains
     _write(result, adata.write_h5ad)
-    return np.unique(domain)
-
-
-def _read(result: Path, checkpoint: Path, key: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """Embedding of the cells of a result, and leaves of the model."""
-    with h5py.File(result, "r") as file:
-        h = torch.from_numpy(file["obsm"][f"X_{key}"][:])
-    network = resolve_model(checkpoint)
-    return h, network.tree.prototypes.detach()[network.tree.nodes(-1)]
 
 
 def _content(result: Path) -> torch.Tensor:

@@ -21,6 +21,7 @@ from stage_sc.pp._graph_state import hand_over, stand_in
 from stage_sc.tl._domains import cut_domains
 from stage_sc.tl._results import Labels, write_labels
 from stage_sc.train._encode import encode_slide
+from stage_sc.train._own_view import add_own_view
 from stage_sc.train._prior import coherence
 from stage_sc.weights import resolve_model
 
@@ -173,9 +174,9 @@ def stage_niches(
         for part, light in zip(parts, lights, strict=True):
             with scratch_folder(part, layer) as scratch:
                 slides = read_data(part, light=light, scratch=scratch, **keys)
-                found.append(label_slides(network, slides, where))
+                found.append(label_slides(network, slides, where, domains=n_domains is not None))
         if n_domains is not None:
-            found = _add_domains(network, found, n_domains)
+            found = _add_domains(found, n_domains)
     for part, light, labels in zip(parts, lights, found, strict=True):
         if light.uns["stage_graph"] is not part.uns["stage_graph"]:  # rebuilt
             hand_over(light, part)
@@ -195,8 +196,8 @@ def stage_niches(
     return parts if several else parts[0]
 
 
-def label_slides(model: Stage, slides: list[Slide], device: torch.device) -> Labels:
-    """Nodes, confidence, embedding and content of all cells of one AnnData."""
+def label_slides(model: Stage, slides: list[Slide], device: torch.device, *, domains: bool) -> Labels:
+    """Nodes, confidence, embedding and content of all cells of one AnnData; of content, what `domains` are cut by."""
     config = model.config
     network = model if device.type == "cpu" else deepcopy(model).to(device)
     parts = []
@@ -208,21 +209,20 @@ def label_slides(model: Stage, slides: list[Slide], device: torch.device) -> Lab
                 slide.name,
             )
         encoded = encode_slide(network, slide)
+        content = encoded.content
+        if domains and config.whiten:
+            content = add_own_view(content, slide, config.persistence)
         nodes, confidence = network.tree.assign(
             encoded.h.to(device), how=config.assignment, temperature=config.temperature
         )
         flag = np.where(slide.empty[:], 1, np.where(slide.isolated[:], 2, 0)).astype(np.int8)
-        tensors = (nodes, confidence, encoded.h, encoded.content)
+        tensors = (nodes, confidence, encoded.h, content)
         parts.append((slide.cells, *(tensor.cpu().numpy() for tensor in tensors), flag))
     return Labels(*(np.concatenate(column) for column in zip(*parts, strict=True)))
 
 
-def _add_domains(model: Stage, labels: list[Labels], n_domains: int) -> list[Labels]:
-    """Cut the leaves of all data together."""
-    h, content = (
-        torch.from_numpy(np.concatenate([getattr(part, name) for part in labels])) for name in ("embedding", "content")
-    )
-    leaves = model.tree.prototypes.detach()[model.tree.nodes(len(model.tree.levels) - 1)]
-    domain = cut_domains(h, leaves, content, n_domains, model.config.temperature)
+def _add_domains(labels: list[Labels], n_domains: int) -> list[Labels]:
+    """Cut domains over all data together."""
+    domain = cut_domains(torch.from_numpy(np.concatenate([part.content for part in labels])), n_domains)
     ends = np.cumsum([len(part.flag) for part in labels])[:-1]
     return [part._replace(domain=codes) for part, codes in zip(labels, np.split(domain, ends), strict=True)]

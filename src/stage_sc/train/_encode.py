@@ -15,7 +15,8 @@ from stage_sc.data._batch import slide_panel
 from stage_sc.data._slide import Matrix, Slide
 from stage_sc.data._stored import StoredMatrix
 from stage_sc.model._attention import Block, Blocks, attend_all, smooth
-from stage_sc.model._augment import Panel
+from stage_sc.model._augment import Panel, clean_view
+from stage_sc.model._embedder import embed_cells
 from stage_sc.model._sparse import Sparse
 from stage_sc.model._stage import CONTENT_HOPS, Stage
 from stage_sc.model._whitening import whitening
@@ -59,7 +60,7 @@ def encode_slide(model: Stage, slide: Slide, panel: Panel | None = None, *, bloc
     """
     device = model.tree.parent.device
     graph, local = _blocks(slide.graph, block, device), partial(_cut, slide.local, block, device)
-    near, far = _surroundings(model, slide, graph, block)
+    near, far = surroundings(slide, _basis(model, slide), graph, block)
     panel = _calibrated(model, slide, near, far) if panel is None else panel.to(device)
     content = (far if panel.whitening is None else far @ panel.whitening).cpu()
     z = near  # whose place is free now
@@ -76,8 +77,42 @@ def encode_slide(model: Stage, slide: Slide, panel: Panel | None = None, *, bloc
 @torch.no_grad()
 def calibrate(model: Stage, slide: Slide, cells: Tensor | slice = slice(None)) -> Panel:
     """Genes of a slide with the whitening that follows from some of its cells, on the model's device."""
-    near, far = _surroundings(model, slide, _blocks(slide.graph, BLOCK, model.tree.parent.device), BLOCK)
+    near, far = surroundings(slide, _basis(model, slide))
     return _calibrated(model, slide, near[cells], far[cells])
+
+
+@torch.no_grad()
+def surroundings(
+    slide: Slide, vectors: Tensor, graph: Blocks | None = None, block: int = BLOCK
+) -> tuple[Tensor, Tensor]:
+    """Mean over one hop and over six of cells embedded with `vectors` (equation 17), not whitened.
+
+    Parameters
+    ----------
+    slide
+        In memory or on disk.
+    vectors
+        ``(P, dim)`` float32, of the genes of the slide. Where they are, the computation is.
+    graph
+        Rows of the slide's graph, `block` at a time. ``None``: they are cut here.
+    block
+        Cells at a time.
+
+    Returns
+    -------
+    Two ``(n, dim)`` float32 tensors.
+    """
+    device, n_genes = vectors.device, len(slide.genes)
+    graph = graph or _blocks(slide.graph, block, device)
+    panel = Panel(torch.arange(n_genes), torch.from_numpy(slide.mean), torch.from_numpy(slide.scale)).to(device)
+    view = clean_view(n_genes).to(device)
+    z = torch.empty(slide.n_cells, vectors.shape[1], device=device)
+    for cells, rows in slide.blocks(block):
+        z[cells] = embed_cells(Sparse(rows).to(device), panel, view, vectors)
+    near = far = smooth(z, graph)
+    for _ in range(CONTENT_HOPS - 1):
+        far = smooth(far, graph)
+    return near, far
 
 
 class Contents:
@@ -90,7 +125,7 @@ class Contents:
     def of(self, model: Stage, slide: Slide, panel: Panel) -> Tensor:
         """Content of all cells, ``(n, dim)`` on the CPU; wrong at the border of a window, where no centre is."""
         if slide not in self._known:
-            _, far = _surroundings(model, slide, _blocks(slide.graph, BLOCK, model.tree.parent.device), BLOCK)
+            _, far = surroundings(slide, _basis(model, slide))
             self._known[slide] = (far if panel.whitening is None else far @ panel.whitening.to(far.device)).cpu()
         return self._known[slide]
 
@@ -102,17 +137,9 @@ def _calibrated(model: Stage, slide: Slide, near: Tensor, far: Tensor) -> Panel:
     return panel.to(near.device)
 
 
-def _surroundings(model: Stage, slide: Slide, graph: Blocks, block: int) -> tuple[Tensor, Tensor]:
-    """Mean over one hop and over all hops of content, of cells embedded with fixed vectors and not whitened."""
-    device = model.tree.parent.device
-    panel = slide_panel(slide, model.vocabulary).to(device)
-    z = torch.empty(slide.n_cells, model.config.dim, device=device)
-    for cells, rows in slide.blocks(block):
-        z[cells] = model.embed_fixed(Sparse(rows).to(device), panel)
-    near = far = smooth(z, graph)
-    for _ in range(CONTENT_HOPS - 1):
-        far = smooth(far, graph)
-    return near, far
+def _basis(model: Stage, slide: Slide) -> Tensor:
+    """Vectors that the genes of a slide started from, which stay the same whatever training makes of the embeddings."""
+    return model.basis[[model.vocabulary[gene] for gene in slide.genes]]
 
 
 def _blocks(matrix: Matrix, size: int, device: torch.device) -> Blocks:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import numpy as np
 import scipy.sparse as sp
@@ -10,6 +11,8 @@ import torch
 from scipy.linalg import eigh
 from scipy.sparse.linalg import eigsh
 from sklearn.cluster import KMeans
+from sklearn.decomposition import PCA
+from threadpoolctl import threadpool_limits
 
 from stage_sc.data._batch import among
 from stage_sc.data._slide import Slide
@@ -20,6 +23,8 @@ from stage_sc.model._stage import Stage
 MAX_CELLS = 20_000
 # Cells and genes that a slide is compared by with what a model has learnt.
 COHERENCE_CELLS, COHERENCE_GENES = 1000, 400
+# Cells of a slide that its own axes are found on, at most.
+AXES_CELLS = 5000
 # Cells whose expression is held densely at a time.
 BLOCK = 4096
 # K-means runs on a sample of this many cells.
@@ -98,21 +103,44 @@ def _correlation(covariance: np.ndarray) -> np.ndarray:
     return covariance / np.outer(sd, sd)
 
 
+def own_axes(slide: Slide, dim: int) -> np.ndarray:
+    """Axes along which expression varies over a slide, whatever a model has learnt.
+
+    The principal components of the mean scaled expression around 5,000 cells of the slide (two hops).
+
+    Returns
+    -------
+    ``(P, dim)`` float32, orthonormal columns; those beyond the number of genes or cells are zero.
+    """
+    profiles = np.concatenate(list(_profiles(slide, sample(slide, AXES_CELLS), slice(None))))
+    axes = np.zeros((len(slide.genes), dim), dtype=np.float32)
+    n = min(dim, *profiles.shape)
+    if len(profiles) > 1:
+        with threadpool_limits(1):  # sums in one order, whatever the machine
+            axes[:, :n] = PCA(n, random_state=0).fit(profiles).components_.T
+    return axes
+
+
 def _covariance(slide: Slide, n_cells: int, genes: np.ndarray | slice = slice(None)) -> np.ndarray:
     """Covariance of genes of a slide over the mean scaled expression around its cells, ``(P, P)`` float32."""
-    cells, centre, scale = sample(slide, n_cells or MAX_CELLS), slide.mean[genes], slide.scale[genes]
-    product = np.zeros((len(centre), len(centre)), dtype=np.float32)
-    mean = np.zeros(len(centre), dtype=np.float32)
+    cells, n_genes = sample(slide, n_cells), len(slide.mean[genes])
+    product = np.zeros((n_genes, n_genes), dtype=np.float32)
+    mean = np.zeros(n_genes, dtype=np.float32)
+    for profiles in _profiles(slide, cells, genes):
+        product += profiles.T @ profiles
+        mean += profiles.sum(axis=0)
+    mean /= len(cells)
+    return product / len(cells) - np.outer(mean, mean)
+
+
+def _profiles(slide: Slide, cells: np.ndarray, genes: np.ndarray | slice) -> Iterator[np.ndarray]:
+    """Mean scaled expression of genes around cells (two hops), ``(b, P)`` float32 for a block of cells at a time."""
     for part in np.array_split(cells, math.ceil(len(cells) / BLOCK)):
         reached = np.unique(slide.graph[np.unique(slide.graph[part].indices)].indices)
         near = (among(slide.graph[reached], reached) != 0).astype(np.float32)
         near = sp.diags_array(1 / np.maximum(np.diff(near.indptr), 1)).astype(np.float32) @ near
         around = near[np.searchsorted(reached, part)] @ near @ slide.take(reached)[:, genes]
-        profile = (around.toarray() - centre) / scale
-        product += profile.T @ profile
-        mean += profile.sum(axis=0)
-    mean /= len(cells)
-    return product / len(cells) - np.outer(mean, mean)
+        yield (around.toarray() - slide.mean[genes]) / slide.scale[genes]
 
 
 def kmeans_leaves(h: torch.Tensor, n_leaves: int, rng: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor]:
