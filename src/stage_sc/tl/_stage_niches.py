@@ -60,9 +60,9 @@ def stage_niches(
         the package.
     n_domains
         Exactly this number of domains over all `data`, written to ``obs["stage_domain"]``; fewer only where fewer cells
-        differ. What surrounds the cells is clustered into domains of one common covariance; then each cell's
-        surroundings and leaves decide together (equation in ``docs/method.md``). Domains are named ``D1``, ``D2`` …
-        for this call only: to compare separate calls, use the niches.
+        differ. What surrounds the cells, as the model knows genes and as the slide itself shows them, is clustered into
+        domains of one common covariance (equations in ``docs/method.md``). Domains are named ``D1``, ``D2`` … for this
+        call only: to compare separate calls, use the niches.
     spatial_key
         Entry of ``obsm`` with the coordinates. ``None``: the one that the graph was built with.
     library_key
