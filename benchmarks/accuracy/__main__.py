@@ -72,10 +72,10 @@ def benchmark(
         if line.get("error", "").startswith(TOO_LONG):
             hopeless.add(run.task)
         append(out, line)
-        logger.info("%d/%d %s", number, len(pending), told(line))
+        logger.info("%d/%d %s", number, len(pending), summary(line))
 
 
-def told(line: Line) -> str:
+def summary(line: Line) -> str:
     """One line for the log."""
     what = f"{line['scenario']} {line['method']} {line['options'] or ''} seed {line['seed']}"
     if "scores" not in line:

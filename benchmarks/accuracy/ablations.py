@@ -34,7 +34,7 @@ def ablations(lines: Iterable[Line]) -> pd.DataFrame:
         leaves = list(line.get("levels", {}).values())[-1:] or [{}]
         row = {"scenario": line["scenario"], **{score: scores.get(score) for score in SCORES}}
         row |= {f"{score} of leaves": leaves[0].get(score) for score in NICHES}
-        if others := {name: told(line["options"][name]) for name in OTHERS if name in line["options"]}:
+        if others := {name: in_words(line["options"][name]) for name in OTHERS if name in line["options"]}:
             changed += [{"parameter": name, "value": value, "default": False, **row} for name, value in others.items()]
         elif not config:
             base.append(row)
@@ -54,7 +54,7 @@ def ablations(lines: Iterable[Line]) -> pd.DataFrame:
     return pd.DataFrame(rows).astype(dict.fromkeys(COLUMNS, float)) if changed else pd.DataFrame()
 
 
-def told(value: Any) -> str:
+def in_words(value: Any) -> str:
     """Value of an option as text."""
     return " ".join(f"{key} {one}" for key, one in value.items()) if isinstance(value, dict) else str(value)
 

@@ -20,7 +20,7 @@ from .scenarios import common_genes, expert
 from .scores import score
 
 METHODS = Path(__file__).with_name("methods")
-TOLD = ("platform", "tissue", "species", "spatial_unit")  # of `uns`: what a user knows of a slide
+KNOWN = ("platform", "tissue", "species", "spatial_unit")  # of `uns`: what a user knows of a slide
 MIN_GENES = 5
 ONE_THREAD = {f"{name}_NUM_THREADS": "1" for name in ("OMP", "OPENBLAS", "MKL", "NUMBA", "VECLIB", "NUMEXPR")} | {
     "NUMBA_THREADING_LAYER": "workqueue",
@@ -42,7 +42,7 @@ def execute(run: Run, data: Path, environments: Path, time_limit: float, methods
         labels, levels = ([result.pop(name, {}) for result in results] for name in ("labels", "levels"))
         line = run.line | totals(results) | {"scores": score(run.scenario, groups, labels)}
         if levels[0]:
-            line["levels"] = {name: brief(run, groups, [one[name] for one in levels]) for name in levels[0]}
+            line["levels"] = {name: score_level(run, groups, [one[name] for one in levels]) for name in levels[0]}
         return line
     except Skipped as reason:
         return run.line | {"skipped": str(reason)}
@@ -62,11 +62,11 @@ def call(run: Run, group: Sequence[ad.AnnData], environments: Path, time_limit: 
     needed = requirements(method)
     if needed.needs and not (needed.needs in run.options and Path(run.options[needed.needs]).exists()):
         raise Skipped(f"{needed.needs} not there")
-    bare = handed_over(group, needed)
+    handed = handed_over(group, needed)
     python = interpreter(method, environments)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        for number, section in enumerate(bare):
+        for number, section in enumerate(handed):
             section.write_h5ad(folder / f"{number}.h5ad")
         asked = {"n_domains": n_domains, "seed": run.seed, "options": run.options, "packages": needed.packages}
         (folder / "call.json").write_text(json.dumps(asked))
@@ -83,7 +83,9 @@ def by_cell(labels: list[list[str | None]], group: Sequence[ad.AnnData]) -> list
     return [pd.Series(part, index=section.obs_names) for part, section in zip(labels, group, strict=True)]
 
 
-def brief(run: Run, groups: Sequence[Sequence[ad.AnnData]], labels: Sequence[Sequence[pd.Series]]) -> dict[str, Any]:
+def score_level(
+    run: Run, groups: Sequence[Sequence[ad.AnnData]], labels: Sequence[Sequence[pd.Series]]
+) -> dict[str, Any]:
     """Scores of other labels than the domains: their number, means over sections, and the JSD."""
     scores = score(run.scenario, groups, labels)
     number = max(pd.concat(parts).nunique() for parts in labels)
@@ -95,21 +97,21 @@ def handed_over(group: Sequence[ad.AnnData], needed: Requirements) -> list[ad.An
     genes = None if needed.panels == "any" else common_genes(group)
     if genes is not None and len(genes) < MIN_GENES:
         raise Skipped(f"needs common genes, the sections have {len(genes)}")
-    bare = []
+    handed = []
     for section in group:
         part = section if genes is None or len(group) == 1 else section[:, genes]
-        told = {name: str(section.uns[name]) for name in TOLD if name in section.uns}
+        known = {name: str(section.uns[name]) for name in KNOWN if name in section.uns}
         obs, var = pd.DataFrame(index=part.obs_names), pd.DataFrame(index=part.var_names)
-        bare.append(ad.AnnData(part.X.copy(), obs, var, uns=told, obsm={"spatial": part.obsm["spatial"].copy()}))
-    return bare
+        handed.append(ad.AnnData(part.X.copy(), obs, var, uns=known, obsm={"spatial": part.obsm["spatial"].copy()}))
+    return handed
 
 
 def run_limited(command: list[str], time_limit: float) -> None:
     """Run a command on one thread; when it takes too long, end it with all that it started."""
     with (
-        tempfile.TemporaryFile("w+") as told,
+        tempfile.TemporaryFile("w+") as output,
         subprocess.Popen(
-            command, stdout=told, stderr=told, env=os.environ | ONE_THREAD, start_new_session=True
+            command, stdout=output, stderr=output, env=os.environ | ONE_THREAD, start_new_session=True
         ) as process,
     ):
         try:
@@ -120,8 +122,8 @@ def run_limited(command: list[str], time_limit: float) -> None:
                 raise TimeoutError(f"not done after {time_limit:g} s") from None
             raise
         if process.returncode:
-            told.seek(0)
-            raise RuntimeError(last_line(told.read()))
+            output.seek(0)
+            raise RuntimeError(last_line(output.read()))
 
 
 def totals(results: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -40,8 +40,8 @@ class Run:
     @property
     def line(self) -> Line:
         """What a line says besides the result."""
-        told = {"id": self.id, "task": self.task, "scenario": self.scenario.name, "roles": list(self.scenario.roles)}
-        return told | {"method": self.method, "options": self.options, "seed": self.seed}
+        what = {"id": self.id, "task": self.task, "scenario": self.scenario.name, "roles": list(self.scenario.roles)}
+        return what | {"method": self.method, "options": self.options, "seed": self.seed}
 
 
 def digest(*parts: Any) -> str:

@@ -54,15 +54,15 @@ def name_of(line: Line) -> str:
     options = {**line["options"], **line["options"].get("config", {})}
     if "checkpoint" in options:
         options["checkpoint"] = "/".join(Path(options["checkpoint"]).parts[-2:])
-    told = [f"{key}={value}" for key, value in options.items() if key not in ("mode", "config", "weights")]
-    return " ".join([line["method"], *([options["mode"]] if "mode" in options else []), *told])
+    others = [f"{key}={value}" for key, value in options.items() if key not in ("mode", "config", "weights")]
+    return " ".join([line["method"], *([options["mode"]] if "mode" in options else []), *others])
 
 
 def frame(lines: Iterable[Line]) -> pd.DataFrame:
     """One row for each section of each run, and one for all sections ("mean") with the joint scores."""
     rows = []
     for line in lines:
-        told = {
+        common = {
             "name": name_of(line),
             **{key: line[key] for key in ("scenario", "seed")},
             "roles": tuple(line["roles"]),
@@ -71,9 +71,9 @@ def frame(lines: Iterable[Line]) -> pd.DataFrame:
         joint = {title: scores.get("joint", {}).get(key) for key, title in JOINT.items()}
         for section, values in scores.items():
             if section == "mean":
-                rows.append({**told, "section": section, **values, **joint, "seconds": line.get("cpu_s")})
+                rows.append({**common, "section": section, **values, **joint, "seconds": line.get("cpu_s")})
             elif section != "joint":
-                rows.append({**told, "section": section, **values})
+                rows.append({**common, "section": section, **values})
     columns = ["name", "scenario", "seed", "roles", "section", *SCORES, *JOINT.values(), "seconds"]
     return pd.DataFrame(rows, columns=columns).astype(dict.fromkeys([*SCORES, *JOINT.values(), "seconds"], float))
 
