@@ -129,10 +129,15 @@ class TestWhatIsWritten:
         numbers = [int(node[1:]) for node in adata.obs["stage_l3"].cat.categories]
         assert numbers != sorted(numbers)  # or this test shows nothing
 
-    def test_nearest_leaf(self, adata, small_model):
+    def test_nearest_path(self, adata, tree, small_model):
+        """Of all paths, the one with the greatest sum of cosines."""
         prototypes = small_model.tree.prototypes.detach().numpy()
         cosine = adata.obsm["X_stage"] @ prototypes.T / np.linalg.norm(prototypes, axis=1)
-        assert adata.obs["stage_l3"].tolist() == [f"N{8 + leaf}" for leaf in cosine[:, 8:].argmax(axis=1)]
+        parent = small_model.tree.parent.numpy()
+        paths = np.array([[parent[parent[leaf]], parent[leaf], leaf] for leaf in range(8, len(parent))])
+        nearest = paths[cosine[:, paths].sum(axis=2).argmax(axis=1)]
+        assert adata.obs["stage_path"].tolist() == [">".join(f"N{node}" for node in path) for path in nearest]
+        assert (cosine[:, 8:].argmax(axis=1) + 8 != nearest[:, 2]).any()
 
     def test_confidence(self, adata, tree, small_model):
         """Equations 6 and 7, cell by cell."""

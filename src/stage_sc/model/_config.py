@@ -13,7 +13,7 @@ CHOICES = {
     "swap_levels": ("leaves", "all"),
     "linkage": ("content", "cosine"),
     "selection": ("prototype", "slide"),
-    "assignment": ("leaf", "top-down", "path"),
+    "assignment": ("path", "top-down"),
 }
 
 
@@ -93,8 +93,8 @@ class StageConfig:
     """Passes over the training cells; 0 leaves the network as it starts, with a tree."""
     warmup_epochs: int = 33
     """The first of them, with the local loss only and the tree as it is."""
-    assignment: Literal["leaf", "top-down", "path"] = "leaf"
-    """A cell's path leads to the best leaf, to the best child from node to node, or is the most probable of all."""
+    assignment: Literal["path", "top-down"] = "path"
+    """A cell's path is the one whose nodes are nearest all together, or leads to the best child from node to node."""
 
     def __post_init__(self) -> None:
         """Refuse values that no model can have."""

@@ -104,21 +104,9 @@ class PrototypeTree(nn.Module):
             path.append(upper)
         return torch.stack(path, dim=1)
 
-    def log_probabilities(self, scores: list[Tensor], temperature: float) -> list[Tensor]:
-        """Log-probability of every node given its parent, per level (equations 6 and 7): softmax among siblings."""
-        result = [F.log_softmax(scores[0] / temperature, dim=1)]
-        for level in range(1, len(self.levels)):
-            logits, parents = scores[level] / temperature, self.local_parent(level)
-            parents = parents.expand_as(logits)
-            high = logits.new_full((len(logits), self.levels[level - 1]), -torch.inf)
-            high = high.scatter_reduce(1, parents, logits, "amax")
-            total = torch.zeros_like(high).scatter_add(1, parents, torch.exp(logits - high.gather(1, parents)))
-            result.append(logits - high.gather(1, parents) - torch.log(total.gather(1, parents)))
-        return result
-
     @torch.no_grad()
     def assign(
-        self, h: Tensor, *, how: Literal["leaf", "top-down", "path"] = "leaf", temperature: float = 0.1
+        self, h: Tensor, *, how: Literal["path", "top-down"] = "path", temperature: float = 0.1
     ) -> tuple[Tensor, Tensor]:
         """Lead every cell through the tree.
 
@@ -127,15 +115,15 @@ class PrototypeTree(nn.Module):
         h
             ``(n, dim)`` embeddings of length 1.
         how
-            ``"leaf"``: the nearest leaf and its ancestors. ``"top-down"``: the nearest child from node to node.
-            ``"path"``: the path with the greatest probability.
+            ``"path"``: the path whose nodes have the greatest sum of cosines. ``"top-down"``: the nearest child from
+            node to node.
         temperature
-            τ of the probabilities.
+            τ of the confidence.
 
         Returns
         -------
         ``(n, L)`` int64 node numbers, and ``(n,)`` float32 confidence: the geometric mean over levels of the
-        probabilities of the path's nodes given their parents.
+        probabilities of the path's nodes given their parents (equation 7).
         """
         parts = [self._assign(block, how, temperature) for block in h.split(BLOCK)]
         nodes, confidence = (torch.cat(column) for column in zip(*parts, strict=True))
@@ -144,19 +132,14 @@ class PrototypeTree(nn.Module):
     def _assign(self, h: Tensor, how: str, temperature: float) -> tuple[Tensor, Tensor]:
         scores = self.scores(h)
         n_levels = len(self.levels)
-        if how == "top-down":
-            position = scores[0].argmax(dim=1)
-            for level in range(1, n_levels):
+        total, position = scores[0], scores[0].argmax(dim=1)
+        for level in range(1, n_levels):
+            if how == "top-down":
                 among = torch.where(self.siblings(level, position), scores[level], -torch.inf)
                 position = among.argmax(dim=1)
-        elif how == "path":
-            log_p = self.log_probabilities(scores, temperature)
-            total = log_p[0]
-            for level in range(1, n_levels):
-                total = log_p[level] + total[:, self.local_parent(level)]
-            position = total.argmax(dim=1)
-        else:
-            position = scores[-1].argmax(dim=1)
+            else:
+                total = scores[level] + total[:, self.local_parent(level)]
+                position = total.argmax(dim=1)
         path = [position]
         for level in range(n_levels - 1, 0, -1):
             path.insert(0, self.local_parent(level)[path[0]])
