@@ -284,7 +284,7 @@ class TestAssign:
                 factors[node] = np.exp(cosine[node] / tau) / np.exp(cosine[siblings] / tau).sum()
         key = {
             "top-down": lambda path: tuple(cosine[path]),  # the first level decides, then the second …
-            "path": lambda path: cosine[path].sum(),
+            "path": lambda path: sum(cosine[node] / 2**up for up, node in enumerate(reversed(path))),
         }[how]
         best, second = sorted(paths, key=key, reverse=True)[:2] if len(paths) > 1 else (paths[0], paths[0])
         gap = np.abs(np.subtract(key(best), key(second)))

@@ -369,7 +369,7 @@ class TestAssign:
         assert len(paths) == levels[-1]
         for cell in range(40):
             if how == "path":
-                best = max(paths, key=lambda path: cosine[cell, path].sum())
+                best = max(paths, key=lambda path: cosine[cell, path] @ 0.5 ** np.arange(len(levels))[::-1])
             else:  # the greatest cosine at the first level decides, then that at the second …
                 best = max(paths, key=lambda path: tuple(cosine[cell, path]))
             assert nodes[cell].tolist() == best
@@ -399,9 +399,9 @@ class TestAssign:
 
     @torch.no_grad()
     def test_every_path_finds_itself(self):
-        """A cell in the middle of the nodes of a path."""
+        """Of a cell in the middle of its nodes, the leaf counting most."""
         tree = grown((3, 7, 16))
-        paths = torch.tensor(all_paths(tree))
-        h = torch.nn.functional.normalize(tree.prototypes[paths].sum(dim=1), dim=1)
+        paths, weights = torch.tensor(all_paths(tree)), torch.tensor([0.25, 0.5, 1])
+        h = torch.nn.functional.normalize((weights[:, None] * tree.prototypes[paths]).sum(dim=1), dim=1)
         nodes, _ = tree.assign(h)
         assert (nodes == paths).all(dim=1).float().mean() > 0.8

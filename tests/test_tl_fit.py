@@ -406,10 +406,11 @@ class TestConfiguration:
             cosine = adata.obsm["X_stage"] @ prototypes.T
             nodes = np.array([[int(node[1:]) for node in path.split(">")] for path in paths[how]])
             assert (cosine[:, :2].argmax(axis=1) == nodes[:, 0]).all() == (how == "top-down")
-            total = np.take_along_axis(cosine, nodes, axis=1).sum(axis=1)
+            weights = [0.25, 0.5, 1]
+            total = np.take_along_axis(cosine, nodes, axis=1) @ weights
             parent, best = model.tree.parent.numpy(), np.full(len(total), -np.inf)
             for leaf in range(8, len(parent)):
-                best = np.maximum(best, cosine[:, [leaf, parent[leaf], parent[parent[leaf]]]].sum(axis=1))
+                best = np.maximum(best, cosine[:, [parent[parent[leaf]], parent[leaf], leaf]] @ weights)
             assert np.allclose(total, best, atol=1e-5) == (how == "path")
         assert (paths["path"] != paths["top-down"]).any()
 

@@ -94,7 +94,8 @@ class StageConfig:
     warmup_epochs: int = 33
     """The first of them, with the local loss only and the tree as it is."""
     assignment: Literal["path", "top-down"] = "path"
-    """A cell's path is the one whose nodes are nearest all together, or leads to the best child from node to node."""
+    """A cell's path is the one whose nodes are nearest all together (each level counts half of the one below), or leads
+    to the nearest child from node to node."""
 
     def __post_init__(self) -> None:
         """Refuse values that no model can have."""

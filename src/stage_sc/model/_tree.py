@@ -115,8 +115,8 @@ class PrototypeTree(nn.Module):
         h
             ``(n, dim)`` embeddings of length 1.
         how
-            ``"path"``: the path whose nodes have the greatest sum of cosines. ``"top-down"``: the nearest child from
-            node to node.
+            ``"path"``: the path whose nodes have the greatest sum of cosines, each level above counting half as much.
+            ``"top-down"``: the nearest child from node to node.
         temperature
             τ of the confidence.
 
@@ -138,7 +138,7 @@ class PrototypeTree(nn.Module):
                 among = torch.where(self.siblings(level, position), scores[level], -torch.inf)
                 position = among.argmax(dim=1)
             else:
-                total = scores[level] + total[:, self.local_parent(level)]
+                total = scores[level] + total[:, self.local_parent(level)] / 2
                 position = total.argmax(dim=1)
         path = [position]
         for level in range(n_levels - 1, 0, -1):
