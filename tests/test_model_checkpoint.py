@@ -266,7 +266,7 @@ class TestRefused:
 
     def test_format_of_the_future(self, saved, tmp_path):
         path = rewritten(saved, tmp_path / "new.safetensors", format_version=99, package_version="7.3")
-        with pytest.raises(ValueError, match=r"format 99, .* reads format 2.*stage_sc 7\.3"):
+        with pytest.raises(ValueError, match=r"format 99, .* reads format 3.*stage_sc 7\.3"):
             load_checkpoint(path)
 
     def test_flipped_bits_in_the_numbers(self, saved, tmp_path):

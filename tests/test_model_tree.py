@@ -396,12 +396,3 @@ class TestAssign:
         # going down to the best child, a lower temperature can only make a cell surer
         sure, unsure = (tree.assign(h, how="top-down", temperature=t)[1] for t in (0.02, 1.0))
         assert (unsure < sure)[:-1].all()
-
-    @torch.no_grad()
-    def test_every_path_finds_itself(self):
-        """Of a cell in the middle of its nodes, the leaf counting most."""
-        tree = grown((3, 7, 16))
-        paths, weights = torch.tensor(all_paths(tree)), torch.tensor([0.25, 0.5, 1])
-        h = torch.nn.functional.normalize((weights[:, None] * tree.prototypes[paths]).sum(dim=1), dim=1)
-        nodes, _ = tree.assign(h)
-        assert (nodes == paths).all(dim=1).float().mean() > 0.8

@@ -178,7 +178,7 @@ class TestFindDomains:
     def test_no_domain_is_lost_on_the_way(self):
         """From domains by chance, whose centres are all near the middle."""
         lost = 0
-        for seed in range(10):
+        for seed in range(40):
             x, rng = blurred(60, seed=seed).double().numpy(), np.random.default_rng(seed)
             start = _domains._Solution.of(x, rng.permutation(np.arange(60) % 12))
             lost += len(set(pairwise_distances_argmin(x @ start.metric(), start.centres @ start.metric()))) < 12

@@ -19,6 +19,7 @@ import torch
 import stage_sc as st
 from stage_sc.data._batch import make_batch
 from stage_sc.data._slide import read_data
+from stage_sc.model import Stage
 from stage_sc.model._checkpoint import model_digest
 from stage_sc.tl import _stage_niches
 from stage_sc.tl._domains import cut_domains
@@ -215,8 +216,26 @@ class TestDomains:
         content[slide.cells] = add_own_view(torch.from_numpy(plain).float(), slide, small_model.config.persistence)
         domain = cut_domains(torch.from_numpy(content), 4)
         assert adata.obs["stage_domain"].tolist() == [f"D{number + 1}" for number in domain]
-        several = adata.obs.groupby("stage_l3", observed=True)["stage_domain"].nunique()
-        assert (several > 1).any()  # the leaf alone does not
+
+    def test_not_whitened(self, tissue, small_model, monkeypatch):
+        """Then there is no other view: nothing but whitening makes the two comparable."""
+        raw = Stage(small_model.config.replace(whiten=False), small_model.genes, [])
+        raw.load_state_dict({k: v for k, v in small_model.state_dict().items() if "queue" not in k}, strict=False)
+        monkeypatch.setattr(_stage_niches, "add_own_view", None)
+        assert labelled(tissue, raw, n_domains=4).obs["stage_domain"].nunique() == 4
+
+    def test_training_does_not_change_them(self, tissue, small_model):
+        for init in (None, small_model):
+            domains = [
+                labelled(tissue, st.tl.fit(tissue, init=init, epochs=epochs, progress=False), n_domains=4)
+                for epochs in (0, 3)
+            ]
+            assert (domains[0].obsm["X_stage"] != domains[1].obsm["X_stage"]).any()
+            assert domains[0].obs["stage_domain"].tolist() == domains[1].obs["stage_domain"].tolist()
+        assert (
+            domains[1].obs["stage_domain"].tolist()
+            == labelled(tissue, small_model, n_domains=4).obs["stage_domain"].tolist()
+        )
 
     def test_more_domains_than_leaves(self, tissue, small_model, caplog):
         adata = labelled(tissue, small_model, n_domains=40)

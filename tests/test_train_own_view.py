@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import anndata as ad
 import numpy as np
 import pytest
 import scipy.sparse as sp
@@ -67,7 +68,7 @@ def few_genes(slide: Slide, n: int) -> Slide:
 
 class TestOwnAxes:
     def test_principal_axes_of_two_hops(self, slide):
-        axes = own_axes(slide, DIM)
+        axes = own_axes(slide, DIM).numpy()
         assert axes.dtype == np.float32
         np.testing.assert_allclose(axes.T @ axes, np.eye(DIM), atol=1e-5)
         expected = principal_axes(slide)
@@ -75,27 +76,36 @@ class TestOwnAxes:
 
     def test_on_some_cells(self, slide, monkeypatch):
         monkeypatch.setattr(_prior, "AXES_CELLS", N // 3)
-        around = (mean_over(slide, 2) @ scaled(slide))[::3]
+        chosen = np.linspace(0, N - 1, N // 3).astype(int)
+        around = (mean_over(slide, 2) @ scaled(slide))[chosen]
         expected = np.linalg.svd(around - around.mean(axis=0))[2][:DIM].T
-        axes = own_axes(slide, DIM)
+        axes = own_axes(slide, DIM).numpy()
         np.testing.assert_allclose(axes @ axes.T, expected @ expected.T, atol=1e-3)
 
     def test_fewer_genes_than_axes(self, slide):
-        axes = own_axes(few_genes(slide, 5), DIM)
+        axes = own_axes(few_genes(slide, 5), DIM).numpy()
         assert axes.shape == (5, DIM)
         np.testing.assert_allclose(axes @ axes.T, np.eye(5), atol=1e-5)
 
-    def test_one_cell(self, slide):
-        one = replace(
-            slide,
-            cells=np.arange(1),
-            expression=slide.take(np.arange(1)),
-            rows=None,
-            graph=sp.csr_matrix(np.ones((1, 1), np.float32)),
-        )
-        assert not own_axes(one, DIM).any()
-        alone = torch.ones(1, DIM)
-        assert add_own_view(alone, one, 0.5).equal(alone)
+    def test_many_genes(self):
+        """Of which the exact components come at a price."""
+        adata = st.datasets.simulate_tissue(300, rng=2)
+        rng = np.random.default_rng(0)
+        many = ad.AnnData(sp.csr_matrix(rng.poisson(adata.X.toarray() @ rng.gamma(0.3, 0.2, (adata.n_vars, 1500)))))
+        many.obsm["spatial"] = adata.obsm["spatial"]
+        st.pp.build_graph(many)
+        (slide,) = read_data(many, scaling="standardize")
+        axes, expected = own_axes(slide, DIM).numpy(), principal_axes(slide)
+        around = mean_over(slide, 2) @ scaled(slide)
+        around -= around.mean(axis=0)
+        assert np.square(around @ axes).sum() > 0.999 * np.square(around @ expected).sum()
+
+    def test_no_counts(self, slide):
+        empty = replace(slide, expression=0 * slide.expression, mean=0 * slide.mean)
+        x = content(slide)
+        got = add_own_view(x, empty, 0.5)
+        assert torch.isfinite(got).all()
+        torch.testing.assert_close(got, (x + x.mean(dim=0)) / 2)
 
 
 class TestAddOwnView:

@@ -16,7 +16,7 @@ from stage_sc.model._config import StageConfig
 from stage_sc.model._stage import Stage
 
 FORMAT = "stage_sc checkpoint"
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 SUFFIX = ".safetensors"
 HEADER = {"config", "digest", "genes", "name", "package_version", "slides"}
 

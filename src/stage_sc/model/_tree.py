@@ -132,14 +132,13 @@ class PrototypeTree(nn.Module):
     def _assign(self, h: Tensor, how: str, temperature: float) -> tuple[Tensor, Tensor]:
         scores = self.scores(h)
         n_levels = len(self.levels)
-        total, position = scores[0], scores[0].argmax(dim=1)
+        total = scores[0]
         for level in range(1, n_levels):
             if how == "top-down":
-                among = torch.where(self.siblings(level, position), scores[level], -torch.inf)
-                position = among.argmax(dim=1)
+                total = torch.where(self.siblings(level, total.argmax(dim=1)), scores[level], -torch.inf)
             else:
                 total = scores[level] + total[:, self.local_parent(level)] / 2
-                position = total.argmax(dim=1)
+        position = total.argmax(dim=1)
         path = [position]
         for level in range(n_levels - 1, 0, -1):
             path.insert(0, self.local_parent(level)[path[0]])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -39,14 +40,8 @@ class Domains(NamedTuple):
 
     def nearest(self, content: Tensor) -> Tensor:
         """``(n,)`` int64 domain whose centre is nearest, for every cell."""
-        return torch.cat(
-            [
-                torch.cdist(block @ self.metric, self.centres, compute_mode="donot_use_mm_for_euclid_dist").argmin(
-                    dim=1
-                )
-                for block in content.split(BLOCK)
-            ]
-        )
+        exact = partial(torch.cdist, x2=self.centres, compute_mode="donot_use_mm_for_euclid_dist")
+        return torch.cat([exact(block @ self.metric).argmin(dim=1) for block in content.split(BLOCK)])
 
 
 def cut_domains(content: Tensor, n_domains: int) -> np.ndarray:
@@ -156,8 +151,9 @@ def _descend(cells: np.ndarray, solution: _Solution) -> _Solution:
     for _ in range(MAX_ROUNDS):
         metric = solution.metric()
         domain, distance = pairwise_distances_argmin_min(cells @ metric, solution.centres @ metric)
-        lost = np.setdiff1d(solution.domain, domain)
-        domain[np.argsort(-distance, kind="stable")[: len(lost)]] = lost
+        for lost in np.setdiff1d(solution.domain, domain):
+            others = np.bincount(domain)[domain] > 1  # cells that are not the last of theirs
+            domain[np.argmax(np.where(others, distance, -1))] = lost
         if (domain == solution.domain).all():
             break
         solution = _Solution.of(cells, domain)

@@ -93,9 +93,10 @@ def label_files(
 
     Notes
     -----
-    What `stage_niches` costs for each file, and its warning about slides unlike those of training. The content around
-    every cell, which domains are cut by, is kept in ``out/content``, 128 bytes per cell, beside a copy of the model.
-    Domains are clustered on some 10,000 cells of all files; the decision for every cell needs only sums besides.
+    What `stage_niches` with `n_domains` costs for each file, and its warning about slides unlike those of training. The
+    content around every cell, which domains are cut by, is kept in ``out/content``, 128 bytes per cell, beside a copy
+    of the model: a later call with another `n_domains` only clusters. Domains are found on some 10,000 cells of all
+    files, and then each cell goes to the nearest.
 
     Examples
     --------

@@ -60,9 +60,10 @@ def stage_niches(
         the package.
     n_domains
         Exactly this number of domains over all `data`, written to ``obs["stage_domain"]``; fewer only where fewer cells
-        differ. What surrounds the cells, as the model knows genes and as the slide itself shows them, is clustered into
-        domains of one common covariance (equations in ``docs/method.md``). Domains are named ``D1``, ``D2`` … for this
-        call only: to compare separate calls, use the niches.
+        differ. What surrounds the cells, as the model knows genes and (unless ``whiten=False``) as the slide itself
+        shows them, is clustered into domains of one common covariance: equations in ``docs/method.md``. Domains are
+        named ``D1``, ``D2`` … for this call only: to compare separate calls, use the niches. They follow from the gene
+        vectors that training began with, so training and fine-tuning do not change them.
     spatial_key
         Entry of ``obsm`` with the coordinates. ``None``: the one that the graph was built with.
     library_key

@@ -11,7 +11,9 @@ from stage_sc.train._encode import surroundings
 from stage_sc.train._prior import own_axes
 
 # Directions that the two views share by less than this, relative to the one that they share most, mean nothing.
-SHARED = 1e-6
+SHARED = 1e-4
+# Cells whose sums are taken at a time.
+BLOCK = 65_536
 
 
 @torch.no_grad()
@@ -40,12 +42,21 @@ def add_own_view(content: Tensor, slide: Slide, persistence: float) -> Tensor:
     Returns
     -------
     ``(n, dim)`` float32.
+
+    Notes
+    -----
+    On the CPU, whatever computes the embeddings. Three more ``(n, dim)`` float32 arrays at a time.
     """
-    near, far = surroundings(slide, torch.from_numpy(own_axes(slide, content.shape[1])))
-    own = far @ whitening(near, far, persistence)
-    own -= own.mean(dim=0)
-    mean = content.mean(dim=0)
-    left, shared, right = torch.linalg.svd(own.double().T @ (content - mean).double())
+    own = _own_content(slide, content.shape[1], persistence)
+    cross = sum(y.double().T @ x.double() for y, x in zip(own.split(BLOCK), content.split(BLOCK), strict=True))
+    left, shared, right = torch.linalg.svd(cross)
     kept = shared > SHARED * shared[0]
     turn = (left[:, kept] @ right[kept]).float()
-    return (content + mean + own @ turn) / 2
+    return (own @ turn).add_(content).add_(content.mean(dim=0)).div_(2)
+
+
+def _own_content(slide: Slide, dim: int, persistence: float) -> Tensor:
+    """Whitened content with the slide's own axes in place of gene vectors, ``(n, dim)``, centred."""
+    near, far = surroundings(slide, own_axes(slide, dim))
+    own = far @ whitening(near, far, persistence)
+    return own.sub_(own.mean(dim=0))

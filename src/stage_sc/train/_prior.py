@@ -11,8 +11,6 @@ import torch
 from scipy.linalg import eigh
 from scipy.sparse.linalg import eigsh
 from sklearn.cluster import KMeans
-from sklearn.decomposition import PCA
-from threadpoolctl import threadpool_limits
 
 from stage_sc.data._batch import among
 from stage_sc.data._slide import Slide
@@ -23,8 +21,9 @@ from stage_sc.model._stage import Stage
 MAX_CELLS = 20_000
 # Cells and genes that a slide is compared by with what a model has learnt.
 COHERENCE_CELLS, COHERENCE_GENES = 1000, 400
-# Cells of a slide that its own axes are found on, at most.
+# Cells of a slide that its own axes are found on, at most, and iterations of finding them.
 AXES_CELLS = 5000
+N_ITERATIONS = 8
 # Cells whose expression is held densely at a time.
 BLOCK = 4096
 # K-means runs on a sample of this many cells.
@@ -103,22 +102,34 @@ def _correlation(covariance: np.ndarray) -> np.ndarray:
     return covariance / np.outer(sd, sd)
 
 
-def own_axes(slide: Slide, dim: int) -> np.ndarray:
+def own_axes(slide: Slide, dim: int) -> torch.Tensor:
     """Axes along which expression varies over a slide, whatever a model has learnt.
 
-    The principal components of the mean scaled expression around 5,000 cells of the slide (two hops).
+    The principal components of the mean scaled expression around 5,000 cells of the slide (two hops), by subspace
+    iteration.
 
     Returns
     -------
     ``(P, dim)`` float32, orthonormal columns; those beyond the number of genes or cells are zero.
+
+    Notes
+    -----
+    Memory: 20 kB for a gene, 0.4 GB for 18,000.
     """
-    profiles = np.concatenate(list(_profiles(slide, sample(slide, AXES_CELLS), slice(None))))
-    axes = np.zeros((len(slide.genes), dim), dtype=np.float32)
-    n = min(dim, *profiles.shape)
-    if len(profiles) > 1:
-        with threadpool_limits(1):  # sums in one order, whatever the machine
-            axes[:, :n] = PCA(n, random_state=0).fit(profiles).components_.T
-    return axes
+    cells = np.linspace(0, slide.n_cells - 1, min(slide.n_cells, AXES_CELLS)).astype(int)
+    profiles = torch.empty(len(cells), len(slide.genes))
+    start = 0
+    for part in _profiles(slide, cells, slice(None)):
+        profiles[start : start + len(part)] = torch.from_numpy(part)
+        start += len(part)
+    profiles -= profiles.mean(dim=0)
+    width = min(2 * dim, *profiles.shape)
+    span = torch.randn(len(slide.genes), width, generator=torch.Generator().manual_seed(0))
+    for _ in range(N_ITERATIONS):
+        span = torch.linalg.qr(profiles.T @ (profiles @ span)).Q
+    turn = torch.linalg.svd(profiles @ span, full_matrices=False).Vh
+    found = (span @ turn.T)[:, :dim]
+    return torch.nn.functional.pad(found, (0, dim - found.shape[1]))
 
 
 def _covariance(slide: Slide, n_cells: int, genes: np.ndarray | slice = slice(None)) -> np.ndarray:
