@@ -49,14 +49,14 @@ class TestTrain:
 
     def test_whitening_and_content_are_computed_once(self, parts, new_model, monkeypatch):
         """For every slide before the first epoch, and when its content is first needed."""
-        seen, plain = [], _encode._surroundings
+        seen, plain = [], _encode.surroundings
 
-        def spy(model: Stage, slide: Slide, *arguments: object) -> object:
+        def spy(slide: Slide, *arguments: object) -> object:
             seen.append(slide.name)
-            return plain(model, slide, *arguments)
+            return plain(slide, *arguments)
 
         model = new_model(batch_size=50)
-        monkeypatch.setattr(_encode, "_surroundings", spy)
+        monkeypatch.setattr(_encode, "surroundings", spy)
         assert len(self.trained(model, parts)) == 4
         assert sorted(seen) == ["slide1", "slide1", "slide2", "slide2"]
         assert seen[:2] == ["slide1", "slide2"]
