@@ -132,3 +132,18 @@ def test_bundled_model_labels_any_section(dev_data, path, technology):
     assert adata.obs["stage_confidence"].between(0, 1).all()
     largest = adata.obs["stage_l1"].value_counts(normalize=True).iloc[0]
     assert largest < 0.9
+
+
+@pytest.mark.parametrize("path", ["starmap_mpfc/BZ5", "osmfish_cortex/SScortex"])
+def test_fine_tuning_brings_niches_nearer_to_the_expert(dev_data, path):
+    """Mean over the levels of the tree, whose nodes keep their names."""
+    adata = ad.read_h5ad(dev_data / f"{path}.h5ad")
+    st.pp.build_graph(adata)
+    frozen = st.tl.stage_niches(adata, copy=True)
+    tuned = st.tl.stage_niches(adata, model=st.tl.fit(adata, init="bundled", progress=False), copy=True)
+    levels = frozen.uns["stage"]["levels"]
+    before, after = (
+        np.mean([st.metrics.nmi(each, level, reference="domain") for level in levels]) for each in (frozen, tuned)
+    )
+    assert after > before
+    assert tuned.obs["stage_l3"].nunique() < frozen.obs["stage_l3"].nunique()

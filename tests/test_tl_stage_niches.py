@@ -436,7 +436,7 @@ class TestModels:
     def test_few_known_genes_are_a_warning(self, tissue, small_model, caplog):
         labelled(tissue[:, :15].copy(), small_model)
         warnings = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
-        assert any("knows only 15 of the 15 genes" in text for text in warnings)
+        assert any("knows 15 of the 15 genes, which is little" in text for text in warnings)
 
     def test_control_probes_do_not_count(self, adata, tissue, small_model):
         probes = ad.AnnData(

@@ -168,7 +168,7 @@ def _tokens(adata: AnnData, vocabulary: Collection[str] | None) -> list[str | No
         known = int(table["status"].isin(["matched", "ambiguous"]).sum())
         if known < 0.5 * len(tokens) or known < FEW_GENES:
             logger.warning(
-                "The model knows only %d of the %d genes: niches may be coarse or wrong. Look at "
+                "The model knows %d of the %d genes, which is little: niches may be coarse or wrong. Look at "
                 "`st.pp.match_genes(adata)`, or train on this data with `st.tl.fit`.",
                 *(known, len(tokens)),
             )

@@ -23,6 +23,8 @@ from stage_sc.model._stage import Stage
 from stage_sc.train._adapt import adapt
 from stage_sc.train._compare import compare_niches
 from stage_sc.train._prior import gene_prior
+from stage_sc.train._settle import settle_tree
+from stage_sc.train._start import encode_slides
 from stage_sc.train._train import train
 from stage_sc.weights import resolve_model
 
@@ -200,7 +202,9 @@ def fit(
                 progress=progress,
             )
             if start is not None:
-                compare_niches(model, start, slides)
+                h = torch.cat([encoded.h for encoded in encode_slides(model, slides)])
+                settle_tree(model, h)
+                compare_niches(model, start, h, slides)
     return model
 
 
