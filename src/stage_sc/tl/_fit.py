@@ -57,6 +57,14 @@ def fit(
     then the tree is grown anew and trained with the network, on
     :math:`L + \lambda L_{global}` (equation 13 of the paper). Labels are never used.
 
+    From another model (`init`), network and tree are trained a little further, and then the tree settles: every
+    prototype moves to the cells whose path it is on, as far as there are any. With :math:`m_k^0` the prototype as
+    training left it, which counts as :math:`\kappa = 50` cells, and :math:`h_i` the embeddings of cells,
+
+    .. math:: m_k \propto \kappa \, m_k^0 + \sum_{i : k \in path(i)} h_i,
+
+    until no cell takes another path. The niches in use become fewer, as many as there are cells for.
+
     Parameters
     ----------
     data
@@ -76,7 +84,7 @@ def fit(
         3e-4. The log says what was changed.
     epochs
         Length of training, of which the warm-up keeps its share. ``None``: as configured. 0: an untrained network, with
-        a tree, to compare with.
+        a tree, to compare with; with `init`, its network as it is, and its tree settled on `data` in seconds.
     patience
         End a stage when the loss has not fallen for so many epochs. ``None``: never.
     spatial_key
