@@ -23,6 +23,7 @@ from stage_sc.model import Stage, StageConfig
 from stage_sc.train import _start
 from stage_sc.train._adapt import CELLS_PER_LEAF, adapt
 from stage_sc.train._encode import calibrate, encode_slide
+from stage_sc.train._common_factors import PanelCovariance, common_factors
 from stage_sc.train._prior import gene_prior, kmeans_leaves
 from stage_sc.train._start import calibrate_slides, encode_slides, grow_tree, set_start
 
@@ -125,22 +126,22 @@ class TestGenePrior:
             for slide, here in zip(parts, columns, strict=True)
         ]
         vocabulary = ["a gene of neither", *genes]
-        covariances = [dense_covariance(slide) for slide in slides]
-        merged = np.zeros((len(vocabulary), len(vocabulary)))
-        for row, one in enumerate(vocabulary):
-            for column, other in enumerate(vocabulary):
-                found = [
-                    covariance[slide.genes.index(one), slide.genes.index(other)]
-                    for slide, covariance in zip(slides, covariances, strict=True)
-                    if one in slide.genes and other in slide.genes
-                ]
-                merged[row, column] = np.mean(found) if found else 0
-        vectors = gene_prior(slides, vocabulary, 10)
-        assert_prior(vectors, merged)
-        seen = np.array([gene in slides[0].genes + slides[1].genes for gene in vocabulary]) & (merged.any(axis=0))
-        assert seen.sum() > 140
-        assert np.abs(vectors[seen]).max(axis=1).min() > 1e-4
-        assert np.abs(vectors[~seen]).max() < 1e-4
+        vectors = gene_prior(slides, vocabulary, 10, 3)
+        panels = [
+            PanelCovariance(np.array([vocabulary.index(gene) for gene in slide.genes]), dense_covariance(slide), 1)
+            for slide in slides
+        ]
+        np.testing.assert_allclose(vectors, common_factors(panels, len(vocabulary), 10, 3), rtol=1e-2, atol=1e-3)
+        assert (vectors[0] == 0).all()
+        assert np.abs(vectors[1:-2]).max(axis=1).min() > 1e-4
+
+    def test_panels_share_a_few_factors(self, parts, monkeypatch):
+        monkeypatch.setattr(prior, "N_FACTORS", 6)
+        half = len(parts[0].genes) // 2
+        fewer = with_expression(parts[1], dense(parts[1])[:, :half], parts[0].genes[:half], parts[1].scale[:half])
+        vectors = gene_prior([parts[0], fewer], parts[0].genes, 10)
+        assert (vectors[:, 6:] == 0).all()
+        assert (np.abs(vectors[:, :6]).max(axis=0) > 0).all()
 
     def test_zero_beyond_the_rank(self, parts):
         few = with_expression(parts[0], dense(parts[0])[:, :5], parts[0].genes[:5], parts[0].scale[:5])

@@ -55,7 +55,7 @@ def label(
     return {name: [section.obs[name].to_numpy() for section in sections] for name in ("stage_domain", *levels)}
 
 
-def random_vectors(rng: np.random.Generator, slides: object, genes: list[str], dim: int) -> np.ndarray:
+def random_vectors(rng: np.random.Generator, slides: object, genes: list[str], dim: int, seed: int) -> np.ndarray:
     """Vectors that know nothing of co-expression."""
     return rng.normal(size=(len(genes), dim)).astype(np.float32)
 

@@ -269,9 +269,10 @@ def _new_model(
 ) -> Stage:
     """Untrained model, with gene vectors from co-expression unless a checkpoint has them."""
     genes = sorted({gene for slide in slides for gene in slide.genes})
-    model = Stage(config, genes, [slide.name for slide in slides], name, seed=int(rng.integers(2**62)))
+    seed = int(rng.integers(2**62))
+    model = Stage(config, genes, [slide.name for slide in slides], name, seed=seed)
     if vectors:
-        model.set_vectors(torch.from_numpy(gene_prior(slides, genes, config.dim)))
+        model.set_vectors(torch.from_numpy(gene_prior(slides, genes, config.dim, seed)))
     return model
 
 

@@ -16,9 +16,12 @@ from stage_sc.data._batch import among
 from stage_sc.data._slide import Slide
 from stage_sc.data._window import sample
 from stage_sc.model._stage import Stage
+from stage_sc.train._common_factors import PanelCovariance, common_factors
 
 # Cells of a slide that co-expression is computed from, at most.
 MAX_CELLS = 20_000
+# Factors that slides of different panels have in common.
+N_FACTORS = 20
 # Cells and genes that a slide is compared by with what a model has learnt.
 COHERENCE_CELLS, COHERENCE_GENES = 1000, 400
 # Cells of a slide that its own axes are found on, at most, and iterations of finding them.
@@ -30,15 +33,20 @@ BLOCK = 4096
 KMEANS_CELLS = 50_000
 
 
-def gene_prior(slides: list[Slide], genes: list[str], dim: int) -> np.ndarray:
+def gene_prior(
+    slides: list[Slide], genes: list[str], dim: int, rng: np.random.Generator | int = 0
+) -> np.ndarray:
     r"""Gene vectors from the co-expression of genes around cells.
 
     For every slide the covariance of genes is taken over the mean scaled expression around each cell (two hops), so
-    that what varies over the tissue counts and what varies between neighbours averages out. Covariances are averaged
-    over the slides that measure both genes of a pair, every slide with the same weight. With
-    :math:`C \approx U \Lambda U^\top` the vectors are :math:`V = U \Lambda^{-1/4}`: principal axes whose components
-    have the standard deviation :math:`\lambda^{1/4}`, half way between that of a principal component
-    (:math:`\lambda^{1/2}`) and a whitened one (1).
+    that what varies over the tissue counts and what varies between neighbours averages out. Every slide has the same
+    weight.
+
+    Where all slides have the same genes, with the mean covariance :math:`C \approx U \Lambda U^\top` the vectors are
+    :math:`V = U \Lambda^{-1/4}`: principal axes whose components have the standard deviation :math:`\lambda^{1/4}`,
+    half way between that of a principal component (:math:`\lambda^{1/2}`) and a whitened one (1). Where panels differ,
+    they are the loadings of 20 factors that the slides have in common (see `common_factors`): of more, the panels do
+    not tell how those of one slide correspond to those of another.
 
     Parameters
     ----------
@@ -48,6 +56,8 @@ def gene_prior(slides: list[Slide], genes: list[str], dim: int) -> np.ndarray:
         Vocabulary, which holds all their genes.
     dim
         Length of the vectors; components beyond the rank are zero.
+    rng
+        Source of chance, where panels differ.
 
     Returns
     -------
@@ -55,29 +65,49 @@ def gene_prior(slides: list[Slide], genes: list[str], dim: int) -> np.ndarray:
 
     Notes
     -----
-    Memory: 6 bytes for a pair of genes and 12 for a pair of the largest panel: 0.6 and 1.2 GB for 10,000 genes.
+    Memory: 4 bytes for a pair of genes of every different panel, 12 for one of the largest: 0.4 and 1.2 GB for 10,000
+    genes.
     """
-    position = {gene: number for number, gene in enumerate(genes)}
-    total = np.zeros((len(genes), len(genes)), dtype=np.float32)
-    seen = np.zeros_like(total, dtype=np.uint16)
-    for slide in slides:
-        here = np.array([position[gene] for gene in slide.genes])
-        covariance = _covariance(slide, MAX_CELLS)
-        pairs = np.ix_(here, here)
-        total[pairs] += covariance / max(np.trace(covariance), 1e-12) * len(here)
-        seen[pairs] += 1
-    np.divide(total, seen, out=total, where=seen > 1)
-    n = min(dim, len(genes))
-    if len(genes) > 4000:  # a few of many axes
-        values, axes = eigsh(total, k=n, v0=np.ones(len(genes), np.float32))
+    panels = panel_covariances(slides, genes)
+    vectors = np.zeros((len(genes), dim), dtype=np.float32)
+    if len(panels) == 1:
+        found = _principal_axes(panels[0].values, min(dim, len(panels[0].genes)))
+        vectors[panels[0].genes, : found.shape[1]] = found
     else:
-        values, axes = eigh(total, subset_by_index=[len(genes) - n, len(genes) - 1])
+        n_factors = min(N_FACTORS, dim)
+        vectors[:, :n_factors] = common_factors(panels, len(genes), n_factors, rng)
+    return vectors
+
+
+def panel_covariances(slides: list[Slide], genes: list[str]) -> list[PanelCovariance]:
+    """How genes go together around the cells of slides, for every different panel."""
+    position = {gene: number for number, gene in enumerate(genes)}
+    panels: dict[tuple[str, ...], PanelCovariance] = {}
+    for slide in slides:
+        covariance = _covariance(slide, MAX_CELLS)
+        covariance /= max(np.trace(covariance), 1e-12) / len(covariance)
+        known = panels.get(tuple(slide.genes))
+        if known is None:
+            here = np.array([position[gene] for gene in slide.genes])
+            panels[tuple(slide.genes)] = PanelCovariance(here, covariance, 1)
+        else:
+            known.values[:] += (covariance - known.values) / (known.n_slides + 1)
+            panels[tuple(slide.genes)] = known._replace(n_slides=known.n_slides + 1)
+    return list(panels.values())
+
+
+def _principal_axes(covariance: np.ndarray, n: int) -> np.ndarray:
+    """First `n` axes over the fourth root of their variance; those without variance are zero."""
+    if len(covariance) > 4000:  # a few of many axes
+        values, axes = eigsh(covariance, k=n, v0=np.ones(len(covariance), np.float32))
+    else:
+        values, axes = eigh(covariance, subset_by_index=[len(covariance) - n, len(covariance) - 1])
     values, axes = values[::-1], axes[:, ::-1]
     axes = axes * np.where(axes.sum(axis=0) < 0, -1, 1)  # signs that do not depend on the linear algebra library
     used = values > 1e-6 * values[0]
-    vectors = np.zeros((len(genes), dim), dtype=np.float32)
-    vectors[:, :n][:, used] = axes[:, used] * values[used] ** -0.25
-    return vectors
+    found = np.zeros_like(axes)
+    found[:, used] = axes[:, used] * values[used] ** -0.25
+    return found
 
 
 def coherence(model: Stage, slide: Slide) -> float:
