@@ -24,7 +24,7 @@ from stage_sc.model._checkpoint import model_digest
 from stage_sc.tl import _stage_niches
 from stage_sc.tl._domains import cut_domains
 from stage_sc.train._encode import calibrate
-from stage_sc.train._own_view import add_own_view
+from stage_sc.train._own_content import own_content
 from stage_sc.weights import BUNDLED
 
 LEVELS = ["stage_l1", "stage_l2", "stage_l3"]
@@ -213,7 +213,7 @@ class TestDomains:
         cells = (slide.take(np.arange(300)).toarray() - slide.mean) / slide.scale @ vectors / np.linalg.norm(vectors)
         plain = np.linalg.matrix_power(mean, 6) @ cells @ calibrate(small_model, slide).whitening.numpy()
         content = np.empty((300, 16), np.float32)
-        content[slide.cells] = add_own_view(torch.from_numpy(plain).float(), slide, small_model.config.persistence)
+        content[slide.cells] = own_content(slide, torch.from_numpy(plain).float(), small_model.config.persistence)
         domain = cut_domains(torch.from_numpy(content), 4)
         assert adata.obs["stage_domain"].tolist() == [f"D{number + 1}" for number in domain]
 
@@ -221,7 +221,7 @@ class TestDomains:
         """Then there is no other view: nothing but whitening makes the two comparable."""
         raw = Stage(small_model.config.replace(whiten=False), small_model.genes, [])
         raw.load_state_dict({k: v for k, v in small_model.state_dict().items() if "queue" not in k}, strict=False)
-        monkeypatch.setattr(_stage_niches, "add_own_view", None)
+        monkeypatch.setattr(_stage_niches, "own_content", None)
         assert labelled(tissue, raw, n_domains=4).obs["stage_domain"].nunique() == 4
 
     def test_training_does_not_change_them(self, tissue, small_model):

@@ -21,7 +21,7 @@ from stage_sc.pp._graph_state import hand_over, stand_in
 from stage_sc.tl._domains import cut_domains
 from stage_sc.tl._results import Labels, write_labels
 from stage_sc.train._encode import encode_slide
-from stage_sc.train._own_view import add_own_view
+from stage_sc.train._own_content import own_content
 from stage_sc.train._prior import coherence
 from stage_sc.weights import resolve_model
 
@@ -60,10 +60,11 @@ def stage_niches(
         the package.
     n_domains
         Exactly this number of domains over all `data`, written to ``obs["stage_domain"]``; fewer only where fewer cells
-        differ. What surrounds the cells, as the model knows genes and (unless ``whiten=False``) as the slide itself
-        shows them, is clustered into domains of one common covariance: equations in ``docs/method.md``. Domains are
-        named ``D1``, ``D2`` … for this call only: to compare separate calls, use the niches. They follow from the gene
-        vectors that training began with, so training and fine-tuning do not change them.
+        differ. What surrounds the cells is clustered into domains of one common covariance: along the slide's own
+        axes (unless ``whiten=False``), turned onto those of the model, which are the same for all panels. Equations are
+        in ``docs/method.md``. Domains are named ``D1``, ``D2`` … for this call only: to compare separate calls, use the
+        niches. They follow from the gene vectors that training began with, so training and fine-tuning do not change
+        them.
     spatial_key
         Entry of ``obsm`` with the coordinates. ``None``: the one that the graph was built with.
     library_key
@@ -212,7 +213,7 @@ def label_slides(model: Stage, slides: list[Slide], device: torch.device, *, dom
         encoded = encode_slide(network, slide)
         content = encoded.content
         if domains and config.whiten:
-            content = add_own_view(content, slide, config.persistence)
+            content = own_content(slide, content, config.persistence)
         nodes, confidence = network.tree.assign(
             encoded.h.to(device), how=config.assignment, temperature=config.temperature
         )

@@ -1,4 +1,4 @@
-"""Content with what a slide itself shows: against dense algebra, and comparable from slide to slide as it was."""
+"""Content as a slide itself shows it: against dense algebra, and in the directions of the model."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import stage_sc as st
 from stage_sc.data._slide import Slide, read_data
 from stage_sc.model._whitening import RIDGE
 from stage_sc.train import _prior
-from stage_sc.train._own_view import add_own_view
+from stage_sc.train._own_content import own_content
 from stage_sc.train._prior import own_axes
 
 N, DIM = 400, 8
@@ -103,20 +103,20 @@ class TestOwnAxes:
     def test_no_counts(self, slide):
         empty = replace(slide, expression=0 * slide.expression, mean=0 * slide.mean)
         x = content(slide)
-        got = add_own_view(x, empty, 0.5)
+        got = own_content(empty, x, 0.5)
         assert torch.isfinite(got).all()
-        torch.testing.assert_close(got, (x + x.mean(dim=0)) / 2)
+        torch.testing.assert_close(got, x.mean(dim=0).expand_as(x))
 
 
-class TestAddOwnView:
+class TestOwnContent:
     @pytest.mark.parametrize("persistence", [0.0, 0.5])
     def test_equation(self, slide, persistence):
         x = content(slide, persistence=persistence)
         own = whitened(slide, principal_axes(slide), persistence)
         own -= own.mean(axis=0)
         turn, _ = orthogonal_procrustes(own, x.double().numpy() - x.double().numpy().mean(axis=0))
-        expected = (x.double().numpy() + x.double().numpy().mean(axis=0) + own @ turn) / 2
-        got = add_own_view(x, slide, persistence)
+        expected = x.double().numpy().mean(axis=0) + own @ turn
+        got = own_content(slide, x, persistence)
         assert got.dtype == torch.float32
         np.testing.assert_allclose(got.numpy(), expected, atol=2e-3)
         assert (got - x).abs().max() > 0.1
@@ -125,13 +125,13 @@ class TestAddOwnView:
         """Vectors that span the slide's own axes, however they are turned and stretched."""
         mixed = principal_axes(slide) @ ortho_group.rvs(DIM, random_state=0) @ np.diag(np.linspace(0.5, 2, DIM))
         x = torch.from_numpy(whitened(slide, mixed, 0.5)).float()
-        error = (add_own_view(x, slide, 0.5) - x).norm() / x.norm()
+        error = (own_content(slide, x, 0.5) - x).norm() / x.norm()
         assert error < 0.02  # of the ridge, which is none in stretched directions
 
     def test_directions_keep_their_meaning(self, slide):
         """The mean over the slide stays, and no direction is mixed with another."""
         x = content(slide)
-        got = add_own_view(x, slide, 0.5)
+        got = own_content(slide, x, 0.5)
         torch.testing.assert_close(got.mean(dim=0), x.mean(dim=0), rtol=0, atol=1e-5)
         cross = (got - got.mean(dim=0)).T @ (x - x.mean(dim=0))
         torch.testing.assert_close(cross, cross.T, rtol=0, atol=1e-3 * float(cross.abs().max()))
@@ -140,12 +140,12 @@ class TestAddOwnView:
     def test_turned_with_the_content(self, slide):
         x, turn = content(slide), torch.from_numpy(ortho_group.rvs(DIM, random_state=1)).float()
         torch.testing.assert_close(
-            add_own_view(x @ turn, slide, 0.5), add_own_view(x, slide, 0.5) @ turn, atol=1e-4, rtol=0
+            own_content(slide, x @ turn, 0.5), own_content(slide, x, 0.5) @ turn, atol=1e-4, rtol=0
         )
 
     def test_a_component_that_is_always_zero_stays_so(self, slide):
         x = content(slide)
         x[:, -1] = 0
-        got = add_own_view(x, slide, 0.5)
+        got = own_content(slide, x, 0.5)
         assert got[:, -1].abs().max() < 1e-5
         assert (got - x).abs().max() > 0.1
