@@ -22,8 +22,8 @@ from stage_sc.data._window import sample
 from stage_sc.model import Stage, StageConfig
 from stage_sc.train import _start
 from stage_sc.train._adapt import CELLS_PER_LEAF, adapt
-from stage_sc.train._encode import calibrate, encode_slide
 from stage_sc.train._common_factors import PanelCovariance, common_factors
+from stage_sc.train._encode import calibrate, encode_slide
 from stage_sc.train._prior import gene_prior, kmeans_leaves
 from stage_sc.train._start import calibrate_slides, encode_slides, grow_tree, set_start
 

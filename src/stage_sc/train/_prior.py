@@ -33,9 +33,7 @@ BLOCK = 4096
 KMEANS_CELLS = 50_000
 
 
-def gene_prior(
-    slides: list[Slide], genes: list[str], dim: int, rng: np.random.Generator | int = 0
-) -> np.ndarray:
+def gene_prior(slides: list[Slide], genes: list[str], dim: int, rng: np.random.Generator | int = 0) -> np.ndarray:
     r"""Gene vectors from the co-expression of genes around cells.
 
     For every slide the covariance of genes is taken over the mean scaled expression around each cell (two hops), so
