@@ -23,10 +23,12 @@ BLOCK = 8192
 # Domains are found on a sample of so many cells, and K-means begins so many times.
 SAMPLE = 10_000
 STARTS = 99
-# Solutions whose sums of squares differ by less than this share are equally good for K-means.
-TIED = 0.01
+# Weight of the sphere in the covariance within domains: 1 is K-means, 0 a covariance that is free.
+SPHERE = 0.1
 # So many of the best go on in the metric within domains, so many rounds at most.
 FINALISTS = 5
+# Solutions whose criterion differs by less are the same.
+SAME = 1e-4
 MAX_ROUNDS = 200
 
 
@@ -34,7 +36,7 @@ class Domains(NamedTuple):
     """Where the domains are among the contents of cells."""
 
     metric: Tensor
-    """``(d, d)`` float32: after it, contents vary equally in all directions around the centres."""
+    """``(d, d)`` float32: after it, a cell is in the domain whose centre is nearest."""
     centres: Tensor
     """``(m, d)`` float32, mean content of every domain after the metric; those that are alike are side by side."""
 
@@ -47,9 +49,8 @@ class Domains(NamedTuple):
 def cut_domains(content: Tensor, n_domains: int) -> np.ndarray:
     r"""Cluster what surrounds the cells.
 
-    The domains are those of a mixture of Gaussians with a common covariance W, one for each domain, fitted to a sample
-    of 10,000 cells (see `find_domains`). A cell with content x is in the domain m with the least
-    :math:`(x - \mu_m)^\top W^{-1} (x - \mu_m)`.
+    The domains are those of a mixture of Gaussians with a common covariance, one for each domain, fitted to a sample of
+    10,000 cells (see `find_domains`).
 
     Parameters
     ----------
@@ -86,12 +87,20 @@ def in_order(content: Tensor) -> Tensor:
 
 
 def find_domains(sample: Tensor, n_domains: int) -> Domains:
-    """Cluster the contents of cells so that the determinant of their covariance W within domains is least.
+    r"""Cluster the contents of cells so that the determinant of their covariance within domains is least.
 
-    K-means starts 99 times. Of the solutions whose sum of squares is within 1 % of the lowest, which are equally good
-    for K-means, the five with the least determinant go on in the metric of W: cells go to the nearest centre, centres
-    and W follow, until no cell moves. No step makes the determinant greater. The least in the end is taken (criterion
-    of Friedman and Rubin, 1967; the mixture model "EEE" with hard assignments).
+    With W the covariance within domains of contents of d numbers, what is made least is
+
+    .. math:: \log\det W_\rho, \quad W_\rho = (1 - \rho) W + \rho\, \tfrac{\mathrm{tr}\, W}{d} I, \quad \rho = 0.1
+
+    (criterion of Friedman and Rubin, 1967, for :math:`\rho = 0`, the mixture model "EEE" with hard assignments; K-means
+    for :math:`\rho = 1`). K-means starts 99 times, and the five best of its solutions that differ go on: every cell goes
+    to the centre that is nearest in the metric of the criterion's gradient,
+
+    .. math:: A = (1 - \rho) W_\rho^{-1} + \rho\, \tfrac{\mathrm{tr}\, W_\rho^{-1}}{d} I,
+
+    centres and covariance follow, until no cell moves. The criterion is concave in W, so no step makes it greater. The
+    best in the end is taken.
     """
     cells = sample.double().numpy()
     distinct = len(np.unique(sample.numpy(), axis=0))
@@ -100,10 +109,8 @@ def find_domains(sample: Tensor, n_domains: int) -> Domains:
         n_domains = distinct
     with threadpool_limits(1):  # sums in one order, whatever the machine
         fits = _kmeans(sample.numpy(), n_domains)
-        lowest = min(fit.inertia_ for fit in fits)
-        tied = [fit for fit in fits if fit.inertia_ <= (1 + TIED) * lowest]
-        starts = sorted((_Solution.of(cells, fit.labels_) for fit in tied), key=_Solution.determinant)
-        best = min((_descend(cells, start) for start in starts[:FINALISTS]), key=_Solution.determinant)
+        solutions = sorted((_Solution.of(cells, fit.labels_) for fit in fits), key=_Solution.criterion)
+        best = min((_descend(cells, start) for start in _different(solutions)), key=_Solution.criterion)
     metric = best.metric()
     centres = best.centres @ metric
     if n_domains > 2:
@@ -133,14 +140,31 @@ class _Solution(NamedTuple):
         ridge = max(1e-6 * cells.var(axis=0).mean(), 1e-12)
         return cls(domain, centres, apart.T @ apart / len(cells) + ridge * np.eye(cells.shape[1]))
 
-    def determinant(self) -> float:
-        """Logarithm of the determinant of the covariance."""
-        return float(np.linalg.slogdet(self.within)[1])
+    def pulled(self) -> np.ndarray:
+        """Covariance, drawn to a sphere."""
+        return _to_sphere(self.within)
+
+    def criterion(self) -> float:
+        """Logarithm of the determinant of this covariance."""
+        return float(np.linalg.slogdet(self.pulled())[1])
 
     def metric(self) -> np.ndarray:
-        """Map after which the covariance is the identity."""
-        found: np.ndarray = np.linalg.cholesky(np.linalg.inv(self.within))
+        """Map after which distances are those of the gradient of the criterion."""
+        found: np.ndarray = np.linalg.cholesky(_to_sphere(np.linalg.inv(self.pulled())))
         return found
+
+
+def _to_sphere(matrix: np.ndarray) -> np.ndarray:
+    """Mean of a matrix and of the sphere of the same trace."""
+    mixed: np.ndarray = (1 - SPHERE) * matrix + SPHERE * matrix.trace() / len(matrix) * np.eye(len(matrix))
+    return mixed
+
+
+def _different(solutions: list[_Solution]) -> list[_Solution]:
+    """Return the first of a sorted list that differ in the criterion."""
+    values = np.array([solution.criterion() for solution in solutions])
+    new = np.diff(values, prepend=-np.inf) > SAME
+    return [solution for solution, wanted in zip(solutions, new, strict=True) if wanted][:FINALISTS]
 
 
 def _descend(cells: np.ndarray, solution: _Solution) -> _Solution:
