@@ -94,8 +94,8 @@ def find_domains(sample: Tensor, n_domains: int) -> Domains:
     .. math:: \log\det W_\rho, \quad W_\rho = (1 - \rho) W + \rho\, \tfrac{\mathrm{tr}\, W}{d} I, \quad \rho = 0.1
 
     (criterion of Friedman and Rubin, 1967, for :math:`\rho = 0`, the mixture model "EEE" with hard assignments; K-means
-    for :math:`\rho = 1`). K-means starts 99 times, and the five best of its solutions that differ go on: every cell goes
-    to the centre that is nearest in the metric of the criterion's gradient,
+    for :math:`\rho = 1`). K-means starts 99 times, and the five best of its solutions that differ go on: every cell
+    goes to the centre that is nearest in the metric of the criterion's gradient,
 
     .. math:: A = (1 - \rho) W_\rho^{-1} + \rho\, \tfrac{\mathrm{tr}\, W_\rho^{-1}}{d} I,
 
