@@ -171,7 +171,7 @@ class TestFindDomains:
         assert min(gains) < 1 or n == 2
 
     def test_the_best_start_is_taken(self, monkeypatch):
-        """Some cut along a direction that tells nothing, with a lower sum of squares as they say."""
+        """Some cut along a direction that tells nothing."""
         x, plain = self.stretched(0)[0], _domains._kmeans
         monkeypatch.setattr(_domains, "STARTS", 6)
         monkeypatch.setattr(_domains, "MAX_ROUNDS", 0)

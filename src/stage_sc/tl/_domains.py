@@ -25,7 +25,7 @@ SAMPLE = 10_000
 STARTS = 99
 # Weight of the sphere in the covariance within domains: 1 is K-means, 0 a covariance that is free.
 SPHERE = 0.1
-# So many of the best go on in the metric within domains, so many rounds at most.
+# So many of the best go on in the metric of the criterion, so many rounds at most.
 FINALISTS = 5
 # Solutions whose criterion differs by less are the same.
 SAME = 1e-4
@@ -49,8 +49,8 @@ class Domains(NamedTuple):
 def cut_domains(content: Tensor, n_domains: int) -> np.ndarray:
     r"""Cluster what surrounds the cells.
 
-    The domains are those of a mixture of Gaussians with a common covariance, one for each domain, fitted to a sample of
-    10,000 cells (see `find_domains`).
+    The domains are between those of K-means and of a mixture of Gaussians with a common covariance, and are fitted to a
+    sample of 10,000 cells (see `find_domains`).
 
     Parameters
     ----------
@@ -89,7 +89,7 @@ def in_order(content: Tensor) -> Tensor:
 def find_domains(sample: Tensor, n_domains: int) -> Domains:
     r"""Cluster the contents of cells so that the determinant of their covariance within domains is least.
 
-    With W the covariance within domains of contents of d numbers, what is made least is
+    With W the covariance within domains of contents of d numbers (those that are always 0 count), what is made least is
 
     .. math:: \log\det W_\rho, \quad W_\rho = (1 - \rho) W + \rho\, \tfrac{\mathrm{tr}\, W}{d} I, \quad \rho = 0.1
 
@@ -162,13 +162,15 @@ def _to_sphere(matrix: np.ndarray) -> np.ndarray:
 
 def _different(solutions: list[_Solution]) -> list[_Solution]:
     """Return the first of a sorted list that differ in the criterion."""
-    values = np.array([solution.criterion() for solution in solutions])
-    new = np.diff(values, prepend=-np.inf) > SAME
-    return [solution for solution, wanted in zip(solutions, new, strict=True) if wanted][:FINALISTS]
+    kept = solutions[:1]
+    for solution in solutions:
+        if solution.criterion() > kept[-1].criterion() + SAME:
+            kept.append(solution)
+    return kept[:FINALISTS]
 
 
 def _descend(cells: np.ndarray, solution: _Solution) -> _Solution:
-    """Move cells to the nearest centre in the metric within domains until none moves.
+    """Move cells to the nearest centre in the metric of the criterion until none moves.
 
     A domain that would lose its last cell gets the cell that is farthest from its centre.
     """

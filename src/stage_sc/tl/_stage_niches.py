@@ -60,11 +60,11 @@ def stage_niches(
         the package.
     n_domains
         Exactly this number of domains over all `data`, written to ``obs["stage_domain"]``; fewer only where fewer cells
-        differ. What surrounds the cells is clustered into domains of one common covariance: along the slide's own
-        axes (unless ``whiten=False``), turned onto those of the model, which are the same for all panels. Equations are
-        in ``docs/method.md``. Domains are named ``D1``, ``D2`` … for this call only: to compare separate calls, use the
-        niches. They follow from the gene vectors that training began with, so training and fine-tuning do not change
-        them.
+        differ. What surrounds the cells is clustered: along the slide's own axes (unless ``whiten=False``), turned onto
+        those of the model, which are the same for all panels. Equations are in ``docs/method.md``. Domains are named
+        ``D1``, ``D2`` … for this call only: to compare separate calls, use the niches. Of the model, only the gene
+        vectors that training began with have a say, so training and fine-tuning do not change domains. Slides of one
+        call share domains: label tissues of different kinds in separate calls.
     spatial_key
         Entry of ``obsm`` with the coordinates. ``None``: the one that the graph was built with.
     library_key

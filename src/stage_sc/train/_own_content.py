@@ -27,7 +27,8 @@ def own_content(slide: Slide, content: Tensor, persistence: float) -> Tensor:
     .. math:: X' = \bar x + Y Q, \quad Q = \arg\min_{Q^\top Q = I} \|Y Q - X\|
         = U V^\top \;\text{with}\; Y^\top X = U S V^\top
 
-    (orthogonal Procrustes; directions that one of the two lacks are left out of Q). Both are whitened, so that only a
+    (orthogonal Procrustes; directions that one of the two lacks are left out of U and V, so that Q only turns those
+    that both have). Both are whitened, so that only a
     turn is left between them: Y says what there is on the slide, X what directions mean on every slide and panel.
 
     Parameters
@@ -45,7 +46,7 @@ def own_content(slide: Slide, content: Tensor, persistence: float) -> Tensor:
 
     Notes
     -----
-    On the CPU, whatever computes the embeddings. Three more ``(n, dim)`` float32 arrays at a time.
+    On the CPU, whatever computes the embeddings. Four more ``(n, dim)`` float32 arrays at a time.
     """
     near, far = surroundings(slide, own_axes(slide, content.shape[1]))
     own = far @ whitening(near, far, persistence)

@@ -43,8 +43,9 @@ def gene_prior(slides: list[Slide], genes: list[str], dim: int, rng: np.random.G
     Where all slides have the same genes, with the mean covariance :math:`C \approx U \Lambda U^\top` the vectors are
     :math:`V = U \Lambda^{-1/4}`: principal axes whose components have the standard deviation :math:`\lambda^{1/4}`,
     half way between that of a principal component (:math:`\lambda^{1/2}`) and a whitened one (1). Where panels differ,
-    they are the loadings of 20 factors that the slides have in common (see `common_factors`): of more, the panels do
-    not tell how those of one slide correspond to those of another.
+    be it by one gene, they are the loadings of 20 factors that the slides have in common (see `common_factors`): of
+    more, the panels do not tell how those of one slide correspond to those of another. Of panels that share less than
+    about 40 genes with the others, they tell this badly, and of those that share none, by chance.
 
     Parameters
     ----------
@@ -63,8 +64,8 @@ def gene_prior(slides: list[Slide], genes: list[str], dim: int, rng: np.random.G
 
     Notes
     -----
-    Memory: 4 bytes for a pair of genes of every different panel, 12 for one of the largest: 0.4 and 1.2 GB for 10,000
-    genes.
+    Memory: 4 bytes for a pair of genes of every different panel, and 12 for one of the largest: 0.4 and 1.2 GB for a
+    panel of 10,000 genes. Beside these, 3 kB for a gene of the vocabulary.
     """
     panels = panel_covariances(slides, genes)
     vectors = np.zeros((len(genes), dim), dtype=np.float32)
