@@ -28,8 +28,8 @@ def own_content(slide: Slide, content: Tensor, persistence: float) -> Tensor:
         = U V^\top \;\text{with}\; Y^\top X = U S V^\top
 
     (orthogonal Procrustes; directions that one of the two lacks are left out of U and V, so that Q only turns those
-    that both have). Both are whitened, so that only a
-    turn is left between them: Y says what there is on the slide, X what directions mean on every slide and panel.
+    that both have). Both are whitened, so that only a turn is left between them: Y says what there is on the slide, X
+    what directions mean on every slide and panel.
 
     Parameters
     ----------
