@@ -143,6 +143,27 @@ class TestGenePrior:
         assert (vectors[:, 6:] == 0).all()
         assert (np.abs(vectors[:, :6]).max(axis=0) > 0).all()
 
+    def test_panels_that_share_few_genes_are_reported(self, parts, caplog):
+        genes = parts[0].genes
+
+        def cut(columns):
+            return [
+                with_expression(slide, dense(slide)[:, here], [genes[g] for g in here], slide.scale[here])
+                for slide, here in zip([parts[0], parts[1], parts[0]], columns, strict=False)
+            ]
+
+        n = len(genes)
+        apart = [np.arange(90), np.arange(51, n)]  # 39 in common
+        linked = [np.arange(60), np.arange(n - 60, n), np.arange(n)]  # by the third
+        gene_prior(cut(linked), genes, 8)
+        gene_prior(cut([np.arange(20), np.arange(10, n)]), genes, 8)  # half of a small panel
+        assert not caplog.records
+        slides = cut(apart)
+        gene_prior(slides, genes, 8)
+        (record,) = caplog.records
+        assert "2 groups of panels that share at most 39 genes" in record.getMessage()
+        assert all(repr(slide.name) in record.getMessage() for slide in slides)
+
     def test_zero_beyond_the_rank(self, parts):
         few = with_expression(parts[0], dense(parts[0])[:, :5], parts[0].genes[:5], parts[0].scale[:5])
         vectors = gene_prior([few], few.genes, 16)

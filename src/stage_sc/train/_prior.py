@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Iterator
 
@@ -9,6 +10,7 @@ import numpy as np
 import scipy.sparse as sp
 import torch
 from scipy.linalg import eigh
+from scipy.sparse.csgraph import connected_components
 from scipy.sparse.linalg import eigsh
 from sklearn.cluster import KMeans
 
@@ -18,10 +20,15 @@ from stage_sc.data._window import sample
 from stage_sc.model._stage import Stage
 from stage_sc.train._common_factors import PanelCovariance, common_factors
 
+logger = logging.getLogger("stage_sc.tl")
+
 # Cells of a slide that co-expression is computed from, at most.
 MAX_CELLS = 20_000
 # Factors that slides of different panels have in common.
 N_FACTORS = 20
+# Genes that two panels share, at least, for these to tell how the factors of one correspond to those of the other; or
+# half of the genes of the smaller one.
+FEW_SHARED = 40
 # Cells and genes that a slide is compared by with what a model has learnt.
 COHERENCE_CELLS, COHERENCE_GENES = 1000, 400
 # Cells of a slide that its own axes are found on, at most, and iterations of finding them.
@@ -44,8 +51,9 @@ def gene_prior(slides: list[Slide], genes: list[str], dim: int, rng: np.random.G
     :math:`V = U \Lambda^{-1/4}`: principal axes whose components have the standard deviation :math:`\lambda^{1/4}`,
     half way between that of a principal component (:math:`\lambda^{1/2}`) and a whitened one (1). Where panels differ,
     be it by one gene, they are the loadings of 20 factors that the slides have in common (see `common_factors`): of
-    more, the panels do not tell how those of one slide correspond to those of another. Of panels that share less than
-    about 40 genes with the others, they tell this badly, and of those that share none, by chance.
+    more, the panels do not tell how those of one slide correspond to those of another. Panels that share fewer than 40
+    genes (or half of the smaller one's) with any other tell this badly, and those that share none, by chance: a warning
+    says so.
 
     Parameters
     ----------
@@ -73,6 +81,7 @@ def gene_prior(slides: list[Slide], genes: list[str], dim: int, rng: np.random.G
         found = _principal_axes(panels[0].values, min(dim, len(panels[0].genes)))
         vectors[panels[0].genes, : found.shape[1]] = found
     else:
+        _warn_of_strangers(slides)
         n_factors = min(N_FACTORS, dim)
         vectors[:, :n_factors] = common_factors(panels, len(genes), n_factors, rng)
     return vectors
@@ -93,6 +102,27 @@ def panel_covariances(slides: list[Slide], genes: list[str]) -> list[PanelCovari
             known.values[:] += (covariance - known.values) / (known.n_slides + 1)
             panels[tuple(slide.genes)] = known._replace(n_slides=known.n_slides + 1)
     return list(panels.values())
+
+
+def _warn_of_strangers(slides: list[Slide]) -> None:
+    """Warn of groups of panels that few genes connect."""
+    names: dict[tuple[str, ...], str] = {}
+    for slide in slides:
+        names.setdefault(tuple(slide.genes), slide.name)
+    panels = [set(panel) for panel in names]
+    shared = np.array([[len(one & other) for other in panels] for one in panels])
+    size = shared.diagonal()
+    enough = np.minimum(FEW_SHARED, np.minimum.outer(size, size) / 2)
+    n_groups, group = connected_components(shared >= enough, directed=False)
+    if n_groups > 1:
+        first = np.array(list(names.values()), dtype=object)[np.unique(group, return_index=True)[1]]
+        most = max(int(shared[one, other]) for one, other in np.argwhere(group[:, None] != group))
+        logger.warning(
+            "The slides are of %d groups of panels that share at most %d genes with one another (the first of each: "
+            "%s): too few to tell how niches correspond, which is then up to chance. Begin with a model that knows "
+            'these genes, `st.tl.fit(data, init="bundled")`, or train on each group by itself.',
+            *(n_groups, most, ", ".join(repr(name) for name in first)),
+        )
 
 
 def _principal_axes(covariance: np.ndarray, n: int) -> np.ndarray:
