@@ -108,8 +108,8 @@ def within(x: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
 
 def to_sphere(matrix: np.ndarray) -> np.ndarray:
-    """Nine parts of a matrix, and one of the sphere of the same trace."""
-    return 0.9 * matrix + 0.1 * np.trace(matrix) / len(matrix) * np.eye(len(matrix))
+    """Four parts of a matrix, and one of the sphere of the same trace."""
+    return 0.8 * matrix + 0.2 * np.trace(matrix) / len(matrix) * np.eye(len(matrix))
 
 
 def criterion(x: np.ndarray, labels: np.ndarray) -> float:
@@ -153,6 +153,22 @@ class TestFindDomains:
         change = solution._replace(within=solution.within + step).criterion() - solution.criterion()
         gradient = solution.metric() @ solution.metric().T
         assert change == pytest.approx(np.trace(gradient @ step), rel=1e-3)
+
+    @pytest.mark.parametrize("noise", [0.0, 1e-5])
+    @pytest.mark.parametrize("n", [1, 3, 5])
+    def test_components_that_do_not_vary_change_nothing(self, n, noise):
+        """Those that genes of several panels leave empty: in front, between and behind the others."""
+        for content in (blurred(), self.stretched(0)[0]):
+            alone = find_domains(content, n)
+            padded = torch.full((len(content), 12), 0.25)
+            padded += noise * torch.randn(padded.shape, generator=torch.Generator().manual_seed(0))
+            used = torch.tensor([1, 2, 3, 5, 6, 9, 10][: content.shape[1]])
+            padded[:, used] = content
+            domains = find_domains(padded, n)
+            assert domains.metric.shape == (12, content.shape[1])
+            assert domains.metric[used].equal(alone.metric)
+            assert domains.centres.equal(alone.centres)
+            assert domains.nearest(padded).equal(alone.nearest(content))
 
     @pytest.mark.parametrize("n", [2, 3, 5])
     def test_a_fixed_point_that_is_better_than_where_it_began(self, n, monkeypatch):

@@ -23,8 +23,10 @@ BLOCK = 8192
 # Domains are found on a sample of so many cells, and K-means begins so many times.
 SAMPLE = 10_000
 STARTS = 99
+# Components that vary by less than this share of what the one that varies most does are empty.
+EMPTY = 1e-6
 # Weight of the sphere in the covariance within domains: 1 is K-means, 0 a covariance that is free.
-SPHERE = 0.1
+SPHERE = 0.2
 # So many of the best go on in the metric of the criterion, so many rounds at most.
 FINALISTS = 5
 # Solutions whose criterion differs by less are the same.
@@ -36,9 +38,9 @@ class Domains(NamedTuple):
     """Where the domains are among the contents of cells."""
 
     metric: Tensor
-    """``(d, d)`` float32: after it, a cell is in the domain whose centre is nearest."""
+    """``(d, r)`` float32: after it, a cell is in the domain whose centre is nearest. r components of contents vary."""
     centres: Tensor
-    """``(m, d)`` float32, mean content of every domain after the metric; those that are alike are side by side."""
+    """``(m, r)`` float32, mean content of every domain after the metric; those that are alike are side by side."""
 
     def nearest(self, content: Tensor) -> Tensor:
         """``(n,)`` int64 domain whose centre is nearest, for every cell."""
@@ -89,33 +91,38 @@ def in_order(content: Tensor) -> Tensor:
 def find_domains(sample: Tensor, n_domains: int) -> Domains:
     r"""Cluster the contents of cells so that the determinant of their covariance within domains is least.
 
-    With W the covariance within domains of contents of d numbers (those that are always 0 count), what is made least is
+    With W the covariance within domains of the r components that vary at all, what is made least is
 
-    .. math:: \log\det W_\rho, \quad W_\rho = (1 - \rho) W + \rho\, \tfrac{\mathrm{tr}\, W}{d} I, \quad \rho = 0.1
+    .. math:: \log\det W_\rho, \quad W_\rho = (1 - \rho) W + \rho\, \tfrac{\mathrm{tr}\, W}{r} I, \quad \rho = 0.2
 
     (criterion of Friedman and Rubin, 1967, for :math:`\rho = 0`, the mixture model "EEE" with hard assignments; K-means
     for :math:`\rho = 1`). K-means starts 99 times, and the five best of its solutions that differ go on: every cell
     goes to the centre that is nearest in the metric of the criterion's gradient,
 
-    .. math:: A = (1 - \rho) W_\rho^{-1} + \rho\, \tfrac{\mathrm{tr}\, W_\rho^{-1}}{d} I,
+    .. math:: A = (1 - \rho) W_\rho^{-1} + \rho\, \tfrac{\mathrm{tr}\, W_\rho^{-1}}{r} I,
 
     centres and covariance follow, until no cell moves. The criterion is concave in W, so no step makes it greater. The
     best in the end is taken.
     """
-    cells = sample.double().numpy()
-    distinct = len(np.unique(sample.numpy(), axis=0))
+    spread = sample.double().var(dim=0, correction=0)
+    varies = spread >= EMPTY * spread.max()
+    part = sample[:, varies].numpy()
+    cells = part.astype(np.float64)
+    distinct = len(np.unique(part, axis=0))
     if distinct < n_domains:
         logger.warning("%d domains were asked for, but only %d cells differ.", n_domains, distinct)
         n_domains = distinct
     with threadpool_limits(1):  # sums in one order, whatever the machine
-        fits = _kmeans(sample.numpy(), n_domains)
+        fits = _kmeans(part, n_domains)
         solutions = sorted((_Solution.of(cells, fit.labels_) for fit in fits), key=_Solution.criterion)
         best = min((_descend(cells, start) for start in _different(solutions)), key=_Solution.criterion)
     metric = best.metric()
     centres = best.centres @ metric
     if n_domains > 2:
         centres = centres[leaf_order(weighted_ward(centres, np.bincount(best.domain)))]
-    return Domains(torch.from_numpy(metric).float(), torch.from_numpy(centres).float())
+    whole = torch.zeros(len(varies), metric.shape[1])
+    whole[varies] = torch.from_numpy(metric).float()
+    return Domains(whole, torch.from_numpy(centres).float())
 
 
 def _kmeans(cells: np.ndarray, n_domains: int) -> list[KMeans]:
