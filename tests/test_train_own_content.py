@@ -149,3 +149,15 @@ class TestOwnContent:
         got = own_content(slide, x, 0.5)
         assert got[:, -1].abs().max() < 1e-5
         assert (got - x).abs().max() > 0.1
+
+    def test_fewer_directions_than_numbers(self, slide):
+        """Of a model whose vectors span three directions, wherever these lie: only these are turned."""
+        span = np.linalg.qr(np.random.default_rng(5).normal(size=(DIM, DIM)))[0][:, :3]
+        x = content(slide)[:, :3] @ torch.from_numpy(span.T).float()
+        own = whitened(slide, principal_axes(slide), 0.5)
+        own -= own.mean(axis=0)
+        left, _, right = np.linalg.svd(own.T @ (x.double().numpy() - x.double().numpy().mean(axis=0)))
+        expected = x.double().numpy().mean(axis=0) + own @ left[:, :3] @ right[:3]
+        got = own_content(slide, x, 0.5).numpy()
+        np.testing.assert_allclose(got, expected, atol=2e-3)
+        np.testing.assert_allclose(got @ span @ span.T, got, atol=1e-4)
