@@ -108,8 +108,8 @@ def within(x: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
 
 def to_sphere(matrix: np.ndarray) -> np.ndarray:
-    """Four parts of a matrix, and one of the sphere of the same trace."""
-    return 0.8 * matrix + 0.2 * np.trace(matrix) / len(matrix) * np.eye(len(matrix))
+    """Three parts of a matrix, and one of the sphere of the same trace."""
+    return 0.75 * matrix + 0.25 * np.trace(matrix) / len(matrix) * np.eye(len(matrix))
 
 
 def criterion(x: np.ndarray, labels: np.ndarray) -> float:

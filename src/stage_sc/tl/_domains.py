@@ -26,7 +26,7 @@ STARTS = 99
 # Components that vary by less than this share of what the one that varies most does are empty.
 EMPTY = 1e-6
 # Weight of the sphere in the covariance within domains: 1 is K-means, 0 a covariance that is free.
-SPHERE = 0.2
+SPHERE = 0.25
 # So many of the best go on in the metric of the criterion, so many rounds at most.
 FINALISTS = 5
 # Solutions whose criterion differs by less are the same.
@@ -93,7 +93,7 @@ def find_domains(sample: Tensor, n_domains: int) -> Domains:
 
     With W the covariance within domains of the r components that vary at all, what is made least is
 
-    .. math:: \log\det W_\rho, \quad W_\rho = (1 - \rho) W + \rho\, \tfrac{\mathrm{tr}\, W}{r} I, \quad \rho = 0.2
+    .. math:: \log\det W_\rho, \quad W_\rho = (1 - \rho) W + \rho\, \tfrac{\mathrm{tr}\, W}{r} I, \quad \rho = 0.25
 
     (criterion of Friedman and Rubin, 1967, for :math:`\rho = 0`, the mixture model "EEE" with hard assignments; K-means
     for :math:`\rho = 1`). K-means starts 99 times, and the five best of its solutions that differ go on: every cell
