@@ -13,6 +13,7 @@ import anndata as ad
 import numpy as np
 import pytest
 import scipy.sparse as sp
+import zarr
 
 import stage_sc as st
 from stage_sc.data import _store as module
@@ -247,3 +248,22 @@ class TestBadInput:
         for name in ("text.h5ad", "folder.zarr"):
             with pytest.raises(ValueError, match="Expected is an .h5ad file"):
                 st.data.build_store([tmp_path / name], tmp_path / "store", progress=False)
+
+
+def test_a_change_inside_a_zarr_folder_is_noticed(files, tmp_path):
+    folder = tmp_path / "pair.zarr"
+    adata = ad.read_zarr(files[1])
+    adata.write_zarr(folder)
+    (before,) = st.data.build_store([folder], tmp_path / "store", progress=False).slides()
+    root = zarr.open_group(folder, mode="r+")
+    root["X/data"][:] = root["X/data"][:] + 1
+    (after,) = st.data.build_store([folder], tmp_path / "store", progress=False).slides()
+    (anew,) = st.data.build_store([folder], tmp_path / "anew", progress=False).slides()
+    assert (after.expression[:] != anew.expression[:]).nnz == 0
+    assert after.mean.sum() != pytest.approx(before.mean.sum(), rel=1e-3)
+
+
+@pytest.mark.parametrize("key", ["spatial_key", "library_key", "layer"])
+def test_a_store_has_its_own_keys(store, key):
+    with pytest.raises(TypeError, match=f"A store has its own `{key}`"):
+        st.tl.fit(store, **{key: "x"})

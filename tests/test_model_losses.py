@@ -146,5 +146,11 @@ class TestAnchor:
         assert float(anchor_loss(torch.zeros_like(content), content)) == pytest.approx(1)
         assert torch.allclose(anchor_loss(3 * cosines(0), 3 * content), anchor_loss(cosines(0), content))
 
-    def test_cells_without_content(self):
-        assert torch.isfinite(anchor_loss(cosines(0), torch.zeros(8, 5)))
+    @pytest.mark.parametrize("noise", [0.0, 1e-7])
+    def test_cells_without_content(self, noise):
+        """There is nothing to predict, and nothing to learn from it."""
+        predicted = cosines(0).requires_grad_()
+        loss = anchor_loss(predicted, noise * cosines(1))
+        loss.backward()
+        assert float(loss.detach()) == 0
+        assert predicted.grad is not None and (predicted.grad == 0).all()

@@ -354,9 +354,15 @@ def test_slide_key_given_beats_the_remembered_one(slides):
     assert [ax.get_title() for ax in axes] == ["x", "y"]
 
 
+def graph_of(spatial_key: str, *scales: float) -> dict[str, object]:
+    """What `build_graph` writes, as far as plots read it."""
+    table = pd.DataFrame({"scale": scales}, index=[f"slide{number}" for number in range(len(scales))])
+    return {"slides": table, "params": {"spatial_key": spatial_key}}
+
+
 @pytest.mark.parametrize(("scale", "text"), [(1.0, "100 µm"), (0.1, "10 µm"), (20.0, "2 mm")])
 def test_scale_bar(adata, scale, text):
-    adata.uns["stage_graph"] = {"slides": pd.DataFrame({"scale": [scale]}, index=["slide"])}
+    adata.uns["stage_graph"] = graph_of("spatial", scale)
     ax = spatial_domains(adata, keys="expert", show=False)
     (bar,) = (artist for artist in ax.artists if isinstance(artist, AnchoredSizeBar))
     assert bar.txt_label.get_text() == text
@@ -365,6 +371,36 @@ def test_scale_bar(adata, scale, text):
 
 def test_no_scale_bar_without_a_scale(adata):
     assert not spatial_domains(adata, keys="expert", show=False).artists
+    adata.uns["stage_graph"] = graph_of("spatial", 1.0, 0.5)
+    assert not spatial_domains(adata, keys="expert", show=False).artists
+
+
+def test_no_scale_bar_of_other_coordinates(adata):
+    adata.obsm["pixels"] = adata.obsm["spatial"] / 0.2125
+    adata.uns["stage_graph"] = graph_of("spatial", 1.0)
+    assert not spatial_domains(adata, keys="expert", spatial_key="pixels", show=False).artists
+    adata.uns["stage_graph"] = graph_of("pixels", 0.2125)
+    assert spatial_domains(adata, keys="expert", spatial_key="pixels", show=False).artists
+
+
+@pytest.mark.parametrize("other", ["E14.5", 14.5, {"of": "development"}], ids=str)
+def test_something_else_is_called_stage(adata, other):
+    adata.uns["stage"] = other
+    ax = spatial_domains(adata, keys="expert", show=False)
+    assert set(circles(ax)) == {"cortex", "white matter"}
+    for plot in (niche_tree, spatial_domains):
+        with pytest.raises(KeyError, match="run st.tl.stage_niches"):
+            plot(adata, show=False)
+
+
+def test_slides_that_are_numbers(adata):
+    adata.obs["section"] = np.resize([10, 2], 400)
+    axes = spatial_domains(adata, keys="expert", library_key="section", show=False)
+    assert [ax.get_title() for ax in axes] == ["2", "10"]
+    assert sum(len(c.get_offsets()) for c in circles(axes[0]).values()) == 200
+    axes = spatial_domains(adata, keys="expert", library_key="section", libraries=["10"], show=False)
+    with pytest.raises(KeyError, match="no slides"):
+        spatial_domains(adata, keys="expert", library_key="section", libraries=["3"], show=False)
 
 
 def test_own_titles_and_frame(adata):

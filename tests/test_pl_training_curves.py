@@ -108,3 +108,9 @@ def test_refused(history, small_model, tmp_path):
     read = st.model.load_checkpoint(st.model.save_checkpoint(small_model, tmp_path / "model"))
     with pytest.raises(ValueError, match="has no history"):
         training_curves(read)
+
+
+def test_no_epoch(small_model, tissue):
+    model = st.tl.fit(tissue, config=small_model.config, epochs=0, progress=False)
+    with pytest.raises(ValueError, match="has no epoch"):
+        training_curves(model)

@@ -142,6 +142,25 @@ class TestStaleGraph:
         assert "rebuilding" in caplog.text
         assert_same(adata, built(tissue()))
 
+    def test_a_scale_given_for_all_holds_for_slides_of_other_names(self, caplog):
+        xy = np.r_[tissue(), tissue(seed=1)]
+        adata = built(xy, scale=0.8)
+        adata.obs["slide"] = ["a"] * 300 + ["b"] * 300
+        read_graph(adata, library_key="slide")
+        assert adata.uns["stage_graph"]["slides"]["scale"].tolist() == [0.8, 0.8]
+        assert adata.uns["stage_graph"]["slides"]["scale_given"].all()
+        assert "estimated" not in caplog.text
+        assert_same(adata, built(xy, adata.obs["slide"].to_numpy(), scale=0.8))
+
+    def test_a_scale_that_does_not_tell_of_a_slide_is_reported(self, caplog):
+        adata = built(np.r_[tissue(), tissue(seed=1)], ["a"] * 300 + ["b"] * 300, scale={"a": 0.8, "b": 0.9})
+        adata.obs["slide"] = ["a"] * 300 + ["c"] * 300
+        read_graph(adata)
+        table = adata.uns["stage_graph"]["slides"]
+        assert table.loc["a", "scale"] == 0.8
+        assert not table.loc["c", "scale_given"]
+        assert "does not say that of 'c', which is estimated" in caplog.text
+
     def test_given_scale_is_kept_when_coordinates_change(self):
         adata = built(tissue(), scale=0.8)
         adata.obsm["spatial"] = adata.obsm["spatial"] * 1.1

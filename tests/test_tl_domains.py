@@ -80,6 +80,16 @@ class TestCutDomains:
         assert record.getMessage() == "4 domains were asked for, but only 2 cells differ."
         assert cut_domains(torch.ones(10, 2), 1).tolist() == [0] * 10
 
+    @pytest.mark.parametrize("n", [4, 7])
+    def test_cells_that_differ_by_rounding(self, n, caplog):
+        """Of which K-means makes three groups, whatever number it is asked for."""
+        group = np.random.default_rng(0).permutation(np.repeat([0, 1, 2], 40))
+        content = np.eye(3)[group] + 1e-9 * np.random.default_rng(1).normal(size=(120, 3))
+        domain = cut_domains(floats(content), n)
+        assert domain.max() + 1 == len(set(domain.tolist()))
+        assert all(len(set(group[domain == one])) == 1 for one in set(domain.tolist()))
+        assert "domains were asked for, but" in caplog.text
+
     @pytest.mark.parametrize("n", [2, 3, 5, 8])
     def test_order_of_cells(self, n):
         for content in (tissue([0, 2, 3, 5], seed=3)[0], blurred()):

@@ -333,6 +333,18 @@ class TestSchedule:
         assert (model.history["stage"] == "warm-up").sum() == warmup == model.config.warmup_epochs
         assert len(model.history) == epochs == model.config.epochs
 
+    def test_epochs_for_a_configuration_without(self, tissue, small_config):
+        model = fit(tissue, small_config.replace(epochs=0), epochs=2, patience=None)
+        assert (model.history["stage"] == "warm-up").sum() == model.config.warmup_epochs == 2
+
+    def test_a_slide_without_variation_does_not_rule(self, tissue, small_config):
+        """Its cells have nothing around them that could be predicted."""
+        flat = tissue.copy()
+        flat.X = np.ones(flat.shape, dtype=np.float32)
+        for data in ({"a": tissue, "flat": flat}, {"a": tissue}):
+            model = fit(data, small_config, epochs=2, patience=None)
+            assert model.history["anchor"].max() < 2
+
     def test_patience(self, tissue, small_config):
         config = small_config.replace(epochs=40, warmup_epochs=20, learning_rate=1e-9)
         history = fit(tissue, config, patience=2).history

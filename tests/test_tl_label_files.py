@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import stage_sc as st
+from stage_sc.data._files import stamp
 from stage_sc.tl import _label_files as module
 
 LEVELS = ["stage_l1", "stage_l2", "stage_l3", "stage_path", "stage_flag", "stage_confidence"]
@@ -200,8 +201,18 @@ def test_a_change_inside_a_zarr_folder_is_noticed(tmp_path):
     deep.mkdir(parents=True)
     (deep / "0").write_bytes(b"one")
     os.utime(deep / "0", ns=(10, 10))
-    before, outside = module._stamp(tmp_path / "slide.zarr"), (tmp_path / "slide.zarr").stat()
+    before, outside = stamp(tmp_path / "slide.zarr"), (tmp_path / "slide.zarr").stat()
     os.utime(deep / "0", ns=(20, 20))
-    assert module._stamp(tmp_path / "slide.zarr") == (3, 20) != before == (3, 10)
+    assert stamp(tmp_path / "slide.zarr") == (3, 20) != before == (3, 10)
     assert (tmp_path / "slide.zarr").stat().st_mtime_ns == outside.st_mtime_ns
-    assert module._stamp(deep / "0") == (3, 20)
+    assert stamp(deep / "0") == (3, 20)
+
+
+def test_a_file_is_never_replaced_by_its_result(slides, tmp_path):
+    path = tmp_path / "one.h5ad"
+    path.write_bytes(slides[0].read_bytes())
+    for out in (tmp_path, tmp_path / "sub" / ".."):
+        with pytest.raises(ValueError, match="The result of 'one.h5ad' would replace the file itself"):
+            st.tl.label_files([slides[1], path], out)
+    assert path.read_bytes() == slides[0].read_bytes()
+    assert [one.name for one in tmp_path.iterdir()] == ["one.h5ad"]

@@ -141,6 +141,14 @@ class TestResults:
         assert all(value.equal(value.half().float()) for value in model.parameters())
         assert not (tmp_path / "panels.csv").exists()  # no slide is large enough
 
+    def test_without_training(self, corpus, tmp_path):
+        text = RECIPE.replace("epochs = 4", "epochs = 0", 1).replace("warmup_epochs = 2", "warmup_epochs = 0")
+        (tmp_path / "none.toml").write_text(text)
+        main([str(tmp_path / "none.toml"), "--data", str(corpus), "--out", str(tmp_path / "out")])
+        model = st.model.load_checkpoint(tmp_path / "out" / "small.safetensors")
+        assert model.config.epochs == 0
+        assert not (tmp_path / "out" / "curves.png").exists()
+
 
 class TestResume:
     def test_history_is_complete(self, corpus, recipe, done, tmp_path, monkeypatch, caplog):

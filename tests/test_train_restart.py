@@ -224,7 +224,7 @@ class TestFinished:
             names = set(file.keys())
         header = json.loads(text)
         assert header["state"]["finished"] is True
-        assert header["run"]["slides"] == [[slide.name, 200, len(slide.genes)] for slide in parts]
+        assert [one[:3] for one in header["run"]["slides"]] == [[slide.name, 200, len(slide.genes)] for slide in parts]
         assert names == {f"model.{name}" for name in model.state_dict()} | {"health.count"}
         assert [one.name for one in path.parent.iterdir()] == [path.name]
 
@@ -270,6 +270,18 @@ class TestRefused:
     def test_other_slides(self, finished, slides, tissue, small_config):
         self.refused(slides[slides.obs["slide"] == "slide1"].copy(), finished[0], "`slides`", config=small_config)
         self.refused({"slide1": slides, "more": tissue}, finished[0], "`slides`", config=small_config)
+
+    def test_other_counts(self, finished, slides, small_config):
+        slides = slides.copy()
+        slides.layers["other"] = slides.X.copy()
+        slides.layers["other"].data = np.random.default_rng(0).permutation(slides.X.data)
+        self.refused(slides, finished[0], "differs in `slides`", config=small_config, layer="other")
+
+    @pytest.mark.parametrize("how", [{"scale": 1.2}, {"local": 40.0}, {"view": 60.0}], ids=str)
+    def test_another_graph(self, finished, slides, small_config, how):
+        slides = slides.copy()
+        st.pp.build_graph(slides, library_key="slide", **how)
+        self.refused(slides, finished[0], "differs in `slides`", config=small_config)
 
     def test_other_genes(self, finished, slides, small_config):
         few = slides[:, :-3].copy()

@@ -135,6 +135,24 @@ class TestGenePrior:
         assert (vectors[[0, -2, -1]] == 0).all()
         assert np.abs(vectors[1:-2]).max(axis=1).min() > 1e-4
 
+    def test_panels_that_nearly_agree_are_one(self, parts):
+        """A gene without counts on a slide, others that only one of two has: means over the slides that have both."""
+        genes = parts[0].genes
+        columns = [np.delete(np.arange(len(genes)), 3), np.arange(len(genes) - 4)]
+        slides = [
+            with_expression(slide, dense(slide)[:, here], [genes[g] for g in here], slide.scale[here])
+            for slide, here in zip(parts, columns, strict=True)
+        ]
+        total, there = np.zeros((2, len(genes), len(genes)))
+        for slide, here in zip(slides, columns, strict=True):
+            total[np.ix_(here, here)] += dense_covariance(slide)
+            there[np.ix_(here, here)] += 1
+        assert (there == 0).any() and (there == 1).any()
+        vectors = gene_prior(slides, genes, 8)
+        assert_prior(vectors, total / np.maximum(there, 1))
+        assert (vectors == gene_prior(slides, genes, 8, 5)).all()  # nothing by chance
+        assert (gene_prior(slides[::-1], genes, 8) == vectors).all()
+
     def test_panels_share_a_few_factors(self, parts, monkeypatch):
         monkeypatch.setattr(prior, "N_FACTORS", 6)
         half = len(parts[0].genes) // 2

@@ -104,3 +104,9 @@ def _get(group: Any, keys: tuple[str, ...], path: Path) -> Any:
             raise KeyError(f"{str(path)!r} has no {'/'.join(keys)!r}; at {key!r} there is {present}.")
         group = group[key]
     return group
+
+
+def stamp(path: Path) -> tuple[int, int]:
+    """Size of a file, or of all files in a folder, and when the last one was changed."""
+    stats = [one.stat() for one in (path.rglob("*") if path.is_dir() else [path]) if one.is_file()]
+    return sum(one.st_size for one in stats), max((one.st_mtime_ns for one in stats), default=0)

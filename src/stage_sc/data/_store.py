@@ -16,7 +16,7 @@ import numpy as np
 from scipy.spatial import cKDTree
 from tqdm.auto import tqdm
 
-from stage_sc.data._files import existing, read_table
+from stage_sc.data._files import existing, read_table, stamp
 from stage_sc.data._slide import Slide, read_data
 from stage_sc.data._stored import MatrixWriter, StoredArray, StoredMatrix, files_of
 from stage_sc.data._window import CHUNK, boxes_of
@@ -187,9 +187,8 @@ def build_store(
     reading = {"spatial_key": spatial_key, "layer": layer, "table_key": table_key}
     graph = {"technology": technology, "scale": scale}
     for file in tqdm(paths, disable=not progress, unit="file", desc="store"):
-        stat = file.stat()
         where = str(file.resolve())
-        source = json.dumps([where, stat.st_size, stat.st_mtime_ns, library_key, reading, graph])
+        source = json.dumps([where, *stamp(file), library_key, reading, graph])
         folder = out / f"{file.stem}-{hashlib.sha256(where.encode()).hexdigest()[:12]}"
         if (folder / CONTENTS).is_file() and json.loads((folder / CONTENTS).read_text())["source"] == source:
             continue

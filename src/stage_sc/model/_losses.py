@@ -8,6 +8,9 @@ from torch import Tensor
 
 from stage_sc.model._sinkhorn import sinkhorn
 
+# Mean square of contents below which there is nothing around the cells; on slides with niches it is near 0.1.
+NOTHING = 1e-9
+
 
 def swapped_loss(
     scores_i: Tensor, scores_j: Tensor, *, temperature: float = 0.1, epsilon: float = 0.05, n_iterations: int = 3
@@ -72,5 +75,11 @@ def anchor_loss(predicted: Tensor, content: Tensor) -> Tensor:
     ----------
     predicted, content
         ``(B, dim)`` predicted and measured content of the surroundings of each cell, from all genes of the panel.
+
+    Notes
+    -----
+    Where there is no content, as on a slide whose cells are all the same, there is nothing to predict: it is 0.
     """
-    return (predicted - content).square().sum() / content.square().sum().clamp(min=1e-12)
+    total = content.square().sum()
+    share = (predicted - content).square().sum() / total.clamp(min=NOTHING * content.numel())
+    return torch.where(total > NOTHING * content.numel(), share, 0.0)

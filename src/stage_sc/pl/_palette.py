@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from matplotlib.colors import is_color_like, to_hex
 
-from ._read import categories, children_of
+from ._read import categories, children_of, result_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -126,7 +126,7 @@ def distinct_colors(n: int) -> list[str]:
 
 
 def _default_colors(adata: AnnData, key: str, names: Sequence[object], key_added: str) -> list[str]:
-    result = adata.uns.get(key_added, {})
+    result = result_of(adata, key_added)
     if key in [*result.get("levels", []), f"{key_added}_path"]:
         of_node = tree_colors(result["tree"])
         nodes = [str(name).rsplit(">", 1)[-1] for name in names]

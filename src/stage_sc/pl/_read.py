@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,12 +12,19 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
 
-def niche_result(adata: AnnData, key_added: str) -> dict[str, Any]:
-    """`uns[key_added]`, as `st.tl.stage_niches` writes it."""
-    if key_added not in adata.uns or "tree" not in adata.uns[key_added]:
+def result_of(adata: AnnData, key_added: str) -> Mapping[str, Any]:
+    """`uns[key_added]`, as `st.tl.stage_niches` writes it; empty where something else has that name."""
+    found = adata.uns.get(key_added)
+    return found if isinstance(found, Mapping) and "tree" in found else {}
+
+
+def niche_result(adata: AnnData, key_added: str) -> Mapping[str, Any]:
+    """`uns[key_added]`, which has to be there."""
+    result = result_of(adata, key_added)
+    if not result:
         call = "st.tl.stage_niches(adata" + (")" if key_added == "stage" else f", key_added={key_added!r})")
         raise KeyError(f"no niches in adata.uns[{key_added!r}]: run {call} first")
-    return adata.uns[key_added]
+    return result
 
 
 def children_of(tree: pd.DataFrame) -> dict[str, list[str]]:
@@ -46,9 +53,14 @@ def categories(adata: AnnData, key: str) -> list[Any]:
     return list(labels(adata, key).categories)
 
 
+def drawn_key(adata: AnnData, key_added: str) -> str:
+    """Key of the coordinates that the niches were computed with."""
+    return str(result_of(adata, key_added).get("params", {}).get("spatial_key", "spatial"))
+
+
 def coordinates(adata: AnnData, spatial_key: str | None, key_added: str = "stage") -> np.ndarray:
     """Return x and y of each cell, float64 (n, 2); further columns of `obsm[spatial_key]` are left out."""
-    spatial_key = spatial_key or adata.uns.get(key_added, {}).get("params", {}).get("spatial_key", "spatial")
+    spatial_key = spatial_key or drawn_key(adata, key_added)
     if spatial_key not in adata.obsm:
         raise KeyError(
             f"no coordinates in adata.obsm[{spatial_key!r}], which has {list(adata.obsm)}: set `spatial_key`"
@@ -78,14 +90,15 @@ def slides(
     Without `library_key`, it is the one with which the niches were computed.
     """
     if library_key is None:
-        library_key = adata.uns.get(key_added, {}).get("params", {}).get("library_key") or None
+        library_key = result_of(adata, key_added).get("params", {}).get("library_key") or None
     if library_key is None:
         if libraries is not None:
             raise ValueError(
                 "`libraries` chooses slides by name and needs `library_key`, the column of obs that names them"
             )
         return {"": np.ones(adata.n_obs, dtype=bool)}
-    column = labels(adata, library_key)
+    numbered = library_key in adata.obs and pd.api.types.is_integer_dtype(adata.obs[library_key])
+    column = pd.Categorical(adata.obs[library_key]) if numbered else labels(adata, library_key)
     if (column.codes < 0).any():
         missing = int((column.codes < 0).sum())
         raise ValueError(

@@ -15,7 +15,7 @@ from matplotlib.lines import Line2D
 from ._figure import finish, root_figure
 from ._palette import MISSING_COLOR, category_colors
 from ._points import add_scale_bar, cell_spacing, draw_cells, frame_tissue
-from ._read import coordinates, labels, niche_result, slides
+from ._read import coordinates, drawn_key, labels, niche_result, result_of, slides
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -161,8 +161,7 @@ def spatial_domains(
         fig, axes = root_figure(ax), [ax]
     # One legend a key: beside its first panel, or after the first row where all panels show one key.
     with_legend = range(columns) if grid else [columns - 1] if by_slide else range(len(panels))
-    scales = adata.uns.get("stage_graph", {}).get("slides", pd.DataFrame()).get("scale", pd.Series(dtype=float))
-    scale = float(scales.iloc[0]) if scales.nunique() == 1 else None
+    scale = _scale(adata, spatial_key or drawn_key(adata, key_added))
     for i, (panel, (slide, key)) in enumerate(zip(axes, panels, strict=True)):
         here = cells_of[slide]
         spacing = cell_spacing(xy[here])
@@ -180,6 +179,15 @@ def spatial_domains(
     if by_slide and not grid and ax is None:
         fig.suptitle(titles[keys[0]], fontsize=11)
     return finish(fig, axes, own=ax is None, show=show, save=save, return_fig=return_fig)
+
+
+def _scale(adata: AnnData, spatial_key: str) -> float | None:
+    """Micrometres of a unit of the coordinates, where the graph of these coordinates tells it, and all slides agree."""
+    graph = adata.uns.get("stage_graph")
+    if not isinstance(graph, Mapping) or graph.get("params", {}).get("spatial_key") != spatial_key:
+        return None
+    scales = graph["slides"]["scale"]
+    return float(scales.iloc[0]) if scales.nunique() == 1 else None
 
 
 def _keys(adata: AnnData, keys: str | Sequence[str] | None, key_added: str) -> list[str]:
@@ -204,7 +212,7 @@ def _titles(
         if len(given) != len(keys):
             raise ValueError(f"`title` needs one text for each of the {len(keys)} keys {keys}, not {len(given)}")
         return dict(zip(keys, given, strict=True))
-    levels = list(adata.uns.get(key_added, {}).get("levels", []))
+    levels = list(result_of(adata, key_added).get("levels", []))
     result = {}
     for key in keys:
         n = len(shown[key].remove_unused_categories().categories)

@@ -84,11 +84,11 @@ def training_curves(
             "table, e.g. `pd.read_csv('history.csv')`."
         )
     table = table.set_index("epoch") if "epoch" in table else table  # as read from a file
+    if not len(table):
+        raise ValueError("`history` has no epoch: there is nothing to draw.")
     missing = [name for name in ("stage", *TITLES) if name not in table]
     if missing:
         raise KeyError(f"`history` lacks the columns {missing}; it has {list(table)}.")
-    if table.empty:
-        raise ValueError("`history` has no epoch: there is nothing to draw.")
     losses = [name for name in table if name not in {"stage", *TITLES} - {"loss"}]
     joint = table.index[table["stage"] == "joint"]
     fig, axes = plt.subplots(2, 2, figsize=figsize or (8, 5), sharex=True, layout="constrained")

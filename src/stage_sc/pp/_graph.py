@@ -82,9 +82,9 @@ def build_graph(
     ``adata.uns["spatial_neighbors"]``
         squidpy's entry.
     ``adata.uns["stage_graph"]``
-        ``"params"``: the arguments; ``"slides"``: a data frame of what was used and found on each slide (scale, layout,
-        sizes, isolated cells …); ``"fingerprint"``: digest of the coordinates, by which a graph that no longer
-        belongs to its cells is noticed.
+        ``"params"``: the arguments but `scale`; ``"slides"``: a data frame of what was used and found on each slide
+        (scale, layout, sizes, isolated cells …); ``"fingerprint"``: digest of the coordinates, by which a graph that no
+        longer belongs to its cells is noticed.
 
     Raises
     ------

@@ -100,10 +100,24 @@ def read_graph(adata: AnnData, *, spatial_key: str | None = None, library_key: s
         names = list(SlideSettings.__dataclass_fields__)
         settings = [SlideSettings(**row) for row in table.loc[slides.names, names].to_dict("records")]
     else:
-        given = {str(name): float(row["scale"]) for name, row in table.iterrows() if row["scale_given"]}
         request = Request(**{name: params[name] for name in Request.__dataclass_fields__})
-        settings = resolve_settings(xy, slides, request, [given.get(name) for name in slides.names])
+        settings = resolve_settings(xy, slides, request, _scales(table, slides.names))
     return write_graph(adata, xy, slides, settings, params)
+
+
+def _scales(table: pd.DataFrame, names: list[str]) -> list[float | None]:
+    """Scales that were given for slides; one that was given for all of them holds for slides of other names too."""
+    given = {str(name): float(row["scale"]) for name, row in table.iterrows() if row["scale_given"]}
+    of_all = set(given.values()) if len(given) == len(table) else set()
+    scales = [given.get(name, next(iter(of_all)) if len(of_all) == 1 else None) for name in names]
+    unknown = [name for name, scale in zip(names, scales, strict=True) if scale is None]
+    if given and unknown:
+        logger.warning(
+            "The `scale` given for other slides does not say that of %s, which is estimated: run `st.pp.build_graph` "
+            "again with `scale`.",
+            ", ".join(map(repr, unknown)),
+        )
+    return scales
 
 
 def stand_in(adata: AnnData) -> AnnData:

@@ -9,8 +9,6 @@ import numpy as np
 import scipy.sparse as sp
 from anndata import AnnData
 
-from stage_sc._checks import check_positive
-
 logger = logging.getLogger("stage_sc.pp")
 
 # Counts that went through a scaling and back are integers up to this.
@@ -104,8 +102,11 @@ class Values:
         """Whether all values are whole numbers."""
         return self.broken == 0
 
-    def factors(self, target_sum: float | None = None) -> np.ndarray | None:
-        """Return what every row is multiplied by before the logarithm; ``None`` where values are logged already."""
+    def factors(self) -> np.ndarray | None:
+        """Return what every row is multiplied by before the logarithm; ``None`` where values are logged already.
+
+        As in scanpy, so that every row has the median total of those that have any.
+        """
         if not self.counts:
             share = 100 * self.broken / self.number
             if self.highest <= MAX_LOGGED:
@@ -122,44 +123,9 @@ class Values:
             )
         total = np.concatenate(self.rounded if self.counts else self.exact)
         filled = total > 0
-        if target_sum is None:
-            target_sum = float(np.median(total[filled])) if filled.any() else 1.0
-        return np.divide(target_sum, total, out=np.zeros_like(total), where=filled)
+        target = float(np.median(total[filled])) if filled.any() else 1.0
+        return np.divide(target, total, out=np.zeros_like(total), where=filled)
 
     def normalize(self, values: np.ndarray, factor: np.ndarray) -> np.ndarray:
         """Return ``log(1 + factor x)`` of stored values, float32."""
         return np.log1p((np.rint(values) if self.counts else values) * factor).astype(np.float32)
-
-
-def log_normalize(X: Any, *, target_sum: float | None = None) -> tuple[sp.csr_matrix, bool]:
-    """Scale every cell to the same total and take ``log(1 + x)``, as scanpy does.
-
-    Parameters
-    ----------
-    X
-        ``(n_cells, n_genes)`` expression, see `to_csr`. It is not changed.
-    target_sum
-        Total of a cell after scaling. ``None``: the median total of the cells that have any.
-
-    Returns
-    -------
-    ``(n_cells, n_genes)`` csr float32 with sorted indices, and whether `X` held counts. Empty cells stay empty.
-
-    Raises
-    ------
-    ValueError
-        If there are negative, NaN or infinite values, or `target_sum` is not positive.
-
-    Notes
-    -----
-    One pass over the stored values. Counts are rounded to whole numbers first, whose totals are exact in float64: the
-    result does not depend on the order of genes and cells.
-    """
-    if target_sum is not None:
-        check_positive(target_sum, "target_sum")
-    matrix, values = to_csr(X), Values()
-    values.add(matrix)
-    factors = values.factors(target_sum)
-    if factors is not None:
-        matrix.data = values.normalize(matrix.data, np.repeat(factors, np.diff(matrix.indptr)))
-    return matrix, values.counts

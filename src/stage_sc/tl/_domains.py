@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
+import warnings
 from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from sklearn.cluster import KMeans
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.metrics import pairwise_distances_argmin_min
 from threadpoolctl import threadpool_limits
 from torch import Tensor
@@ -113,21 +115,27 @@ def find_domains(sample: Tensor, n_domains: int) -> Domains:
         logger.warning("%d domains were asked for, but only %d cells differ.", n_domains, distinct)
         n_domains = distinct
     with threadpool_limits(1):  # sums in one order, whatever the machine
-        fits = _kmeans(part, n_domains)
-        solutions = sorted((_Solution.of(cells, fit.labels_) for fit in fits), key=_Solution.criterion)
+        groups = [np.unique(fit.labels_, return_inverse=True)[1] for fit in _kmeans(part, n_domains)]
+        most = max(int(group.max()) + 1 for group in groups)  # fewer where cells differ by rounding alone
+        if most < n_domains:
+            logger.warning("%d domains were asked for, but cells differ enough for %d only.", n_domains, most)
+        whole = [group for group in groups if group.max() + 1 == most]
+        solutions = sorted((_Solution.of(cells, group) for group in whole), key=_Solution.criterion)
         best = min((_descend(cells, start) for start in _different(solutions)), key=_Solution.criterion)
     metric = best.metric()
     centres = best.centres @ metric
-    if n_domains > 2:
+    if most > 2:
         centres = centres[leaf_order(weighted_ward(centres, np.bincount(best.domain)))]
-    whole = torch.zeros(len(varies), metric.shape[1])
-    whole[varies] = torch.from_numpy(metric).float()
-    return Domains(whole, torch.from_numpy(centres).float())
+    padded = torch.zeros(len(varies), metric.shape[1])
+    padded[varies] = torch.from_numpy(metric).float()
+    return Domains(padded, torch.from_numpy(centres).float())
 
 
 def _kmeans(cells: np.ndarray, n_domains: int) -> list[KMeans]:
     starts = STARTS if n_domains > 1 else 1
-    return [KMeans(n_domains, n_init=1, random_state=seed).fit(cells) for seed in range(starts)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # of fewer clusters: `find_domains` says so, once
+        return [KMeans(n_domains, n_init=1, random_state=seed).fit(cells) for seed in range(starts)]
 
 
 class _Solution(NamedTuple):

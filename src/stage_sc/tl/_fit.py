@@ -125,7 +125,7 @@ def fit(
     OSError
         If `checkpoint` cannot be written, e.g. because its folder does not exist, or if `init` cannot be downloaded.
     TypeError
-        If an argument is of another type.
+        If an argument is of another type, or a key is given for a store, which was built with its own.
     ValueError
         If expression has negative, NaN or infinite values, if no cell has counts, if no gene is known to `init`, if
         `init` is no model, its address has another form or its digest differs, if `config` and `init` differ in network
@@ -162,6 +162,9 @@ def fit(
     2
     """
     named = {} if isinstance(data, Store) else _named(data)
+    keys = {"spatial_key": spatial_key, "library_key": library_key, "layer": layer}
+    if isinstance(data, Store) and (given := [key for key, value in keys.items() if value is not None]):
+        raise TypeError(f"A store has its own `{given[0]}`: pass it to `st.data.build_store`, not here.")
     if patience is not None:
         check_positive(patience, "patience", integer=True)
     if epochs is not None and (epochs != 0 or isinstance(epochs, bool)):
@@ -178,7 +181,6 @@ def fit(
         raise ValueError("`config` and `init` differ in the network or the tree: pass one of them only.")
     generator = np.random.default_rng(rng)
     vocabulary = None if start is None else start.vocabulary.keys()
-    keys = {"spatial_key": spatial_key, "library_key": library_key, "layer": layer}
     with ExitStack() as scratch:
         if isinstance(data, Store):
             slides = data.slides(scaling=chosen.scaling, vocabulary=vocabulary)
@@ -195,7 +197,7 @@ def fit(
         if config is None:
             chosen = adapt(chosen, [slide.n_cells for slide in slides], tuning=start is not None)
         if epochs is not None:
-            share = chosen.warmup_epochs / max(chosen.epochs, 1)
+            share = min(chosen.warmup_epochs / max(chosen.epochs, 1), 1)
             chosen = chosen.replace(epochs=epochs, warmup_epochs=round(epochs * share))
         with one_thread(blas=True):
             if start is None:

@@ -20,7 +20,7 @@ from dask.delayed import delayed
 from stage_sc._checks import check_positive
 from stage_sc._compute import one_thread, resolve_device
 from stage_sc.data._expression import scratch_folder
-from stage_sc.data._files import existing, read_table
+from stage_sc.data._files import existing, read_table, stamp
 from stage_sc.data._slide import read_data
 from stage_sc.model._checkpoint import model_digest, save_checkpoint
 from stage_sc.model._stage import Stage
@@ -87,7 +87,8 @@ def label_files(
     Raises
     ------
     FileNotFoundError, KeyError, ValueError
-        If a file cannot be read, or is refused by `build_graph` or `stage_niches`, or if there is no such model.
+        If a file cannot be read, or is refused by `build_graph` or `stage_niches`, if there is no such model, or if
+        results would replace each other or a file.
     ImportError, OSError
         If `model` is on the hub, as in `stage_niches`.
 
@@ -112,12 +113,12 @@ def label_files(
         check_positive(n_domains, "n_domains", integer=True)
     resolve_device(device)
     folder = Path(out)
-    (folder / "content").mkdir(parents=True, exist_ok=True)
+    results = _result_paths(paths, folder)
     network = resolve_model(model)
+    (folder / "content").mkdir(parents=True, exist_ok=True)
     checkpoint = save_checkpoint(network, folder / "content" / f"model-{model_digest(network)}")
     reading = {"spatial_key": spatial_key, "library_key": library_key, "layer": layer, "table_key": table_key}
     settings = {**reading, "technology": technology, "scale": scale, "key_added": key_added, "device": device}
-    results = _result_paths(paths, folder)
     _run(
         _label_file,
         [(path, result, checkpoint, settings) for path, result in zip(paths, results, strict=True)],
@@ -140,7 +141,7 @@ def _run(function: Callable[..., Any], tasks: list[tuple[Any, ...]], scheduler: 
 
 def _label_file(path: Path, result: Path, checkpoint: Path, settings: dict[str, Any]) -> None:
     """Label one file, unless it is labelled."""
-    key, (size, mtime) = settings["key_added"], _stamp(path)
+    key, (size, mtime) = settings["key_added"], stamp(path)
     keys = {name: settings[name] or "" for name in ("spatial_key", "library_key", "layer", "table_key", "technology")}
     source = {"file": path.name, "size": size, "mtime": str(mtime), "model": checkpoint.stem}
     source |= keys | {"scale": float(settings["scale"] or 0)}
@@ -163,12 +164,6 @@ def _label_file(path: Path, result: Path, checkpoint: Path, settings: dict[str, 
     _write(_content_path(result), lambda part: np.save(part, content))
     light = ad.AnnData(obs=adata.obs, obsm=kept, uns={key: adata.uns[key]})
     _write(result, light.write_h5ad)
-
-
-def _stamp(path: Path) -> tuple[int, int]:
-    """Size of a file, or of all files in a folder, and when the last one was changed."""
-    stats = [one.stat() for one in (path.rglob("*") if path.is_dir() else [path]) if one.is_file()]
-    return sum(one.st_size for one in stats), max((one.st_mtime_ns for one in stats), default=0)
 
 
 def _sample(result: Path, n_cells: int) -> torch.Tensor:
@@ -203,7 +198,13 @@ def _result_paths(paths: list[Path], folder: Path) -> list[Path]:
     names = [path.stem if stems.count(path.stem) == 1 else f"{path.parent.name}-{path.stem}" for path in paths]
     if len(set(names)) < len(names):
         raise ValueError(f"Several files are called {max(names, key=names.count)!r}: results would replace each other.")
-    return [folder / f"{name}.h5ad" for name in names]
+    results = [folder / f"{name}.h5ad" for name in names]
+    if replaced := {path.resolve() for path in paths} & {result.resolve() for result in results}:
+        raise ValueError(
+            f"The result of {min(replaced).name!r} would replace the file itself: `out` ({str(folder)!r}) must be "
+            "another folder than that of the files."
+        )
+    return results
 
 
 def _content_path(result: Path) -> Path:

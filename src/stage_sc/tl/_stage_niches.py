@@ -204,7 +204,7 @@ def label_slides(model: Stage, slides: list[Slide], device: torch.device, *, dom
     network = model if device.type == "cpu" else deepcopy(model).to(device)
     parts = []
     for slide in slides:
-        if slide.name not in model.slides and coherence(model, slide) < UNLIKE:
+        if coherence(model, slide) < UNLIKE:
             logger.warning(
                 "%r is unlike what the model was trained on: genes do not go together on it as the model has learnt. "
                 "Niches may mean little; compare with a model of your own (`st.tl.fit`).",

@@ -57,7 +57,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             return
         assert model.history is not None
         log.write(model.history)
-    st.pl.training_curves(model, save=out / "curves.png", return_fig=True)
+    if len(model.history):
+        st.pl.training_curves(model, save=out / "curves.png", return_fig=True)
     if has_collapsed(model.history.to_dict("records"), recipe.config.levels[-1], patience=1):
         raise SystemExit(
             f"No model was written: the training has collapsed, see {out / 'curves.png'}. In [config] of "

@@ -22,8 +22,10 @@ from stage_sc.train._common_factors import PanelCovariance, common_factors
 
 logger = logging.getLogger("stage_sc.tl")
 
-# Cells of a slide that co-expression is computed from, at most.
+# About so many cells of a slide co-expression is computed from.
 MAX_CELLS = 20_000
+# Slides have the same panel for our purpose if each has this share of all genes; a gene may lack counts on a slide.
+NEARLY_ALL = 0.9
 # Factors that slides of different panels have in common.
 N_FACTORS = 20
 # Genes that two panels share, at least, for these to tell how the factors of one correspond to those of the other; or
@@ -47,13 +49,13 @@ def gene_prior(slides: list[Slide], genes: list[str], dim: int, rng: np.random.G
     that what varies over the tissue counts and what varies between neighbours averages out. Every slide has the same
     weight.
 
-    Where all slides have the same genes, with the mean covariance :math:`C \approx U \Lambda U^\top` the vectors are
-    :math:`V = U \Lambda^{-1/4}`: principal axes whose components have the standard deviation :math:`\lambda^{1/4}`,
-    half way between that of a principal component (:math:`\lambda^{1/2}`) and a whitened one (1). Where panels differ,
-    be it by one gene, they are the loadings of 20 factors that the slides have in common (see `common_factors`): of
-    more, the panels do not tell how those of one slide correspond to those of another. Panels that share fewer than 40
-    genes (or half of the smaller one's) with any other tell this badly, and those that share none, by chance: a warning
-    says so.
+    Where every slide has at least nine tenths of all genes, with :math:`C \approx U \Lambda U^\top` the mean covariance
+    (of two genes over the slides that have both) the vectors are :math:`V = U \Lambda^{-1/4}`: principal axes whose
+    components have the standard deviation :math:`\lambda^{1/4}`, half way between that of a principal component
+    (:math:`\lambda^{1/2}`) and a whitened one (1). Where panels differ more, they are the loadings of 20 factors that
+    the slides have in common (see `common_factors`): of more, the panels do not tell how those of one slide correspond
+    to those of another. Panels that share fewer than 40 genes (or half of the smaller one's) with any other tell this
+    badly, and those that share none, by chance: a warning says so.
 
     Parameters
     ----------
@@ -72,28 +74,47 @@ def gene_prior(slides: list[Slide], genes: list[str], dim: int, rng: np.random.G
 
     Notes
     -----
-    Memory: 4 bytes for a pair of genes of every different panel, and 12 for one of the largest: 0.4 and 1.2 GB for a
-    panel of 10,000 genes. Beside these, 3 kB for a gene of the vocabulary.
+    Memory: 4 bytes for a pair of genes of every panel that differs (of one where they nearly agree), and 12 for one of
+    the largest: 0.4 and 1.2 GB for a panel of 10,000 genes. Beside these, 3 kB for a gene of the vocabulary.
     """
-    panels = panel_covariances(slides, genes)
     vectors = np.zeros((len(genes), dim), dtype=np.float32)
-    if len(panels) == 1:
-        found = _principal_axes(panels[0].values, min(dim, len(panels[0].genes)))
-        vectors[panels[0].genes, : found.shape[1]] = found
+    position = {gene: number for number, gene in enumerate(genes)}
+    every = sorted(set().union(*(slide.genes for slide in slides)))
+    if min(len(slide.genes) for slide in slides) >= NEARLY_ALL * len(every):
+        found = _principal_axes(_mean_covariance(slides, every), min(dim, len(every)))
+        vectors[[position[gene] for gene in every], : found.shape[1]] = found
     else:
         _warn_of_strangers(slides)
         n_factors = min(N_FACTORS, dim)
+        panels = _panel_covariances(slides, position)
         vectors[:, :n_factors] = common_factors(panels, len(genes), n_factors, rng)
     return vectors
 
 
-def panel_covariances(slides: list[Slide], genes: list[str]) -> list[PanelCovariance]:
-    """How genes go together around the cells of slides, for every different panel."""
+def _mean_covariance(slides: list[Slide], genes: list[str]) -> np.ndarray:
+    """How genes go together around the cells of slides, as the mean over those that have both; 0 where none has."""
     position = {gene: number for number, gene in enumerate(genes)}
+    total = np.zeros((len(genes), len(genes)), dtype=np.float32)
+    there = np.zeros((len(slides), len(genes)), dtype=np.float32)
+    for slide, has in zip(slides, there, strict=True):
+        here = np.array([position[gene] for gene in slide.genes])
+        total[np.ix_(here, here)] += _of_mean_variance_1(slide)
+        has[here] = 1
+    total /= np.maximum(there.T @ there, 1)
+    return total
+
+
+def _of_mean_variance_1(slide: Slide) -> np.ndarray:
+    covariance = _covariance(slide, MAX_CELLS)
+    covariance /= max(np.trace(covariance), 1e-12) / len(covariance)
+    return covariance
+
+
+def _panel_covariances(slides: list[Slide], position: dict[str, int]) -> list[PanelCovariance]:
+    """How genes go together around the cells of slides, for every different panel."""
     panels: dict[tuple[str, ...], PanelCovariance] = {}
     for slide in slides:
-        covariance = _covariance(slide, MAX_CELLS)
-        covariance /= max(np.trace(covariance), 1e-12) / len(covariance)
+        covariance = _of_mean_variance_1(slide)
         known = panels.get(tuple(slide.genes))
         if known is None:
             here = np.array([position[gene] for gene in slide.genes])

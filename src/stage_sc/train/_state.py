@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
@@ -56,9 +57,17 @@ def describe_run(model: Stage, slides: list[Slide], *, keep_tree: bool) -> dict[
     return {
         **model.config.to_dict(),
         "genes": hashlib.sha256("\n".join(model.genes).encode()).hexdigest()[:16],
-        "slides": [[slide.name, slide.n_cells, len(slide.genes)] for slide in slides],
+        "slides": [_describe(slide) for slide in slides],
         "init": model_digest(model) if keep_tree else None,
     }
+
+
+def _describe(slide: Slide) -> list[Any]:
+    """Tell a slide from the same one with other counts or another graph, whatever rounding a machine adds."""
+    n_pairs = [int(matrix.indptr[-1:][0]) for matrix in (slide.graph, slide.local)]
+    mode, *sizes = slide.sizes
+    figures = [f"{value:.4g}" for value in (*sizes, float(slide.mean.sum(dtype=np.float64)))]
+    return [slide.name, slide.n_cells, len(slide.genes), mode, *n_pairs, *figures]
 
 
 def write_state(path: Path, run: dict[str, Any], state: State, model: Stage, optimizer: torch.optim.Optimizer) -> None:
