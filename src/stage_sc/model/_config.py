@@ -93,6 +93,9 @@ class StageConfig:
     """Passes over the training cells; 0 leaves the network as it starts, with a tree."""
     warmup_epochs: int = 33
     """The first of them, with the local loss only and the tree as it is."""
+    smoothing: int = 4
+    """Hops over which the embeddings of a trained network are averaged before niches are read from them; 0: niches are
+    those of each cell's own embedding."""
     assignment: Literal["path", "top-down"] = "path"
     """A cell's path is the one whose nodes are nearest all together (each level counts half of the one below), or leads
     to the nearest child from node to node."""
@@ -112,7 +115,7 @@ class StageConfig:
             *("dim", "n_heads", "batch_size", "slides_per_batch", "queue_length", "queue_rank", "sinkhorn_iterations"),
         ):
             check_positive(getattr(self, name), name, integer=True)
-        for name in ("n_layers", "epochs", "warmup_epochs"):
+        for name in ("n_layers", "epochs", "warmup_epochs", "smoothing"):
             if getattr(self, name) != 0:
                 check_positive(getattr(self, name), name, integer=True)
         for name in ("cells_per_slide", "cells_per_epoch"):
@@ -144,7 +147,7 @@ class StageConfig:
         """Return the variant as printed, with `changes`.
 
         Expression that is only log-normalised, without lift, whitening or anchor; a tree joined by cosine, the local
-        loss on leaves alone, prototypes chosen by slide, and paths from the top down.
+        loss on leaves alone, prototypes chosen by slide, and paths from the top down for single cells.
         """
         printed = {
             "scaling": "none",
@@ -154,6 +157,7 @@ class StageConfig:
             "swap_levels": "leaves",
             "anchor_weight": 0.0,
             "selection": "slide",
+            "smoothing": 0,
             "assignment": "top-down",
         }
         return cls(**{**printed, **changes})

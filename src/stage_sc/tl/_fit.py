@@ -215,7 +215,7 @@ def fit(
                 progress=progress,
             )
             if start is not None:
-                h = torch.cat([encoded.h for encoded in encode_slides(model, slides)])
+                h = torch.cat([encoded.niche for encoded in encode_slides(model, slides)])
                 settle_tree(model, h)
                 compare_niches(model, start, h, slides)
     return model

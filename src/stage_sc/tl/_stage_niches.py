@@ -97,7 +97,8 @@ def stage_niches(
     ``obs["stage_domain"]``
         Categorical, with `n_domains` only.
     ``obsm["X_stage"]``
-        ``(n_cells, dim)`` float32, embeddings of length 1.
+        ``(n_cells, dim)`` float32, embeddings of length 1, averaged over four hops (`smoothing` of the model's
+        configuration): niches are nearest to these.
     ``uns["stage"]``
         Parameters; name, digest and version of the model; the names of the level columns; the whole tree as a table
         with level, parent and number of cells of every node. For a model that began as another, also ``before``, the
@@ -215,10 +216,10 @@ def label_slides(model: Stage, slides: list[Slide], device: torch.device, *, dom
         if domains and config.whiten:
             content = own_content(slide, content, config.persistence)
         nodes, confidence = network.tree.assign(
-            encoded.h.to(device), how=config.assignment, temperature=config.temperature
+            encoded.niche.to(device), how=config.assignment, temperature=config.temperature
         )
         flag = np.where(slide.empty[:], 1, np.where(slide.isolated[:], 2, 0)).astype(np.int8)
-        tensors = (nodes, confidence, encoded.h, content)
+        tensors = (nodes, confidence, encoded.niche, content)
         parts.append((slide.cells, *(tensor.cpu().numpy() for tensor in tensors), flag))
     return Labels(*(np.concatenate(column) for column in zip(*parts, strict=True)))
 

@@ -21,12 +21,12 @@ def compare_niches(model: Stage, start: Stage, h: Tensor, slides: list[Slide]) -
     start
         The model that training began with; the trees have the same shape.
     h
-        ``(n, dim)`` embeddings of the slides' cells by `model`.
+        ``(n, dim)`` what niches of the slides' cells are read from, by `model`.
     slides
         Training slides; of those on disk a sample is looked at.
     """
     n_nodes = model.tree.n_nodes
-    earlier = torch.cat([encoded.h for encoded in encode_slides(start, slides)])
+    earlier = torch.cat([encoded.niche for encoded in encode_slides(start, slides)])
     pair = _nodes(model, h) * n_nodes + _nodes(start, earlier)
     pairs = torch.bincount(pair.flatten(), minlength=n_nodes**2).view(n_nodes, n_nodes)
     most, node = pairs.max(dim=1)

@@ -36,7 +36,7 @@ def settle_tree(model: Stage, h: Tensor) -> None:
     model
         Fine-tuned. Its prototypes are changed in place.
     h
-        ``(n, dim)`` embeddings of the cells that it was fine-tuned on.
+        ``(n, dim)`` what niches of the cells that it was fine-tuned on are read from.
     """
     tree, how = model.tree, model.config.assignment
     prior = CELLS_PER_LEAF * normalize(tree.prototypes, dim=1)

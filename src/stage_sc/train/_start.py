@@ -70,5 +70,8 @@ def _seen(model: Stage, slide: Slide, slides: list[Slide]) -> tuple[Slide, torch
     if not slide.stored:
         return slide, slice(None)
     size = MAX_CELLS // sum(one.stored for one in slides)
-    window, cells = load_window(slide, sample(slide, size), model.config.n_layers, rings=False)
-    return window, torch.from_numpy(cells)
+    cells = around = sample(slide, size)
+    for _ in range(model.config.smoothing):
+        around = np.unique(slide.graph[around].indices)
+    window, position = load_window(slide, around, model.config.n_layers, rings=False)
+    return window, torch.from_numpy(position[np.searchsorted(around, cells)])
