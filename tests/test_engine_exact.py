@@ -202,7 +202,21 @@ class TestWholeSlides:
         encode_slide(network(stored, 2), stored, block=50)
         assert max(size for _, size in asked) == 50
         rows = {name: sum(size for other, size in asked if other == name) for name, _ in asked}
-        assert rows == {"expression": 2 * 260, "graph": (6 + 2) * 260, "local": 260}
+        assert rows == {"expression": 2 * 260, "graph": (6 + 2 + 4) * 260, "local": 260}
+
+    @pytest.mark.parametrize("name", CASES)
+    @pytest.mark.parametrize("hops", [0, 1, 4])
+    def test_niches_are_read_from_the_mean_of_embeddings(self, cases, name, hops):
+        slide = cases[name]
+        model = network(slide, 1)
+        model.config = model.config.replace(smoothing=hops)
+        encoded = encode_slide(model, slide)
+        mean = (slide.graph[:].toarray() > 0).astype(float)
+        mean /= mean.sum(axis=1, keepdims=True)
+        around = np.linalg.matrix_power(mean, hops) @ encoded.h.double().numpy()
+        expected = around / np.linalg.norm(around, axis=1, keepdims=True)
+        np.testing.assert_allclose(encoded.niche, expected, rtol=0, atol=TOLERANCE)
+        assert (encoded.niche - encoded.h).abs().max() > 0.01 or hops == 0
 
     def test_no_gradient_and_nothing_changed(self, cases):
         model = network(cases["radius"], 1)
@@ -223,7 +237,7 @@ class TestBatches:
         draws = [rng.permutation(slide.n_cells)[:size] for size in (1, 1, 2, 5, 40, slide.n_cells)]
         for centres in (*draws, np.array(odd)):
             h, content = by_layers(model, slide, centres)
-            assert_close(Encoded(whole.pooled[centres], whole.content[centres]), h, content)
+            assert_close(Encoded(*(part[centres] for part in whole)), h, content)
 
     def test_on_disk(self, cases, on_disk):
         """To the bit: the same rows are read."""

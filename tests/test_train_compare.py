@@ -35,7 +35,7 @@ def labelled(adata, model):
 
 
 def embedded(model, slides):
-    return torch.cat([encoded.h for encoded in encode_slides(model, slides)])
+    return torch.cat([encoded.niche for encoded in encode_slides(model, slides)])
 
 
 class TestNichesBefore:

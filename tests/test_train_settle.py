@@ -91,7 +91,7 @@ class TestFineTuning:
         assert "leaves are in use" in caplog.text
         expected = copy.deepcopy(small_model)
         known = read_data(slides, scaling="standardize", vocabulary=small_model.vocabulary.keys())
-        settle_tree(expected, torch.cat([encoded.h for encoded in encode_slides(expected, known)]))
+        settle_tree(expected, torch.cat([encoded.niche for encoded in encode_slides(expected, known)]))
         torch.testing.assert_close(model.tree.prototypes, expected.tree.prototypes, rtol=0, atol=1e-5)
 
     def test_from_scratch_nothing_settles(self, tissue, small_config, caplog):

@@ -326,6 +326,7 @@ class TestCalibrateSlides:
         whole = encode_slide(model, slide, expected)
         torch.testing.assert_close(encoded.h, whole.h[cells], rtol=0, atol=1e-4)
         torch.testing.assert_close(encoded.content, whole.content[cells], rtol=0, atol=1e-4)
+        torch.testing.assert_close(encoded.niche, whole.niche[cells], rtol=0, atol=1e-4)
 
     def test_slides_on_disk_share_the_cells_that_are_looked_at(self, large, on_disk, monkeypatch):
         slide, model = large
