@@ -128,7 +128,7 @@ def stage_niches(
     -----
     A warning names slides that are unlike what the model was trained on: those where the correlation, over pairs of
     genes, between covariance around cells and the cosine of the vectors that training began with is below 0.05. Real
-    tissue can be below it, and noise above it where the panel is small. Slides named as training slides are not tested.
+    tissue can be below it, and noise above it where the panel is small.
 
     The same input gives the same labels, for any order of cells and genes and for rotated or shifted coordinates: cells
     are computed in an order of their own, on one thread. Each is encoded once, layer by layer, over blocks of rows.
