@@ -57,7 +57,7 @@ class TestValues:
     def test_nothing_where_nothing_means_something(self):
         names = (
             *("n_layers", "epochs", "warmup_epochs", "anchor_weight", "global_weight", "lift", "noise_scale"),
-            "persistence",
+            *("persistence", "smoothing"),
         )
         assert StageConfig(**dict.fromkeys(names, 0)).epochs == 0
         assert StageConfig().cells_per_slide is None
@@ -86,6 +86,7 @@ class TestValues:
             *[(name, 0.0) for name in ("temperature", "epsilon", "learning_rate", "noise_rate")],
             *[(name, float("nan")) for name in ("temperature", "epsilon", "learning_rate", "noise_rate")],
             *[(name, -1) for name in ("n_layers", "epochs", "warmup_epochs", "anchor_weight", "lift", "persistence")],
+            ("smoothing", -1),
             *[(name, 0.0) for name in ("panel_fraction", "min_share", "selection_threshold")],
             *[(name, 1.1) for name in ("panel_fraction", "min_share", "selection_threshold")],
             *[(name, float("nan")) for name in ("anchor_weight", "global_weight", "lift", "persistence")],
@@ -108,6 +109,7 @@ class TestValues:
             ("epsilon", "small"),
             ("batch_size", True),
             ("n_layers", 1.5),
+            ("smoothing", 1.5),
             ("epochs", 2.5),
             ("persistence", "half"),
             ("whiten", "no"),
