@@ -9,6 +9,7 @@ from pathlib import Path
 import anndata as ad
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 import pytest
 from scipy.stats import wilcoxon
 
@@ -333,6 +334,16 @@ def test_ablations_have_the_default_among_the_values(lines):
     table = tables.ablation_table(changed).set_index("parameter")
     assert table.loc["temperature", "value"].tolist() == ["**0.1**", 0.5]
     assert table.loc["temperature", "seeds"].tolist() == [5, 2]
+
+
+def test_no_bar_is_cut(lines):
+    """Not even where a later scenario has a larger value."""
+    scores = tables.frame(lines[:11])
+    later = scores.assign(scenario="later", JSD=scores["JSD"].fillna(0.1) * 9)
+    figure = figures.methods(pd.concat([scores, later]))
+    for ax in figure.axes:
+        assert all(bar.get_width() <= ax.get_xlim()[1] for bar in ax.patches if np.isfinite(bar.get_width()))
+    plt.close("all")
 
 
 def test_figures_are_drawn(lines, tmp_path, monkeypatch):

@@ -340,7 +340,7 @@ class TestSchedule:
     def test_a_slide_without_variation_does_not_rule(self, tissue, small_config):
         """Its cells have nothing around them that could be predicted."""
         flat = tissue.copy()
-        flat.X = np.ones(flat.shape, dtype=np.float32)
+        flat.X = np.zeros(flat.shape, dtype=np.float32)
         for data in ({"a": tissue, "flat": flat}, {"a": tissue}):
             model = fit(data, small_config, epochs=2, patience=None)
             assert model.history["anchor"].max() < 2

@@ -12,7 +12,7 @@ import stage_sc as st
 from .runs import Line
 
 SCORES = ("ARI", "FIDE", "JSD")
-NICHES = ("NMI", "PAS", "JSD")  # of the leaves
+NICHES = ("NMI", "FIDE", "PAS", "JSD")  # of the leaves
 COLUMNS = [*SCORES, *(f"{score} of leaves" for score in NICHES)]
 OTHERS = {"graph": "Delaunay", "vectors": "co-expression"}  # what is no field of the configuration
 LEAVES = 64  # of the runs that vary the depth

@@ -4,9 +4,9 @@
 
 ``methods-ROLE.png`` has the form of the paper's Figure 4, one for each role of scenarios ("replicates" …): every method
 on every scenario, with ARI beside JSD and FIDE, as over-smoothing wins these two; a dashed line is the expert.
-``ablation.png`` has the form of its Figure 3: FIDE against JSD for depths and batch sizes. ``parameters.png`` has ARI
-over every parameter that was changed, with a grey band at the default. Bars and points are means over seeds, whiskers
-standard deviations.
+``ablation.png`` has the form of its Figure 3: FIDE against JSD of the leaves for depths and batch sizes.
+``parameters.png`` has ARI over every parameter that was changed, with a grey band at the default. Bars and points are
+means over seeds, whiskers standard deviations.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def methods(scores: pd.DataFrame) -> Figure:
         len(titles), len(columns), figsize=size, squeeze=False, sharey=True, sharex="row", layout="constrained"
     )
     for axes, (scenario, part) in zip(grid.T, columns, strict=True):
-        axes[0].set_title(scenario)
+        axes[0].set_title(scenario, fontsize=8)
         for ax, title in zip(axes, titles, strict=True):
             found = part.groupby("name")[title].agg(["mean", "std"]).reindex(names)
             colours = ["tab:red" if name.startswith("stage") else "tab:blue" for name in names]
@@ -63,25 +63,30 @@ def methods(scores: pd.DataFrame) -> Figure:
             if (expert := part.loc[part["name"] == "expert", title].dropna()).size:
                 ax.axvline(expert.mean(), color="black", linestyle="--", linewidth=1)
             ax.set_xlabel(title)
-            ax.set_xlim(left=0)
+    for ax in grid[:, 0]:  # limits are shared, and fixed from here on
+        ax.set_xlim(left=0)
     return figure
 
 
 def trade_off(changed: pd.DataFrame) -> Figure:
-    """FIDE against JSD: one panel for depths, one for batch sizes, of the scenarios with several sections."""
+    """FIDE against JSD of the leaves: one panel for depths, one for batch sizes, of scenarios with several sections.
+
+    Of the leaves, as neither changes a domain.
+    """
+    jsd_of, fide_of = "JSD of leaves", "FIDE of leaves"
     figure, axes = plt.subplots(1, 2, figsize=(8, 3.8), layout="constrained")
     for ax, parameter in zip(axes, ("depth", "batch_size"), strict=True):
-        part = changed[(changed["parameter"] == parameter) & changed["JSD"].notna()]
+        part = changed[(changed["parameter"] == parameter) & changed[jsd_of].notna()]
         for scenario, runs in part.groupby("scenario"):
-            found = runs.groupby("value")[["JSD", "FIDE"]].agg(["mean", "std"]).fillna(0).sort_index()
-            jsd, fide = found["JSD"], found["FIDE"]
+            found = runs.groupby("value")[[jsd_of, fide_of]].agg(["mean", "std"]).fillna(0).sort_index()
+            jsd, fide = found[jsd_of], found[fide_of]
             ax.errorbar(
                 jsd["mean"], fide["mean"], xerr=jsd["std"], yerr=fide["std"], fmt="o-", alpha=0.7, label=scenario
             )
             for value, x, y in zip(found.index, jsd["mean"], fide["mean"], strict=True):
                 ax.annotate(str(value), (x, y), textcoords="offset points", xytext=(5, 5))
             ax.legend()
-        ax.set(title=parameter.replace("_", " "), xlabel="JSD (lower: more alike)", ylabel="FIDE")
+        ax.set(title=parameter.replace("_", " "), xlabel="JSD of leaves (lower: more alike)", ylabel=fide_of)
     return figure
 
 

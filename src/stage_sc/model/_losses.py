@@ -8,7 +8,7 @@ from torch import Tensor
 
 from stage_sc.model._sinkhorn import sinkhorn
 
-# Mean square of contents below which there is nothing around the cells; on slides with niches it is near 0.1.
+# Mean square of contents below which there is nothing around the cells, only rounding.
 NOTHING = 1e-9
 
 

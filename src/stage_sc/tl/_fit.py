@@ -140,9 +140,9 @@ def fit(
     -----
     What training changes are the niches of the tree. The domains of ``stage_niches(n_domains=)`` rest on the slides
     and on gene vectors as training began, which come from `data` or, with `init`, from that model: they are the same
-    for any `epochs`. Where slides have different panels, these vectors also depend on `rng`, and tell nothing of how
-    panels correspond that share fewer than 40 genes with the others: a warning says so. Begin with a model (`init`)
-    then.
+    for any `epochs`. Where a slide lacks more than a tenth of all genes, these vectors also depend on `rng`, and tell
+    nothing of how panels correspond that share fewer than 40 genes with the others: a warning says so. Begin with a
+    model (`init`) then.
 
     About 10 s for 3,000 cells and 166 genes on one core; the time grows with cells times epochs. `data` is not changed.
 

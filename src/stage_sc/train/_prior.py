@@ -92,12 +92,11 @@ def gene_prior(slides: list[Slide], genes: list[str], dim: int, rng: np.random.G
 
 
 def _mean_covariance(slides: list[Slide], genes: list[str]) -> np.ndarray:
-    """How genes go together around the cells of slides, as the mean over those that have both; 0 where none has."""
-    position = {gene: number for number, gene in enumerate(genes)}
+    """How (sorted) genes go together around cells, as the mean over the slides that have both; 0 where none has."""
     total = np.zeros((len(genes), len(genes)), dtype=np.float32)
     there = np.zeros((len(slides), len(genes)), dtype=np.float32)
     for slide, has in zip(slides, there, strict=True):
-        here = np.array([position[gene] for gene in slide.genes])
+        here = np.searchsorted(genes, slide.genes)
         total[np.ix_(here, here)] += _of_mean_variance_1(slide)
         has[here] = 1
     total /= np.maximum(there.T @ there, 1)
