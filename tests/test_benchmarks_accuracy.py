@@ -104,6 +104,22 @@ def test_a_method_that_fails_leaves_an_error_and_the_others_go_on(data, methods,
     assert [run.method for run in runs.missing(asked, lines, retry=True)] == ["broken"]
 
 
+def test_another_checkpoint_under_the_same_name_is_run_again(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    text = CONFIG + '[runs.options]\nmode = "zero-shot"\ncheckpoint = "model.safetensors"\n'
+    ids = {}
+    for name, seed in (("none", None), ("one", 0), ("other", 1), ("one again", 0)):
+        if seed is not None:
+            network = st.model.Stage(st.model.StageConfig(levels=(2,)), ["a", "b"], ["slide"], seed=seed)
+            st.model.save_checkpoint(network, "model")
+        runs.digest_of.cache_clear()  # as in another process
+        (ids[name],) = {run.id for run in config(tmp_path, text) if run.method == "stripes" and run.seed == 0}
+    assert ids["one"] == ids["one again"]
+    assert len(set(ids.values())) == 3
+    scratch = config(tmp_path, text.replace("zero-shot", "fit"))
+    assert all("model" not in run.line for run in scratch)
+
+
 def test_a_run_that_takes_too_long_is_ended_and_not_tried_with_other_seeds(data, methods, tmp_path):
     asked = config(tmp_path, CONFIG.replace("stripes", "slow"))
     command.benchmark(asked[1:], data, tmp_path / "out", environments=tmp_path, time_limit=0.5, methods=methods)

@@ -5,8 +5,8 @@
 ``methods-ROLE.png`` has the form of the paper's Figure 4, one for each role of scenarios ("replicates" …): every method
 on every scenario, with ARI beside JSD and FIDE, as over-smoothing wins these two; a dashed line is the expert.
 ``ablation.png`` has the form of its Figure 3: FIDE against JSD of the leaves for depths and batch sizes.
-``parameters.png`` has ARI over every parameter that was changed, with a grey band at the default. Bars and points are
-means over seeds, whiskers standard deviations.
+``parameters.png`` has NMI of the leaves over every parameter that was changed, with a grey band at the default. Bars
+and points are means over seeds, whiskers standard deviations.
 """
 
 from __future__ import annotations
@@ -91,7 +91,10 @@ def trade_off(changed: pd.DataFrame) -> Figure:
 
 
 def parameters(changed: pd.DataFrame) -> Figure:
-    """ARI over the values of every parameter, one line for each scenario."""
+    """NMI of the leaves over the values of every parameter, one line for each scenario.
+
+    Of the leaves, as most parameters change no domain.
+    """
     names, scenarios = sorted(changed["parameter"].unique()), sorted(changed["scenario"].unique())
     style = {"fmt": "o-", "markersize": 4}
     n_columns = min(4, len(names))
@@ -104,7 +107,8 @@ def parameters(changed: pd.DataFrame) -> Figure:
         part = changed[changed["parameter"] == name]
         values = ordered(part["value"])
         for number, scenario in enumerate(scenarios):
-            found = part[part["scenario"] == scenario].groupby("value")["ARI"].agg(["mean", "std"]).reindex(values)
+            found = part[part["scenario"] == scenario].groupby("value")["NMI of leaves"]
+            found = found.agg(["mean", "std"]).reindex(values)
             places = np.arange(len(values)) + 0.1 * number
             ax.errorbar(places, found["mean"], yerr=found["std"].fillna(0), **style, color=f"C{number}", label=scenario)
         for place in np.flatnonzero(pd.Index(values).isin(part.loc[part["default"], "value"])):
@@ -113,9 +117,8 @@ def parameters(changed: pd.DataFrame) -> Figure:
         long = sum(len(str(value)) for value in values) > 24
         ax.set_xticks(range(len(values)), [str(value) for value in values], rotation=20 if long else 0)
         ax.set_title(name, fontsize="medium")
-        ax.set_ylim(0, 1)
     for ax in grid[:, 0]:
-        ax.set_ylabel("ARI")
+        ax.set_ylabel("NMI of leaves")
     grid.flat[0].legend(fontsize="small")
     return figure
 

@@ -9,13 +9,18 @@ import tomllib
 from collections.abc import Iterable, Iterator
 from copy import deepcopy
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
+
+from stage_sc.model._checkpoint import model_digest
+from stage_sc.weights import resolve_model
 
 from .scenarios import Scenario, read_scenarios
 
 Line = dict[str, Any]
 KEYS = {"methods", "scenarios", "seeds", "options", "vary"}
+OF_A_MODEL = ("zero-shot", "fine-tune")  # modes that begin with a trained model
 
 
 @dataclass(frozen=True)
@@ -30,7 +35,7 @@ class Run:
     @property
     def id(self) -> str:
         """Digest of all that the result depends on."""
-        return digest(self.scenario.identity, self.method, self.options, self.seed)
+        return digest(self.scenario.identity, self.method, self.options, self.seed, *self.model.values())
 
     @property
     def task(self) -> str:
@@ -38,10 +43,26 @@ class Run:
         return digest(self.scenario.identity, self.method, self.options)
 
     @property
+    def model(self) -> Line:
+        """Digest of the model that it begins with; nothing where there is none."""
+        if self.options.get("mode") not in OF_A_MODEL:
+            return {}
+        return {"model": digest_of(self.options.get("checkpoint"))}
+
+    @property
     def line(self) -> Line:
         """What a line says besides the result."""
         what = {"id": self.id, "task": self.task, "scenario": self.scenario.name, "roles": list(self.scenario.roles)}
-        return what | {"method": self.method, "options": self.options, "seed": self.seed}
+        return what | {"method": self.method, "options": self.options, "seed": self.seed} | self.model
+
+
+@cache
+def digest_of(checkpoint: str | None) -> str | None:
+    """Digest of a checkpoint, or of the bundled model; None where the file is not there, as its run will say."""
+    try:
+        return model_digest(resolve_model(checkpoint))
+    except FileNotFoundError:
+        return None
 
 
 def digest(*parts: Any) -> str:

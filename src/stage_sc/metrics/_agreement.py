@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -201,7 +200,7 @@ def nmi_of(codes: np.ndarray, known: np.ndarray) -> float:
     return float(normalized_mutual_info_score(known[used], codes[used], average_method="geometric"))
 
 
-def jsd_of(codes: np.ndarray, rows_of: dict[Hashable, np.ndarray]) -> float:
+def jsd_of(codes: np.ndarray, rows_of: dict[str, np.ndarray]) -> float:
     """JSD in bits of the codes' shares (n,) among the slides that have labels."""
     n_labels = codes.max() + 1
     labelled = codes != _read.MISSING

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -54,9 +54,9 @@ def evaluate(
     Returns
     -------
     Data frame with the float64 columns ARI, NMI, FIDE, JSD, PAS and ASW. Without `library_key` it has one row per key.
-    With it, rows are indexed by ``key`` and ``slide``: one per slide, then ``"mean"``, the mean of the slides where the
-    figure is defined; JSD, which compares the slides, stands in the row ``"mean"`` alone. ARI and NMI there do not ask
-    for the same names on every slide, which :func:`ari` without `library_key` does.
+    With it, rows are indexed by ``key`` and ``slide`` (names as strings, sorted): one per slide, then ``"mean"``, the
+    mean of the slides where the figure is defined; JSD, which compares the slides, stands in the row ``"mean"`` alone.
+    ARI and NMI there do not ask for the same names on every slide, which :func:`ari` without `library_key` does.
 
     Raises
     ------
@@ -96,7 +96,7 @@ def evaluate(
         raise ValueError(f"a slide in adata.obs[{library_key!r}] is called 'mean', as the table's last row: rename it")
     names = np.asarray(adata.obs_names, dtype=str)
 
-    table: dict[tuple[str, Hashable], dict[str, float]] = {}
+    table: dict[tuple[str, str], dict[str, float]] = {}
     for slide, rows in rows_of.items():
         slide_graph = graph[rows][:, rows]
         for key, all_codes in codes_of.items():

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from stage_sc._checks import read_coordinates, read_slides
+
 if TYPE_CHECKING:
     from anndata import AnnData
 
@@ -59,27 +61,11 @@ def drawn_key(adata: AnnData, key_added: str) -> str:
 
 
 def coordinates(adata: AnnData, spatial_key: str | None, key_added: str = "stage") -> np.ndarray:
-    """Return x and y of each cell, float64 (n, 2); further columns of `obsm[spatial_key]` are left out."""
-    spatial_key = spatial_key or drawn_key(adata, key_added)
-    if spatial_key not in adata.obsm:
-        raise KeyError(
-            f"no coordinates in adata.obsm[{spatial_key!r}], which has {list(adata.obsm)}: set `spatial_key`"
-        )
-    xy = np.asarray(adata.obsm[spatial_key], dtype=float)
-    if xy.ndim != 2 or xy.shape[1] < 2:
-        raise ValueError(
-            f"adata.obsm[{spatial_key!r}] must have at least two columns, x and y; its shape is {xy.shape}"
-        )
+    """Return x and y of each cell, float64 (n, 2); a third coordinate is left out."""
+    xy = read_coordinates(adata, spatial_key or drawn_key(adata, key_added))
     if len(xy) == 0:
         raise ValueError("adata has no cells to draw")
-    xy = xy[:, :2]
-    bad = int((~np.isfinite(xy).all(axis=1)).sum())
-    if bad:
-        raise ValueError(
-            f"adata.obsm[{spatial_key!r}] is NaN or infinite for {bad} of {len(xy)} cells: leave them out with "
-            f"adata[np.isfinite(adata.obsm[{spatial_key!r}]).all(axis=1)]"
-        )
-    return xy
+    return xy[:, :2]
 
 
 def slides(
@@ -87,31 +73,23 @@ def slides(
 ) -> dict[str, np.ndarray]:
     """Cells of each slide to draw as boolean masks, by name; all cells under "" where there is one slide only.
 
-    Without `library_key`, it is the one with which the niches were computed.
+    Without `library_key`, it is the one with which the niches were computed. Slides come in the order of the
+    categories.
     """
     if library_key is None:
         library_key = result_of(adata, key_added).get("params", {}).get("library_key") or None
-    if library_key is None:
-        if libraries is not None:
-            raise ValueError(
-                "`libraries` chooses slides by name and needs `library_key`, the column of obs that names them"
-            )
-        return {"": np.ones(adata.n_obs, dtype=bool)}
-    numbered = library_key in adata.obs and pd.api.types.is_integer_dtype(adata.obs[library_key])
-    column = pd.Categorical(adata.obs[library_key]) if numbered else labels(adata, library_key)
-    if (column.codes < 0).any():
-        missing = int((column.codes < 0).sum())
+    if library_key is None and libraries is not None:
         raise ValueError(
-            f"adata.obs[{library_key!r}] is missing for {missing} of {adata.n_obs} cells: name their slide"
+            "`libraries` chooses slides by name and needs `library_key`, the column of obs that names them"
         )
-    codes = column.remove_unused_categories()
-    present = [str(name) for name in codes.categories]
-    if isinstance(libraries, str):
-        libraries = [libraries]
-    chosen = present if libraries is None else [str(name) for name in libraries]
+    names, codes = read_slides(adata, library_key)
+    present = names
+    if library_key is not None:
+        present = [str(name) for name in pd.Categorical(adata.obs[library_key]).remove_unused_categories().categories]
+    chosen = present if libraries is None else [str(name) for name in np.atleast_1d(libraries)]
     if not chosen:
         raise ValueError(f"`libraries` is empty: name some of {present}, or leave it out for all")
     unknown = [name for name in chosen if name not in present]
     if unknown:
         raise KeyError(f"no slides {unknown} in adata.obs[{library_key!r}], which has {present}")
-    return {name: codes.codes == present.index(name) for name in chosen}
+    return {name: codes == names.index(name) for name in chosen}
