@@ -3,7 +3,8 @@
     python -m benchmarks.accuracy.figures LINES.jsonl [MORE.jsonl ...] --out FOLDER
 
 ``methods-ROLE.png`` has the form of the paper's Figure 4, one for each role of scenarios ("replicates" …): every method
-on every scenario, with ARI beside JSD and FIDE, as over-smoothing wins these two; a dashed line is the expert.
+on every scenario, with ARI beside JSD (on a logarithmic axis) and FIDE, as over-smoothing wins these two; a dashed line
+is the expert.
 ``ablation.png`` has the form of its Figure 3: FIDE against JSD of the leaves for depths and batch sizes.
 ``parameters.png`` has NMI of the leaves over every parameter that was changed, with a grey band at the default. Bars
 and points are means over seeds, whiskers standard deviations.
@@ -23,6 +24,7 @@ from .ablations import ablations, ordered
 from .runs import read_lines
 from .tables import CHANGES, by_role, frame
 
+LOWEST_JSD = 1e-4  # where its logarithmic axis begins
 SCORES = ("ARI", "ARI between halves", "specificity", "FIDE", "JSD")
 
 
@@ -63,8 +65,13 @@ def methods(scores: pd.DataFrame) -> Figure:
             if (expert := part.loc[part["name"] == "expert", title].dropna()).size:
                 ax.axvline(expert.mean(), color="black", linestyle="--", linewidth=1)
             ax.set_xlabel(title)
-    for ax in grid[:, 0]:  # limits are shared, and fixed from here on
-        ax.set_xlim(left=0)
+            ax.set_visible(part[title].notna().any())
+    for ax, title in zip(grid[:, 0], titles, strict=True):  # limits are shared, and fixed from here on
+        if title == "JSD":
+            ax.set_xscale("log")
+            ax.set_xlim(left=LOWEST_JSD)
+        else:
+            ax.set_xlim(left=0)
     return figure
 
 

@@ -2,14 +2,15 @@
 
     python -m benchmarks.accuracy.tables LINES.jsonl [MORE.jsonl ...]
 
-Scores are means over sections; mean and standard deviation over seeds. The p-values are those of Wilcoxon's signed-rank
-test (two-sided) over all pairs of a section and a seed. These are not independent, as seeds share sections: p-values
-are smaller than new tissue would give.
+Scores are means over sections; mean and standard deviation over runs: seeds, and models of several seeds. The p-values
+are those of Wilcoxon's signed-rank test (two-sided) over all pairs of a section and a seed. These are not independent,
+as seeds share sections: p-values are smaller than new tissue would give.
 """
 
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -50,10 +51,13 @@ def main() -> None:
 
 
 def name_of(line: Line) -> str:
-    """Method, mode, and every other option that was given, with the changes of the configuration."""
+    """Method, mode, and every other option that was given, with the changes of the configuration.
+
+    A checkpoint is named by its folder without the number at the end: models of several seeds are one method.
+    """
     options = {**line["options"], **line["options"].get("config", {})}
     if "checkpoint" in options:
-        options["checkpoint"] = "/".join(Path(options["checkpoint"]).parts[-2:])
+        options["checkpoint"] = re.sub(r"-\d+$", "", Path(options["checkpoint"]).parent.name)
     others = [f"{key}={value}" for key, value in options.items() if key not in ("mode", "config", "weights")]
     return " ".join([line["method"], *([options["mode"]] if "mode" in options else []), *others])
 
@@ -91,7 +95,7 @@ def summary(scores: pd.DataFrame) -> pd.DataFrame:
     groups = runs.groupby("name", sort=False)
     order = groups[figures[0]].mean().sort_values(ascending=False).index
     table = pd.DataFrame({name: groups[name].agg(spread) for name in figures}).loc[order]
-    return table.assign(seeds=groups["seed"].nunique()).rename_axis("method").reset_index()
+    return table.assign(runs=groups.size()).rename_axis("method").reset_index()
 
 
 def paper_table(scores: pd.DataFrame) -> pd.DataFrame:
@@ -144,7 +148,7 @@ def niche_table(lines: Iterable[Line]) -> pd.DataFrame:
     table = pd.DataFrame(rows).astype(dict.fromkeys(("number", *NICHES), float))
     groups = table.groupby(["scenario", "method", "level"], sort=False)
     niches = pd.DataFrame({name: groups[name].agg(spread) for name in ("number", *NICHES)})
-    return niches.assign(seeds=groups.size()).reset_index()
+    return niches.assign(runs=groups.size()).reset_index()
 
 
 def ablation_table(changed: pd.DataFrame) -> pd.DataFrame:
@@ -155,7 +159,7 @@ def ablation_table(changed: pd.DataFrame) -> pd.DataFrame:
             runs = part[part["value"] == value]
             title = f"**{value}**" if runs["default"].any() else value
             scores = {score: spread(runs[score]) for score in COLUMNS if runs[score].notna().any()}
-            rows.append({"parameter": parameter, "value": title, **scores, "seeds": len(runs)})
+            rows.append({"parameter": parameter, "value": title, **scores, "runs": len(runs)})
     return pd.DataFrame(rows)
 
 
