@@ -145,6 +145,18 @@ def test_levels_of_a_tree_are_scored_beside_the_domains(data, tmp_path):
         assert line["levels"]["l2"][score] == value
 
 
+def test_niches_of_sections_labelled_one_by_one_are_compared(data, methods, tmp_path):
+    text = STRIPES.replace("return [", "halves = [", 1) + "    return {'domains': halves, 'l1': halves}\n"
+    (methods / "stripes.py").write_text(text)
+    lines = {}
+    for kind in ("joint", "one-by-one"):
+        scenario = scenarios.Scenario("x", kind, ("*.h5ad",), ())
+        lines[kind] = execute.execute(runs.Run(scenario, "stripes", {}, 0), data, tmp_path, 60, methods)
+    assert "joint" not in lines["one-by-one"]["scores"], "domains have other names in every call"
+    assert lines["one-by-one"]["levels"] == lines["joint"]["levels"]
+    assert lines["joint"]["levels"]["l1"]["NMI, joint"] == lines["joint"]["scores"]["joint"]["NMI"]
+
+
 @pytest.mark.parametrize(
     "options",
     [
@@ -288,6 +300,7 @@ def made_up(method: str, ari: float, seed: int, options: dict | None = None, sce
 
 
 FIT = {"mode": "fit"}
+AS_TRAINED = {**FIT, "settle": False}
 
 
 @pytest.fixture
@@ -298,7 +311,8 @@ def lines() -> list[dict]:
     del found[-1]["scores"]
     levels = ([64], [8, 64], [4, 16, 64], [3, 10, 32])
     changes = [{"temperature": 0.5}, {"batch_size": 64}, *({"levels": one} for one in levels)]
-    return found + [made_up("stage", 0.6, seed, {**FIT, "config": one}) for one in changes for seed in range(2)]
+    found += [made_up("stage", 0.8, seed, AS_TRAINED) for seed in range(5)]
+    return found + [made_up("stage", 0.6, seed, {**AS_TRAINED, "config": one}) for one in changes for seed in range(2)]
 
 
 def test_tables_have_means_over_sections_and_spread_over_seeds(lines):
@@ -308,7 +322,7 @@ def test_tables_have_means_over_sections_and_spread_over_seeds(lines):
     assert table.index[0] == "expert" and table.index[-1] == "leiden"
     aris = [line["scores"]["mean"]["ARI"] for line in lines if line["method"] == "leiden" and "scores" in line]
     assert table.loc["leiden", "ARI"] == f"{np.mean(aris):.3f} ({np.std(aris, ddof=1):.3f})"
-    assert table.loc["stage fit temperature=0.5", "seeds"] == 2
+    assert table.loc["stage fit settle=False temperature=0.5", "runs"] == 2
     paper = tables.paper_table(scores).set_index("Methods")
     assert paper.loc["leiden", "ASW"] == "0.5000 (± 0.0000)", "a silhouette between -1 and 1"
 
@@ -349,7 +363,7 @@ def test_ablations_have_the_default_among_the_values(lines):
     assert len(default) == 5 and default["ARI"].mean() == pytest.approx(0.75, abs=0.02)
     table = tables.ablation_table(changed).set_index("parameter")
     assert table.loc["temperature", "value"].tolist() == ["**0.1**", 0.5]
-    assert table.loc["temperature", "seeds"].tolist() == [5, 2]
+    assert table.loc["temperature", "runs"].tolist() == [5, 2]
 
 
 def test_no_bar_is_cut(lines):

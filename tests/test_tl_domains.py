@@ -12,8 +12,9 @@ from sklearn.metrics import adjusted_rand_score, pairwise_distances_argmin
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from stage_sc.data._draw import draw, in_order
 from stage_sc.tl import _domains
-from stage_sc.tl._domains import Domains, cut_domains, draw, find_domains, in_order
+from stage_sc.tl._domains import SAMPLE, Domains, cut_domains, find_domains
 
 
 def tissue(centres: list[float], seed: int = 0) -> tuple[Tensor, np.ndarray]:
@@ -61,7 +62,7 @@ class TestCutDomains:
     def test_cell_by_cell(self, n):
         for seed in range(3):
             content = blurred(seed=seed)
-            expected = by_hand(content, find_domains(draw(content, len(content)), n))
+            expected = by_hand(content, find_domains(draw(content, len(content), SAMPLE), n))
             assert set(expected) == set(range(n))
             assert cut_domains(content, n).tolist() == expected
 

@@ -21,11 +21,13 @@ LEAVES = 64  # of the runs that vary the depth
 def ablations(lines: Iterable[Line]) -> pd.DataFrame:
     """One row per run of ``fit`` in which one parameter was changed, or two, or none: `parameter`, `value` and scores.
 
+    Of runs with `settle` false, that is of the tree as training left it.
+
     The runs without change stand under every field of the configuration that was varied, with its default. Length and
     rate of training have no default here, as ``st.tl.fit`` chooses them by the size of the data.
     """
     fits = [line for line in lines if line["options"].get("mode") == "fit" and "scores" in line]
-    fits = [line for line in fits if "variant" not in line["options"]]
+    fits = [line for line in fits if line["options"].get("settle") is False and "variant" not in line["options"]]
     default = st.model.StageConfig().to_dict()
     base, changed = [], []
     for line in fits:

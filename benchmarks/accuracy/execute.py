@@ -8,8 +8,9 @@ import signal
 import subprocess
 import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import anndata as ad
 import pandas as pd
@@ -22,6 +23,8 @@ from .scores import score
 METHODS = Path(__file__).with_name("methods")
 KNOWN = ("platform", "tissue", "species", "spatial_unit")  # of `uns`: what a user knows of a slide
 MIN_GENES = 5
+OF_ALL = {"JSD": "JSD", "NMI": "NMI, joint", "between": "ARI between halves"}  # joint scores of niches
+T = TypeVar("T")
 ONE_THREAD = {f"{name}_NUM_THREADS": "1" for name in ("OMP", "OPENBLAS", "MKL", "NUMBA", "VECLIB", "NUMEXPR")} | {
     "NUMBA_THREADING_LAYER": "workqueue",
     "PYTHONHASHSEED": "0",
@@ -86,10 +89,23 @@ def by_cell(labels: list[list[str | None]], group: Sequence[ad.AnnData]) -> list
 def score_level(
     run: Run, groups: Sequence[Sequence[ad.AnnData]], labels: Sequence[Sequence[pd.Series]]
 ) -> dict[str, Any]:
-    """Scores of other labels than the domains: their number, means over sections, and the JSD."""
-    scores = score(run.scenario, groups, labels)
+    """Scores of niches: their number, means over sections, and of all sections together.
+
+    Unlike domains, niches have the same names in all calls, so those of sections that were labelled one by one are
+    compared too.
+    """
     number = max(pd.concat(parts).nunique() for parts in labels)
-    return {"number": number, **scores["mean"], "JSD": scores.get("joint", {}).get("JSD")}
+    scenario = run.scenario
+    if scenario.kind == "one-by-one":
+        scenario, groups, labels = replace(scenario, kind="joint"), [flat(groups)], [flat(labels)]
+    scores = score(scenario, groups, labels)
+    joint = scores.get("joint", {})
+    return {"number": number, **scores["mean"]} | {title: joint.get(name) for name, title in OF_ALL.items()}
+
+
+def flat(groups: Sequence[Sequence[T]]) -> list[T]:
+    """All sections in one list."""
+    return [section for group in groups for section in group]
 
 
 def handed_over(group: Sequence[ad.AnnData], needed: Requirements) -> list[ad.AnnData]:

@@ -19,6 +19,7 @@ import pandas as pd
 from scipy.stats import wilcoxon
 
 from .ablations import COLUMNS, NICHES, OTHERS, ablations, ordered
+from .execute import OF_ALL
 from .runs import Line, read_lines
 
 SCORES = ["ARI", "NMI", "FIDE", "PAS", "ASW"]
@@ -145,9 +146,11 @@ def niche_table(lines: Iterable[Line]) -> pd.DataFrame:
     ]
     if not rows:
         return pd.DataFrame()
-    table = pd.DataFrame(rows).astype(dict.fromkeys(("number", *NICHES), float))
+    names = ["number", *NICHES, *(title for title in OF_ALL.values() if title not in NICHES)]
+    table = pd.DataFrame(rows).reindex(columns=["scenario", "method", "level", *names])
+    table = table.astype(dict.fromkeys(names, float)).dropna(axis="columns", how="all")
     groups = table.groupby(["scenario", "method", "level"], sort=False)
-    niches = pd.DataFrame({name: groups[name].agg(spread) for name in ("number", *NICHES)})
+    niches = pd.DataFrame({name: groups[name].agg(spread) for name in names if name in table})
     return niches.assign(runs=groups.size()).reset_index()
 
 

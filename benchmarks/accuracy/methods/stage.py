@@ -9,8 +9,8 @@
 on the sections, "fit" trains from scratch on them, and "untrained" only grows a tree. `variant` "paper" starts from
 ``StageConfig.paper()``. Tree and schedule are fitted to the size of the data, as by ``st.tl.fit``; then `config`
 replaces single fields of StageConfig. `graph` has arguments of ``st.pp.build_graph``. `vectors` "random" replaces
-co-expression as the start of the gene vectors; it needs "fit" or "untrained". Besides the domains, the niches of all
-levels of the tree are given.
+co-expression as the start of the gene vectors; it needs "fit" or "untrained". `settle` false reads niches from the tree
+as the model has it. Besides the domains, the niches of all levels of the tree are given.
 """
 
 from __future__ import annotations
@@ -41,6 +41,7 @@ def label(
     graph: dict[str, Any] | None = None,
     vectors: str = "co-expression",
     variant: str = "default",
+    settle: bool = True,
 ) -> dict[str, list[np.ndarray]]:
     """Label every section."""
     for section in sections:
@@ -50,7 +51,7 @@ def label(
     prior = partial(random_vectors, np.random.default_rng(seed))
     with patch("stage_sc.tl._fit.gene_prior", prior) if vectors == "random" else nullcontext():
         model = trained(sections, seed, mode, checkpoint, config or {}, variant)
-    st.tl.stage_niches(sections, model=model, n_domains=n_domains)
+    st.tl.stage_niches(sections, model=model, n_domains=n_domains, settle=settle)
     levels = sections[0].uns["stage"]["levels"]
     return {name: [section.obs[name].to_numpy() for section in sections] for name in ("stage_domain", *levels)}
 

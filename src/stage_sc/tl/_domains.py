@@ -15,7 +15,7 @@ from sklearn.metrics import pairwise_distances_argmin_min
 from threadpoolctl import threadpool_limits
 from torch import Tensor
 
-from stage_sc.data._canonical import mix
+from stage_sc.data._draw import draw
 from stage_sc.model._linkage import leaf_order, weighted_ward
 
 logger = logging.getLogger("stage_sc.tl")
@@ -68,26 +68,7 @@ def cut_domains(content: Tensor, n_domains: int) -> np.ndarray:
     ``(n,)`` int64 domain of every cell, in the order of a hierarchy: domains that are alike have near numbers. There
     are fewer than `n_domains` only where fewer cells differ.
     """
-    return find_domains(draw(content, len(content)), n_domains).nearest(content).numpy()
-
-
-def draw(content: Tensor, n_cells: int, size: int = SAMPLE) -> Tensor:
-    """Contents of about `size` of `n_cells` cells; those of a part, if `content` is a part of them.
-
-    Whether a cell is drawn depends on its own content alone (the first two components, rounded), so that parts give the
-    cells that the whole gives, in any order. Of a whole at least one is drawn.
-    """
-    if n_cells > size:
-        first = np.round(content[:, :2].numpy().astype(np.float64) * 1024).astype(np.int64).view(np.uint64)
-        number = mix(first[:, 0] + mix(first[:, -1]))
-        least = int(number.min()) if len(content) == n_cells else 0
-        content = content[torch.from_numpy(number <= max(int(size / n_cells * 2**64), least))]
-    return in_order(content)
-
-
-def in_order(content: Tensor) -> Tensor:
-    """Sort cells by their content."""
-    return content[torch.from_numpy(np.lexsort(content.numpy()[:, :2].T))]
+    return find_domains(draw(content, len(content), SAMPLE), n_domains).nearest(content).numpy()
 
 
 def find_domains(sample: Tensor, n_domains: int) -> Domains:

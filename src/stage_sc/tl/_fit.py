@@ -14,6 +14,7 @@ from anndata import AnnData
 
 from stage_sc._checks import check_anndata, check_positive
 from stage_sc._compute import one_thread, resolve_device
+from stage_sc.data._draw import draw
 from stage_sc.data._expression import scratch_folder
 from stage_sc.data._slide import Slide, read_data
 from stage_sc.data._store import Store
@@ -23,7 +24,7 @@ from stage_sc.model._stage import Stage
 from stage_sc.train._adapt import adapt
 from stage_sc.train._compare import compare_niches
 from stage_sc.train._prior import gene_prior
-from stage_sc.train._settle import settle_tree
+from stage_sc.train._settle import SAMPLE, settle_tree
 from stage_sc.train._start import encode_slides
 from stage_sc.train._train import train
 from stage_sc.weights import resolve_model
@@ -57,13 +58,8 @@ def fit(
     then the tree is grown anew and trained with the network, on
     :math:`L + \lambda L_{global}` (equation 13 of the paper). Labels are never used.
 
-    From another model (`init`), network and tree are trained a little further, and then the tree settles: every
-    prototype moves to the cells whose path it is on, as far as there are any. With :math:`m_k^0` the prototype as
-    training left it, which counts as :math:`\kappa = 50` cells, and :math:`h_i` the embeddings of cells,
-
-    .. math:: m_k \propto \kappa \, m_k^0 + \sum_{i : k \in path(i)} h_i,
-
-    until no cell takes another path. The niches in use become fewer, as many as there are cells for.
+    From another model (`init`), network and tree are trained a little further, and then the tree settles on `data`, as
+    in `stage_niches`. The niches in use become fewer, as many as there are cells for.
 
     Parameters
     ----------
@@ -216,7 +212,7 @@ def fit(
             )
             if start is not None:
                 h = torch.cat([encoded.niche for encoded in encode_slides(model, slides)])
-                settle_tree(model, h)
+                settle_tree(model.tree, draw(h, len(h), SAMPLE), chosen.assignment)
                 compare_niches(model, start, h, slides)
     return model
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import anndata as ad
 import dask.config
 import h5py
 import numpy as np
+import pandas as pd
 import torch
 from anndata.io import read_elem
 from dask.base import compute
@@ -19,15 +21,19 @@ from dask.delayed import delayed
 
 from stage_sc._checks import check_positive
 from stage_sc._compute import one_thread, resolve_device
+from stage_sc.data._draw import draw, in_order
 from stage_sc.data._expression import scratch_folder
 from stage_sc.data._files import existing, read_table, stamp
 from stage_sc.data._slide import read_data
 from stage_sc.model._checkpoint import model_digest, save_checkpoint
 from stage_sc.model._stage import Stage
+from stage_sc.model._tree import PrototypeTree
 from stage_sc.pp._graph import build_graph
-from stage_sc.tl._domains import Domains, draw, find_domains, in_order
-from stage_sc.tl._results import add_domains, write_labels
-from stage_sc.tl._stage_niches import label_slides
+from stage_sc.tl._domains import SAMPLE as OF_DOMAINS
+from stage_sc.tl._domains import Domains, find_domains
+from stage_sc.tl._results import FLAGS, add_domains, has_niches, write_labels
+from stage_sc.tl._stage_niches import Surroundings, give_niches, look_around, settled_tree
+from stage_sc.train._settle import SAMPLE as OF_NICHES
 from stage_sc.weights import resolve_model
 
 logger = logging.getLogger("stage_sc.tl")
@@ -39,6 +45,7 @@ def label_files(
     *,
     model: Stage | str | os.PathLike[str] | None = None,
     n_domains: int | None = None,
+    settle: bool = True,
     spatial_key: str = "spatial",
     library_key: str | None = None,
     layer: str | None = None,
@@ -63,9 +70,10 @@ def label_files(
         coordinates are left out.
     out
         Folder of the results.
-    model, n_domains
-        As in `stage_niches`, a model on the Hugging Face hub included. Domains are cut over all files together: when
-        the call is repeated with other files, the domains of all results are written anew and may change.
+    model, n_domains, settle
+        As in `stage_niches`, a model on the Hugging Face hub included. The tree settles, and domains are cut, over all
+        files together: when the call is repeated with other files, the labels of all results are written anew and may
+        change. With ``settle=False``, and without domains, they do not.
     spatial_key, library_key
         As in `stage_sc.pp.build_graph`.
     layer
@@ -97,7 +105,8 @@ def label_files(
     What `stage_niches` with `n_domains` costs for each file, and its warning about slides unlike those of training. The
     content around every cell, which domains are cut by, is kept in ``out/content``, 128 bytes per cell, beside a copy
     of the model: a later call with another `n_domains` only clusters. Domains are found on some 10,000 cells of all
-    files, and then each cell goes to the nearest.
+    files, the tree settles on some 20,000, and then each cell goes to the nearest. Until then, the results of a call
+    with `settle` hold the niches of the tree as it is.
 
     Examples
     --------
@@ -124,12 +133,24 @@ def label_files(
         [(path, result, checkpoint, settings) for path, result in zip(paths, results, strict=True)],
         scheduler,
     )
+    n_cells = sum(len(np.load(_content_path(result), mmap_mode="r")) for result in results)
+    tree, domains = network.tree, None
+    if settle:
+        tree = settled_tree(network, _sample(partial(_niche, key=key_added), results, n_cells, OF_NICHES, scheduler))
     if n_domains is not None:
-        n_cells = sum(len(np.load(_content_path(result), mmap_mode="r")) for result in results)
-        sample = in_order(torch.cat(_run(_sample, [(result, n_cells) for result in results], scheduler)))
-        domains = find_domains(sample if len(sample) else _content(results[0])[:1], n_domains)
-        _run(_add_domain, [(result, key_added, domains, n_domains) for result in results], scheduler)
+        domains = find_domains(_sample(_content, results, n_cells, OF_DOMAINS, scheduler), n_domains)
+    params = {"settle": settle, "n_domains": n_domains or 0}
+    _run(_relabel, [(result, key_added, checkpoint, tree, domains, params) for result in results], scheduler)
     return results
+
+
+def _sample(
+    read: Callable[[Path], torch.Tensor], results: list[Path], n_cells: int, size: int, scheduler: Any
+) -> torch.Tensor:
+    """Read what belongs to about `size` cells of all results, one at least."""
+    parts = _run(_draw, [(read, result, n_cells, size) for result in results], scheduler)
+    sample = in_order(torch.cat(parts))
+    return sample if len(sample) else read(results[0])[:1]
 
 
 def _run(function: Callable[..., Any], tasks: list[tuple[Any, ...]], scheduler: Any) -> list[Any]:
@@ -154,34 +175,51 @@ def _label_file(path: Path, result: Path, checkpoint: Path, settings: dict[str, 
     network = resolve_model(checkpoint)
     with scratch_folder(adata) as scratch, one_thread():
         slides = read_data(adata, scaling=network.config.scaling, vocabulary=network.vocabulary, scratch=scratch)
-        labels = label_slides(network, slides, resolve_device(settings["device"]), domains=True)
+        device = resolve_device(settings["device"])
+        found = look_around(network, slides, device, domains=True)
+        labels = give_niches(network, network.tree, found, device)
     params = {"key_added": key, "spatial_key": settings["spatial_key"], "library_key": library_key or ""}
-    write_labels(adata, labels, network, {**params, "layer": layer or "", "n_domains": 0})
+    write_labels(adata, labels, network, {**params, "layer": layer or "", "n_domains": 0, "settle": False})
     adata.uns[key]["source"] = source
     kept = {name: adata.obsm[name] for name in (settings["spatial_key"], f"X_{key}")}
-    content = np.empty_like(labels.content)
-    content[labels.cells] = labels.content
+    content = np.empty_like(found.content)
+    content[found.cells] = found.content
     _write(_content_path(result), lambda part: np.save(part, content))
     light = ad.AnnData(obs=adata.obs, obsm=kept, uns={key: adata.uns[key]})
     _write(result, light.write_h5ad)
 
 
-def _sample(result: Path, n_cells: int) -> torch.Tensor:
-    return draw(_content(result), n_cells)
+def _draw(read: Callable[[Path], torch.Tensor], result: Path, n_cells: int, size: int) -> torch.Tensor:
+    return draw(read(result), n_cells, size)
 
 
-def _add_domain(result: Path, key: str, domains: Domains, n_domains: int) -> None:
-    """Write the domain of every cell into a result."""
+def _relabel(
+    result: Path, key: str, checkpoint: Path, tree: PrototypeTree, domains: Domains | None, params: dict[str, Any]
+) -> None:
+    """Write the niches of a tree, and domains if there are any, into a result, unless it has them."""
+    adata, content = ad.read_h5ad(result), _content(result)
+    network, before = resolve_model(checkpoint), adata.uns[key]
+    flag = pd.Categorical(adata.obs[f"{key}_flag"], categories=FLAGS).codes
+    found = Surroundings(np.arange(adata.n_obs), adata.obsm[f"X_{key}"], content.numpy(), flag)
     with one_thread():
-        domain = domains.nearest(_content(result)).numpy()
-    adata = ad.read_h5ad(result)
-    add_domains(adata, domain, key, len(domains.centres))
-    adata.uns[key]["params"]["n_domains"] = n_domains
+        labels = give_niches(network, tree, found, torch.device("cpu"))
+        domain = np.empty(0) if domains is None else domains.nearest(content).numpy()
+    if domains is None and before["params"]["settle"] == params["settle"] and has_niches(adata, key, labels):
+        return
+    write_labels(adata, labels, network, {**before["params"], **params})
+    adata.uns[key]["source"] = before["source"]
+    if domains is not None:
+        add_domains(adata, domain, key, len(domains.centres))
     _write(result, adata.write_h5ad)
 
 
 def _content(result: Path) -> torch.Tensor:
     return torch.from_numpy(np.load(_content_path(result)))
+
+
+def _niche(result: Path, key: str) -> torch.Tensor:
+    with h5py.File(result, "r") as file:
+        return torch.from_numpy(read_elem(file[f"obsm/X_{key}"]))
 
 
 def _source(result: Path, key: str) -> Any:

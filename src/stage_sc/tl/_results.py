@@ -21,16 +21,14 @@ class Labels(NamedTuple):
 
     cells: np.ndarray
     """``(n,)`` position of every cell in the AnnData."""
+    embedding: np.ndarray
+    """``(n, dim)`` float32, what niches are read from."""
+    flag: np.ndarray
+    """``(n,)`` int8, position in `FLAGS`."""
     nodes: np.ndarray
     """``(n, L)`` int64 node of every level."""
     confidence: np.ndarray
     """``(n,)`` float32."""
-    embedding: np.ndarray
-    """``(n, dim)`` float32."""
-    content: np.ndarray
-    """``(n, dim)`` float32."""
-    flag: np.ndarray
-    """``(n,)`` int8, position in `FLAGS`."""
     domain: np.ndarray | None = None
     """``(n,)`` int64, counted from 0 over all data labelled together."""
 
@@ -65,6 +63,12 @@ def write_labels(adata: AnnData, labels: Labels, model: Stage, params: dict[str,
     }
     if labels.domain is not None:
         add_domains(adata, labels.domain, key, int(labels.domain.max()) + 1)
+
+
+def has_niches(adata: AnnData, key: str, labels: Labels) -> bool:
+    """Whether these niches, in the order of the cells, are what was written before."""
+    leaves = adata.obs[f"{key}_l{labels.nodes.shape[1]}"].str[1:].astype(int)
+    return bool((leaves == labels.nodes[:, -1]).all() and (adata.obs[f"{key}_confidence"] == labels.confidence).all())
 
 
 def add_domains(adata: AnnData, domain: np.ndarray, key: str, n: int) -> None:

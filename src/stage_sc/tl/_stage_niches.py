@@ -6,23 +6,27 @@ import logging
 import os
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from anndata import AnnData
+from torch import Tensor
 
 from stage_sc._checks import check_anndata, check_positive
 from stage_sc._compute import one_thread, resolve_device
+from stage_sc.data._draw import draw
 from stage_sc.data._expression import scratch_folder
 from stage_sc.data._slide import Slide, read_data
 from stage_sc.model._stage import Stage
+from stage_sc.model._tree import PrototypeTree
 from stage_sc.pp._graph_state import hand_over, stand_in
 from stage_sc.tl._domains import cut_domains
 from stage_sc.tl._results import Labels, write_labels
 from stage_sc.train._encode import encode_slide
 from stage_sc.train._own_content import own_content
 from stage_sc.train._prior import coherence
+from stage_sc.train._settle import SAMPLE, settle_tree
 from stage_sc.weights import resolve_model
 
 logger = logging.getLogger("stage_sc.tl")
@@ -36,6 +40,7 @@ def stage_niches(
     *,
     model: Stage | str | os.PathLike[str] | None = None,
     n_domains: int | None = None,
+    settle: bool = True,
     spatial_key: str | None = None,
     library_key: str | None = None,
     layer: str | None = None,
@@ -45,9 +50,9 @@ def stage_niches(
 ) -> AnnData | list[AnnData] | dict[str, AnnData] | None:
     r"""Give every cell its niche at every level of a model's tree.
 
-    Nothing is trained: genes are matched with the model's vocabulary, each cell's surroundings are embedded, and the
-    embedding is led through the tree of prototypes. A niche has the same name on every slide that the same model
-    labels.
+    Nothing is trained: genes are matched with the model's vocabulary, each cell's surroundings are embedded, the tree
+    of prototypes settles on the cells, and every embedding is led through it. A niche has the same name on every slide
+    that the same model labels.
 
     Parameters
     ----------
@@ -65,6 +70,13 @@ def stage_niches(
         ``D1``, ``D2`` … for this call only: to compare separate calls, use the niches. Of the model, only the gene
         vectors that training began with have a say, so training and fine-tuning do not change domains. Slides of one
         call share domains: label tissues of different kinds in separate calls.
+    settle
+        Move the prototypes to the cells of `data` before niches are read, as far as there are any (equation below). The
+        tree of a corpus cuts other tissue at places that mean little there; settled, its niches follow the tissue and
+        agree between slides and panels much better. The slides of one call settle together, so a niche is at its best
+        where all slides that are compared are in one call. ``False``: the tree as it is, so that a cell has the same
+        niche in any company. To label more slides later by the very same tree, let it settle once,
+        ``model = st.tl.fit(data, init="bundled", epochs=0)``, and pass this model with ``settle=False``.
     spatial_key
         Entry of ``obsm`` with the coordinates. ``None``: the one that the graph was built with.
     library_key
@@ -126,6 +138,15 @@ def stage_niches(
 
     Notes
     -----
+    A tree settles as in fine-tuning. With :math:`m_k^0` a prototype of the model, which counts as much as
+    :math:`\kappa` = 4 % of the n cells, and :math:`h_i` the embeddings of the cells whose path has the node k (a sample
+    of 20,000 cells at most),
+
+    .. math:: m_k \propto \kappa n \, m_k^0 + \sum_{i : k \in path(i)} h_i,
+
+    until no cell takes another path: spherical K-means in the tree, with its prototypes as prior. Numbers and parents
+    of nodes stay, the model is not changed, and the niches in use become fewer, as many as there are cells for.
+
     A warning names slides that are unlike what the model was trained on: those where the correlation, over pairs of
     genes, between covariance around cells and the cosine of the vectors that training began with is below 0.05. Real
     tissue can be below it, and noise above it where the panel is small.
@@ -177,10 +198,13 @@ def stage_niches(
         for part, light in zip(parts, lights, strict=True):
             with scratch_folder(part, layer) as scratch:
                 slides = read_data(part, light=light, scratch=scratch, **keys)
-                found.append(label_slides(network, slides, where, domains=n_domains is not None))
+                found.append(look_around(network, slides, where, domains=n_domains is not None))
+        niche = torch.from_numpy(np.concatenate([one.niche for one in found]))
+        tree = settled_tree(network, draw(niche, len(niche), SAMPLE)) if settle else network.tree
+        labels = [give_niches(network, tree, one, where) for one in found]
         if n_domains is not None:
-            found = _add_domains(found, n_domains)
-    for part, light, labels in zip(parts, lights, found, strict=True):
+            labels = _add_domains(labels, [one.content for one in found], n_domains)
+    for part, light, given_labels in zip(parts, lights, labels, strict=True):
         if light.uns["stage_graph"] is not part.uns["stage_graph"]:  # rebuilt
             hand_over(light, part)
         graph = part.uns["stage_graph"]["params"]
@@ -190,8 +214,9 @@ def stage_niches(
             "library_key": library_key or graph["library_key"] or "",
             "layer": layer or "",
             "n_domains": n_domains or 0,
+            "settle": settle,
         }
-        write_labels(part, labels, network, params)
+        write_labels(part, given_labels, network, params)
     if not copy:
         return None
     if names is not None:
@@ -199,8 +224,21 @@ def stage_niches(
     return parts if several else parts[0]
 
 
-def label_slides(model: Stage, slides: list[Slide], device: torch.device, *, domains: bool) -> Labels:
-    """Nodes, confidence, embedding and content of all cells of one AnnData; of content, what `domains` are cut by."""
+class Surroundings(NamedTuple):
+    """What a model sees of the cells of one AnnData, in the order of computation."""
+
+    cells: np.ndarray
+    """``(n,)`` position of every cell in the AnnData."""
+    niche: np.ndarray
+    """``(n, dim)`` float32, what niches are read from."""
+    content: np.ndarray
+    """``(n, dim)`` float32, what domains are cut by, if they are."""
+    flag: np.ndarray
+    """``(n,)`` int8, position in `stage_sc.tl._results.FLAGS`."""
+
+
+def look_around(model: Stage, slides: list[Slide], device: torch.device, *, domains: bool) -> Surroundings:
+    """Embed the cells of one AnnData; their content is the slide's own where `domains` are wanted."""
     config = model.config
     network = model if device.type == "cpu" else deepcopy(model).to(device)
     parts = []
@@ -215,17 +253,28 @@ def label_slides(model: Stage, slides: list[Slide], device: torch.device, *, dom
         content = encoded.content
         if domains and config.whiten:
             content = own_content(slide, content, config.persistence)
-        nodes, confidence = network.tree.assign(
-            encoded.niche.to(device), how=config.assignment, temperature=config.temperature
-        )
         flag = np.where(slide.empty[:], 1, np.where(slide.isolated[:], 2, 0)).astype(np.int8)
-        tensors = (nodes, confidence, encoded.niche, content)
-        parts.append((slide.cells, *(tensor.cpu().numpy() for tensor in tensors), flag))
-    return Labels(*(np.concatenate(column) for column in zip(*parts, strict=True)))
+        parts.append((slide.cells, encoded.niche.numpy(), content.numpy(), flag))
+    return Surroundings(*(np.concatenate(column) for column in zip(*parts, strict=True)))
 
 
-def _add_domains(labels: list[Labels], n_domains: int) -> list[Labels]:
+def settled_tree(model: Stage, niche: Tensor) -> PrototypeTree:
+    """Tree of a model, settled on a sample of cells; the model stays as it is."""
+    tree = deepcopy(model.tree)
+    settle_tree(tree, niche, model.config.assignment)
+    return tree
+
+
+def give_niches(model: Stage, tree: PrototypeTree, found: Surroundings, device: torch.device) -> Labels:
+    """Lead cells through a tree."""
+    config, niche = model.config, torch.from_numpy(found.niche).to(device)
+    there = tree if device.type == "cpu" else deepcopy(tree).to(device)
+    nodes, confidence = there.assign(niche, how=config.assignment, temperature=config.temperature)
+    return Labels(found.cells, found.niche, found.flag, nodes.cpu().numpy(), confidence.cpu().numpy())
+
+
+def _add_domains(labels: list[Labels], contents: list[np.ndarray], n_domains: int) -> list[Labels]:
     """Cut domains over all data together."""
-    domain = cut_domains(torch.from_numpy(np.concatenate([part.content for part in labels])), n_domains)
+    domain = cut_domains(torch.from_numpy(np.concatenate(contents)), n_domains)
     ends = np.cumsum([len(part.flag) for part in labels])[:-1]
     return [part._replace(domain=codes) for part, codes in zip(labels, np.split(domain, ends), strict=True)]
