@@ -67,6 +67,21 @@ class TestSameAsInMemory:
             assert got.uns["stage"]["params"]["n_domains"] == 4
             assert got.uns["stage"]["tree"].equals(expected.uns["stage"]["tree"])
 
+    def test_tree_as_it_is(self, slides, tmp_path):
+        """Also after a call that let it settle, and files may come later without changing anything."""
+        first = st.tl.label_files(slides[:2], tmp_path)
+        settled = [ad.read_h5ad(path).obs["stage_path"].tolist() for path in first]
+        results = st.tl.label_files(slides[:2], tmp_path, settle=False)
+        expected = in_memory(slides, settle=False)
+        for path, other, moved in zip(results, expected, settled, strict=False):
+            got = ad.read_h5ad(path)
+            assert got.obs["stage_path"].tolist() == other.obs["stage_path"].tolist() != moved
+            assert not got.uns["stage"]["params"]["settle"]
+        before = [path.stat().st_mtime_ns for path in results]
+        third = st.tl.label_files(slides, tmp_path, settle=False)[2]
+        assert ad.read_h5ad(third).obs["stage_path"].tolist() == expected[2].obs["stage_path"].tolist()
+        assert [path.stat().st_mtime_ns for path in results] == before
+
     def test_order_of_the_files(self, slides, tmp_path, own_model):
         results = [
             st.tl.label_files(files, tmp_path / name, model=own_model, n_domains=4)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from contextlib import nullcontext
+from copy import deepcopy
 from importlib.resources import files
 from itertools import pairwise
 
@@ -18,6 +19,7 @@ import torch
 
 import stage_sc as st
 from stage_sc.data._batch import make_batch
+from stage_sc.data._draw import draw
 from stage_sc.data._slide import read_data
 from stage_sc.model import Stage
 from stage_sc.model._checkpoint import model_digest
@@ -25,6 +27,7 @@ from stage_sc.tl import _stage_niches
 from stage_sc.tl._domains import cut_domains
 from stage_sc.train._encode import calibrate
 from stage_sc.train._own_content import own_content
+from stage_sc.train._settle import settle_tree
 from stage_sc.weights import BUNDLED
 
 LEVELS = ["stage_l1", "stage_l2", "stage_l3"]
@@ -59,6 +62,14 @@ def adata(tissue, small_model):
 @pytest.fixture(scope="module")
 def tree(adata):
     return adata.uns["stage"]["tree"]
+
+
+@pytest.fixture(scope="module")
+def prototypes(adata, small_model):
+    """Directions of all nodes after the tree has settled on the cells."""
+    model = deepcopy(small_model)
+    settle_tree(model.tree, torch.from_numpy(adata.obsm["X_stage"]), model.config.assignment)
+    return model.tree.prototypes.detach().numpy()
 
 
 @pytest.fixture(scope="module")
@@ -130,26 +141,25 @@ class TestWhatIsWritten:
         numbers = [int(node[1:]) for node in adata.obs["stage_l3"].cat.categories]
         assert numbers != sorted(numbers)  # or this test shows nothing
 
-    def test_nearest_path(self, adata, tree, small_model):
+    def test_nearest_path(self, adata, tree, small_model, prototypes):
         """Of all paths, the one with the greatest sum of cosines, each level counting half of the one below."""
-        prototypes = small_model.tree.prototypes.detach().numpy()
-        cosine = adata.obsm["X_stage"] @ prototypes.T / np.linalg.norm(prototypes, axis=1)
+        cosine = adata.obsm["X_stage"] @ prototypes.T
         parent = small_model.tree.parent.numpy()
         paths = np.array([[parent[parent[leaf]], parent[leaf], leaf] for leaf in range(8, len(parent))])
         nearest = paths[(cosine[:, paths] @ [0.25, 0.5, 1]).argmax(axis=1)]
         assert adata.obs["stage_path"].tolist() == [">".join(f"N{node}" for node in path) for path in nearest]
         assert (cosine[:, 8:].argmax(axis=1) + 8 != nearest[:, 2]).any()
 
-    def test_confidence(self, adata, tree, small_model):
+    def test_confidence(self, adata, tree, small_model, prototypes):
         """Equations 6 and 7, cell by cell."""
         tau = small_model.config.temperature
-        vectors = dict(zip(tree.index, small_model.tree.prototypes.detach().numpy(), strict=True))
+        vectors = dict(zip(tree.index, prototypes, strict=True))
         expected = []
         for h, path in zip(adata.obsm["X_stage"], adata.obs["stage_path"], strict=True):
             factors = []
             for node in path.split(">"):
                 siblings = tree.index[tree["parent"] == tree.loc[node, "parent"]]
-                odds = {name: np.exp(h @ vectors[name] / np.linalg.norm(vectors[name]) / tau) for name in siblings}
+                odds = {name: np.exp(h @ vectors[name] / tau) for name in siblings}
                 factors.append(odds[node] / sum(odds.values()))
             expected.append(np.prod(factors) ** (1 / 3))
         confidence = adata.obs["stage_confidence"]
@@ -190,6 +200,7 @@ class TestWhatIsWritten:
             "library_key": "",
             "layer": "",
             "n_domains": 4,
+            "settle": True,
         }
         assert adata.uns["stage"]["model"] == {
             "name": "custom",
@@ -197,6 +208,32 @@ class TestWhatIsWritten:
             "version": st.__version__,
         }
         assert adata.uns["stage"]["levels"] == LEVELS
+
+
+class TestSettling:
+    def test_the_model_stays_as_it_is(self, tissue, small_model):
+        before = {name: value.clone() for name, value in small_model.state_dict().items()}
+        labelled(tissue, small_model)
+        assert all(value.equal(before[name]) for name, value in small_model.state_dict().items())
+
+    def test_not_asked_for(self, tissue, small_model):
+        """Niches are those of the model's own tree, and the same as of a tree that has settled before."""
+        as_it_is = labelled(tissue, small_model, settle=False)
+        nodes, _ = small_model.tree.assign(torch.from_numpy(as_it_is.obsm["X_stage"]))
+        assert as_it_is.obs["stage_l3"].tolist() == [f"N{node}" for node in nodes[:, -1].tolist()]
+        assert as_it_is.uns["stage"]["params"]["settle"] is False
+        once = st.tl.fit(tissue, init=small_model, epochs=0, progress=False)
+        assert_same_labels(labelled(tissue, once, settle=False), labelled(tissue, small_model))
+
+    def test_on_a_sample_of_many_cells(self, tissue, small_model, monkeypatch):
+        monkeypatch.setattr(_stage_niches, "SAMPLE", 100)
+        found = labelled(tissue, small_model)
+        h = torch.from_numpy(found.obsm["X_stage"])
+        tree = deepcopy(small_model.tree)
+        settle_tree(tree, draw(h, len(h), 100), "path")
+        nodes, _ = tree.assign(h)
+        assert found.obs["stage_l3"].tolist() == [f"N{node}" for node in nodes[:, -1].tolist()]
+        assert_same_labels(labelled(tissue[::-1].copy(), small_model)[tissue.obs_names].copy(), found)
 
 
 class TestDomains:
@@ -366,16 +403,32 @@ class TestComputation:
 class TestLists:
     def test_like_one_by_one(self, slides, tissue, small_model):
         parts = [slides.copy(), tissue[:, 20:].copy()]
-        expected = [labelled(part, small_model) for part in parts]
-        assert st.tl.stage_niches(parts, model=small_model) is None
+        expected = [labelled(part, small_model, settle=False) for part in parts]
+        assert st.tl.stage_niches(parts, model=small_model, settle=False) is None
         for one, other in zip(expected, parts, strict=True):
             assert_same_labels(one, other)
 
     def test_copies(self, slides, tissue, small_model, unchanged):
         with unchanged(slides, tissue):
-            parts = st.tl.stage_niches((slides, tissue), model=small_model, copy=True)
+            parts = st.tl.stage_niches((slides, tissue), model=small_model, settle=False, copy=True)
         assert isinstance(parts, list)
-        assert_same_labels(labelled(tissue, small_model), parts[1])
+        assert_same_labels(labelled(tissue, small_model, settle=False), parts[1])
+
+    def test_the_tree_settles_on_all_together(self, slides, small_model):
+        parts = [slides[slides.obs["slide"] == name].copy() for name in ("slide2", "slide1")]
+        for part in parts:
+            st.pp.build_graph(part)
+        alone = [labelled(part, small_model) for part in parts]
+        st.tl.stage_niches(parts, model=small_model)
+        together = labelled(slides, small_model)
+        for part in parts:
+            expected = together.obs.loc[part.obs_names]
+            assert part.obs["stage_path"].tolist() == expected["stage_path"].tolist()
+            assert part.obs["stage_confidence"].tolist() == expected["stage_confidence"].tolist()
+        assert any(
+            one.obs["stage_path"].tolist() != other.obs["stage_path"].tolist()
+            for one, other in zip(alone, parts, strict=True)
+        ), "or this test shows nothing"
 
     def test_domains_are_those_of_all_together(self, slides, small_model):
         parts = [slides[slides.obs["slide"] == name].copy() for name in ("slide1", "slide2")]

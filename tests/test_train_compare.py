@@ -31,7 +31,7 @@ def slide():
 
 
 def labelled(adata, model):
-    return st.tl.stage_niches(adata, model=model, copy=True)
+    return st.tl.stage_niches(adata, model=model, settle=False, copy=True)
 
 
 def embedded(model, slides):

@@ -1,4 +1,4 @@
-"""The tree after fine-tuning: prototypes go where their cells are, and no farther than there are cells."""
+"""A tree on other cells than it was grown on: prototypes go where their cells are, and others stay."""
 
 from __future__ import annotations
 
@@ -11,8 +11,7 @@ from torch.nn.functional import normalize
 
 import stage_sc as st
 from stage_sc.data._slide import read_data
-from stage_sc.train._adapt import CELLS_PER_LEAF
-from stage_sc.train._settle import settle_tree
+from stage_sc.train._settle import PRIOR, settle_tree
 from stage_sc.train._start import encode_slides
 
 
@@ -29,8 +28,12 @@ def away(small_model) -> torch.Tensor:
 
 @pytest.fixture
 def settled(small_model, away):
-    model = copy.deepcopy(small_model)
-    settle_tree(model, away)
+    return settle(small_model, away)
+
+
+def settle(model, h):
+    model = copy.deepcopy(model)
+    settle_tree(model.tree, h, model.config.assignment)
     return model
 
 
@@ -49,7 +52,7 @@ class TestSettleTree:
         start = normalize(small_model.tree.prototypes.detach(), dim=1).double().numpy()
         paths, h = paths_of(settled, away).numpy(), away.double().numpy()
         for node in range(settled.tree.n_nodes):
-            expected = CELLS_PER_LEAF * start[node] + h[(paths == node).any(axis=1)].sum(axis=0)
+            expected = PRIOR * len(h) * start[node] + h[(paths == node).any(axis=1)].sum(axis=0)
             expected /= np.linalg.norm(expected)
             np.testing.assert_allclose(settled.tree.prototypes[node].detach(), expected, atol=1e-5)
 
@@ -72,15 +75,22 @@ class TestSettleTree:
         start = normalize(small_model.tree.prototypes.detach(), dim=1)
         torch.testing.assert_close(settled.tree.prototypes[unused], start[unused], rtol=0, atol=1e-6)
 
-    def test_few_cells_move_little(self, small_model, away):
-        model = copy.deepcopy(small_model)
-        settle_tree(model, away[:1])
-        cosine = (model.tree.prototypes * normalize(small_model.tree.prototypes, dim=1)).sum(dim=1)
-        assert cosine.min() > 0.999
+    def test_the_number_of_cells_does_not_matter(self, small_model, settled, away):
+        """A tissue has the same niches if more of it was measured."""
+        more = settle(small_model, away.repeat(3, 1))
+        torch.testing.assert_close(more.tree.prototypes, settled.tree.prototypes, rtol=0, atol=1e-5)
+
+    def test_cells_of_the_tree_stay(self, small_model):
+        """Cells at the leaves do not move them."""
+        leaves = normalize(small_model.tree.prototypes[small_model.tree.nodes(-1)].detach(), dim=1)
+        paths = paths_of(small_model, leaves)
+        kept = paths[:, -1] == torch.arange(*small_model.tree.offsets[-2:])
+        model = settle(small_model, leaves[kept].repeat_interleave(50, dim=0))
+        moved = model.tree.prototypes[paths[kept, -1]]
+        assert (moved * leaves[kept]).sum(dim=1).min() > 0.99
 
     def test_order_of_cells(self, small_model, settled, away):
-        model = copy.deepcopy(small_model)
-        settle_tree(model, away[torch.randperm(len(away), generator=torch.Generator().manual_seed(0))])
+        model = settle(small_model, away[torch.randperm(len(away), generator=torch.Generator().manual_seed(0))])
         torch.testing.assert_close(model.tree.prototypes, settled.tree.prototypes, rtol=0, atol=1e-5)
 
 
@@ -89,9 +99,8 @@ class TestFineTuning:
         with caplog.at_level("INFO"):
             model = st.tl.fit(slides, init=small_model, epochs=0, progress=False)
         assert "leaves are in use" in caplog.text
-        expected = copy.deepcopy(small_model)
         known = read_data(slides, scaling="standardize", vocabulary=small_model.vocabulary.keys())
-        settle_tree(expected, torch.cat([encoded.niche for encoded in encode_slides(expected, known)]))
+        expected = settle(small_model, torch.cat([encoded.niche for encoded in encode_slides(small_model, known)]))
         torch.testing.assert_close(model.tree.prototypes, expected.tree.prototypes, rtol=0, atol=1e-5)
 
     def test_from_scratch_nothing_settles(self, tissue, small_config, caplog):
