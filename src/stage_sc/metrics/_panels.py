@@ -70,9 +70,9 @@ def panel_agreement(
 
     Notes
     -----
-    Costs two calls of `stage_sc.tl.stage_niches` per split. Half a panel says less than all of it, so the labels of the
-    whole panel are more stable than the figures say. Levels with many niches agree less than levels with few: compare
-    models with trees of the same size, or domains.
+    Costs two calls of `stage_sc.tl.stage_niches` per split; the tree settles on both halves together. Half a panel says
+    less than all of it, so the labels of the whole panel are more stable than the figures say. Levels with many niches
+    agree less than levels with few: compare models with trees of the same size, or domains.
 
     Examples
     --------

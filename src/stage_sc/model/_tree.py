@@ -13,7 +13,7 @@ from stage_sc.model._linkage import group_with_siblings
 from stage_sc.model._sinkhorn import sinkhorn
 
 # Cells that are compared with all prototypes at a time.
-BLOCK = 4096
+BLOCK = 1024
 
 
 class PrototypeTree(nn.Module):
@@ -129,8 +129,18 @@ class PrototypeTree(nn.Module):
         nodes, confidence = (torch.cat(column) for column in zip(*parts, strict=True))
         return nodes, confidence
 
+    @torch.no_grad()
+    def paths(self, h: Tensor, *, how: Literal["path", "top-down"] = "path") -> Tensor:
+        """Nodes of `assign` alone, ``(n, L)`` int64."""
+        return torch.cat([self._nodes(self._positions(self.scores(block), how)) for block in h.split(BLOCK)])
+
     def _assign(self, h: Tensor, how: str, temperature: float) -> tuple[Tensor, Tensor]:
         scores = self.scores(h)
+        path = self._positions(scores, how)
+        return self._nodes(path), self._confidence(scores, path, temperature)
+
+    def _positions(self, scores: list[Tensor], how: str) -> list[Tensor]:
+        """Path of every cell, as positions within the levels."""
         n_levels = len(self.levels)
         total = scores[0]
         for level in range(1, n_levels):
@@ -142,8 +152,10 @@ class PrototypeTree(nn.Module):
         path = [position]
         for level in range(n_levels - 1, 0, -1):
             path.insert(0, self.local_parent(level)[path[0]])
-        nodes = torch.stack([path[level] + self.offsets[level] for level in range(n_levels)], dim=1)
-        return nodes, self._confidence(scores, path, temperature)
+        return path
+
+    def _nodes(self, path: list[Tensor]) -> Tensor:
+        return torch.stack([position + self.offsets[level] for level, position in enumerate(path)], dim=1)
 
     def _confidence(self, scores: list[Tensor], path: list[Tensor], temperature: float) -> Tensor:
         """Geometric mean over levels of the probability of the path's node among its siblings."""

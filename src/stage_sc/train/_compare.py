@@ -35,5 +35,4 @@ def compare_niches(model: Stage, start: Stage, h: Tensor, slides: list[Slide]) -
 
 
 def _nodes(model: Stage, h: Tensor) -> Tensor:
-    nodes, _ = model.tree.assign(h, how=model.config.assignment)
-    return nodes
+    return model.tree.paths(h, how=model.config.assignment)

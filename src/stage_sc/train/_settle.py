@@ -45,13 +45,13 @@ def settle_tree(tree: PrototypeTree, h: Tensor, how: Literal["path", "top-down"]
         Way through the tree, see `PrototypeTree.assign`.
     """
     prior = PRIOR * len(h) * normalize(tree.prototypes, dim=1)
-    paths, _ = tree.assign(h, how=how)
+    paths = tree.paths(h, how=how)
     for _ in range(MAX_ROUNDS):
         total = prior.clone()
         for nodes in paths.T:
             total.index_add_(0, nodes, h)
         tree.prototypes.copy_(normalize(total, dim=1))
-        before, (paths, _) = paths, tree.assign(h, how=how)
+        before, paths = paths, tree.paths(h, how=how)
         if torch.equal(paths, before):
             break
     logger.info("%d of %d leaves are in use.", len(paths[:, -1].unique()), tree.levels[-1])
