@@ -132,30 +132,35 @@ class PrototypeTree(nn.Module):
     @torch.no_grad()
     def paths(self, h: Tensor, *, how: Literal["path", "top-down"] = "path") -> Tensor:
         """Nodes of `assign` alone, ``(n, L)`` int64."""
-        return torch.cat([self._nodes(self._positions(self.scores(block), how)) for block in h.split(BLOCK)])
+        return torch.cat([self._paths(block, how) for block in h.split(BLOCK)])
 
     def _assign(self, h: Tensor, how: str, temperature: float) -> tuple[Tensor, Tensor]:
+        nodes = self._paths(h, how)
+        path = [node - offset for node, offset in zip(nodes.T, self.offsets, strict=False)]
+        return nodes, self._confidence(self.scores(h), path, temperature)
+
+    def _paths(self, h: Tensor, how: str) -> Tensor:
+        """From the leaf, which is found first, up."""
+        position = self._last_of_top_down(h) if how == "top-down" else (h @ self._sums_of_paths().T).argmax(dim=1)
+        nodes = [position + self.offsets[-2]]
+        for _ in self.levels[1:]:
+            nodes.insert(0, self.parent[nodes[0]])
+        return torch.stack(nodes, dim=1)
+
+    def _sums_of_paths(self) -> Tensor:
+        """``(K_L, dim)`` sum of the prototypes from each leaf to the root level, each level counting half as much."""
+        prototypes = F.normalize(self.prototypes, dim=1)
+        total = prototypes[self.nodes(0)]
+        for level in range(1, len(self.levels)):
+            total = prototypes[self.nodes(level)] + total[self.local_parent(level)] / 2
+        return total
+
+    def _last_of_top_down(self, h: Tensor) -> Tensor:
         scores = self.scores(h)
-        path = self._positions(scores, how)
-        return self._nodes(path), self._confidence(scores, path, temperature)
-
-    def _positions(self, scores: list[Tensor], how: str) -> list[Tensor]:
-        """Path of every cell, as positions within the levels."""
-        n_levels = len(self.levels)
-        total = scores[0]
-        for level in range(1, n_levels):
-            if how == "top-down":
-                total = torch.where(self.siblings(level, total.argmax(dim=1)), scores[level], -torch.inf)
-            else:
-                total = scores[level] + total[:, self.local_parent(level)] / 2
-        position = total.argmax(dim=1)
-        path = [position]
-        for level in range(n_levels - 1, 0, -1):
-            path.insert(0, self.local_parent(level)[path[0]])
-        return path
-
-    def _nodes(self, path: list[Tensor]) -> Tensor:
-        return torch.stack([position + self.offsets[level] for level, position in enumerate(path)], dim=1)
+        position = scores[0].argmax(dim=1)
+        for level in range(1, len(self.levels)):
+            position = torch.where(self.siblings(level, position), scores[level], -torch.inf).argmax(dim=1)
+        return position
 
     def _confidence(self, scores: list[Tensor], path: list[Tensor], temperature: float) -> Tensor:
         """Geometric mean over levels of the probability of the path's node among its siblings."""
