@@ -204,7 +204,7 @@ def _relabel(
     with one_thread():
         labels = give_niches(network, tree, found, torch.device("cpu"))
         domain = np.empty(0) if domains is None else domains.nearest(content).numpy()
-    if domains is None and before["params"]["settle"] == params["settle"] and has_niches(adata, key, labels):
+    if domains is None and before["params"].get("settle") == params["settle"] and has_niches(adata, key, labels):
         return
     write_labels(adata, labels, network, {**before["params"], **params})
     adata.uns[key]["source"] = before["source"]
