@@ -22,7 +22,7 @@ from matplotlib.figure import Figure
 
 from .ablations import ablations, ordered
 from .runs import read_lines
-from .tables import CHANGES, by_role, frame
+from .tables import about_domains, by_role, frame
 
 LOWEST_JSD = 1e-4  # where its logarithmic axis begins
 SCORES = ("ARI", "ARI between halves", "specificity", "FIDE", "JSD")
@@ -35,14 +35,14 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
     options = parser.parse_args()
     lines = list({line["id"]: line for path in options.lines for line in read_lines(path)}.values())
-    scores = frame(line for line in lines if not CHANGES & set(line["options"]))
+    scores = frame(filter(about_domains, lines))
     figures = {f"methods-{role.replace(' ', '-')}": methods(runs) for role, runs in by_role(scores).items()}
     changed = ablations(lines)
     if len(changed):
         figures |= {"ablation": trade_off(changed), "parameters": parameters(changed)}
     options.out.mkdir(parents=True, exist_ok=True)
     for name, figure in figures.items():
-        figure.savefig(options.out / f"{name}.png", dpi=150)
+        figure.savefig(options.out / f"{name}.png", dpi=100)
         print(options.out / f"{name}.png")
 
 
@@ -57,19 +57,23 @@ def methods(scores: pd.DataFrame) -> Figure:
         len(titles), len(columns), figsize=size, squeeze=False, sharey=True, sharex="row", layout="constrained"
     )
     for axes, (scenario, part) in zip(grid.T, columns, strict=True):
-        axes[0].set_title(scenario, fontsize=8)
+        shown = [title for title in titles if part[title].notna().any()]
         for ax, title in zip(axes, titles, strict=True):
+            if title not in shown:
+                ax.set_visible(False)
+                continue
+            if title == shown[0]:
+                ax.set_title(scenario, fontsize=8)
             found = part.groupby("name")[title].agg(["mean", "std"]).reindex(names)
             colours = ["tab:red" if name.startswith("stage") else "tab:blue" for name in names]
             ax.barh(names, found["mean"], xerr=found["std"].fillna(0), color=colours, alpha=0.75)
             if (expert := part.loc[part["name"] == "expert", title].dropna()).size:
                 ax.axvline(expert.mean(), color="black", linestyle="--", linewidth=1)
             ax.set_xlabel(title)
-            ax.set_visible(part[title].notna().any())
     for ax, title in zip(grid[:, 0], titles, strict=True):  # limits are shared, and fixed from here on
         if title == "JSD":
             ax.set_xscale("log")
-            ax.set_xlim(left=LOWEST_JSD)
+            ax.set_xlim(LOWEST_JSD, max(2 * runs["JSD"].max(), 1))
         else:
             ax.set_xlim(left=0)
     return figure

@@ -36,7 +36,7 @@ def main() -> None:
     parser.add_argument("--ours", default=OURS, help="the method that is tested against the others")
     options = parser.parse_args()
     lines = list({line["id"]: line for path in options.lines for line in read_lines(path)}.values())
-    scores = frame(line for line in lines if not CHANGES & set(line["options"]))
+    scores = frame(filter(about_domains, lines))
     for scenario, part in scores.groupby("scenario", sort=False):
         print(f"## {scenario} ({', '.join(part['roles'].iloc[0])})\n\n{markdown(summary(part))}\n")
     print(f"## In the form of the paper's Table 1\n\n{markdown(paper_table(scores))}\n")
@@ -49,6 +49,12 @@ def main() -> None:
             print(f"## One choice changed: {scenario}\n\n{markdown(ablation_table(part))}\n")
     if failed := [line for line in lines if "scores" not in line]:
         print(f"## Not done\n\n{markdown(reasons(failed))}")
+
+
+def about_domains(line: Line) -> bool:
+    """Whether no single choice was changed, and domains are not those of another run: settling moves none."""
+    options = line["options"]
+    return not CHANGES & set(options) and (options.get("settle", True) or "variant" in options)
 
 
 def name_of(line: Line) -> str:
