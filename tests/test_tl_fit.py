@@ -412,7 +412,7 @@ class TestConfiguration:
         paths = {}
         for how in ("path", "top-down"):
             model = fit(tissue, small_config.replace(assignment=how), epochs=2)
-            adata = st.tl.stage_niches(tissue, model=model, copy=True)
+            adata = st.tl.stage_niches(tissue, model=model, settle=False, copy=True)
             paths[how] = adata.obs["stage_path"].astype(str)
             prototypes = torch.nn.functional.normalize(model.tree.prototypes.detach(), dim=1).numpy()
             cosine = adata.obsm["X_stage"] @ prototypes.T
