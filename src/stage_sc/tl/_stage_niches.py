@@ -154,9 +154,9 @@ def stage_niches(
     The same input gives the same labels, for any order of cells and genes and for rotated or shifted coordinates: cells
     are computed in an order of their own, on one thread. Each is encoded once, layer by layer, over blocks of rows.
     Time and memory grow linearly with the number of cells: on one core about 12 s and 3.5 GB for a million cells with
-    50 genes in each, most of the memory for the expression; `settle` adds up to 1 s, `n_domains` 2 to 5 s and 0.8 GB. An `X` on disk
-    (backed, or a dask array) is read once, in blocks, into files in the folder for temporary files (8 bytes per count),
-    and does not stay in memory.
+    50 genes in each, most of the memory for the expression; `settle` adds up to 1 s, `n_domains` 2 to 5 s and 0.8 GB.
+    An `X` on disk (backed, or a dask array) is read once, in blocks, into files in the folder for temporary files (8
+    bytes per count), and does not stay in memory.
 
     Examples
     --------
