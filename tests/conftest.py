@@ -18,7 +18,7 @@ import scipy.sparse as sp
 import stage_sc as st
 
 if TYPE_CHECKING:  # torch takes seconds to import
-    from stage_sc.data._slide import Slide
+    from stage_sc.slides._slide import Slide
     from stage_sc.model import Stage, StageConfig
 
 EMPTY, ISOLATED = 7, 9
@@ -85,8 +85,8 @@ def on_disk(tmp_path_factory) -> Callable[[Slide], Slide]:
     """Writes a slide as it is to files, and gives the same slide on disk."""
 
     def write(slide: Slide) -> Slide:
-        from stage_sc.data._stored import MatrixWriter, StoredArray
-        from stage_sc.data._window import boxes_of
+        from stage_sc.slides._stored import MatrixWriter, StoredArray
+        from stage_sc.slides._window import boxes_of
 
         folder, n = tmp_path_factory.mktemp("slide"), slide.n_cells
         matrices = {"expression": slide.take(np.arange(n)), "graph": slide.graph, "local": slide.local}
@@ -173,9 +173,9 @@ def _assert_same(one: Any, other: Any, where: str = "") -> None:
 @pytest.fixture(scope="module")
 def parts(slides):
     """What the model takes of `slides`."""
-    from stage_sc.data._slide import read_data
+    from stage_sc.slides._slide import read_slides_of
 
-    return read_data(slides, scaling="standardize")
+    return read_slides_of(slides, scaling="standardize")
 
 
 @pytest.fixture
@@ -183,14 +183,14 @@ def new_model(parts, small_config):
     """Make a model with gene vectors and a tree, not yet trained; the same each time."""
     import torch
 
-    from stage_sc.train._prior import gene_prior
-    from stage_sc.train._start import grow_tree, set_start
+    from stage_sc.embed._gene_vectors import gene_prior
+    from stage_sc.train._start import grow_tree, initialize_network
 
     def make(**changes: object) -> st.model.Stage:
         genes = sorted({gene for slide in parts for gene in slide.genes})
         model = st.model.Stage(small_config.replace(**changes), genes, [slide.name for slide in parts])
         model.set_vectors(torch.from_numpy(gene_prior(parts, genes, model.config.dim)))
-        set_start(model, parts)
+        initialize_network(model, parts)
         grow_tree(model, parts, np.random.default_rng(0))
         return model
 

@@ -12,14 +12,14 @@ import scipy.sparse as sp
 import torch
 
 import stage_sc as st
-from stage_sc.data._batch import among, draw_partners, make_batch, slide_panel, to_device, within_reach
-from stage_sc.data._canonical import canonical_order
-from stage_sc.data._expression import plan_columns, read_expression
-from stage_sc.data._slide import Slide, read_data
+from stage_sc.slides._batch import among, sample_partners, make_batch, slide_panel, to_device, receptive_field
+from stage_sc.slides._canonical import canonical_order
+from stage_sc.slides._expression import plan_columns, read_expression
+from stage_sc.slides._slide import Slide, read_slides_of
 from stage_sc.model import Stage, StageConfig
-from stage_sc.model._augment import Panel, draw_view
-from stage_sc.model._sparse import Sparse
-from stage_sc.pp._neighbors import ring
+from stage_sc.nn._augment import Panel, draw_view
+from stage_sc.nn._sparse import Sparse
+from stage_sc.graph._neighbors import ring
 
 LONELY = [4, 40]  # cells far from all others
 
@@ -35,7 +35,7 @@ def adata() -> ad.AnnData:
 
 @pytest.fixture(scope="module")
 def slide(adata) -> Slide:
-    return read_data(adata, scaling="standardize")[0]
+    return read_slides_of(adata, scaling="standardize")[0]
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +43,7 @@ def in_hops(adata) -> Slide:
     """The same cells, with neighbourhoods counted in steps."""
     other = adata.copy()
     st.pp.build_graph(other, mode="hops", local=1, view=3)
-    return read_data(other, scaling="standardize")[0]
+    return read_slides_of(other, scaling="standardize")[0]
 
 
 def rings(slide: Slide) -> sp.csr_matrix:
@@ -158,9 +158,9 @@ class TestBatch:
                 around = np.isin(np.arange(300), centres)
                 for _ in range(6):
                     around = graph[around].any(axis=0)
-                got = within_reach(one, centres, n_layers, content=False)
+                got = receptive_field(one, centres, n_layers, content=False)
                 np.testing.assert_array_equal(got, np.flatnonzero(reached))
-                np.testing.assert_array_equal(within_reach(one, centres, n_layers), np.flatnonzero(reached | around))
+                np.testing.assert_array_equal(receptive_field(one, centres, n_layers), np.flatnonzero(reached | around))
 
     def test_panel(self, slide, vocabulary):
         panel = slide_panel(slide, vocabulary)
@@ -193,7 +193,7 @@ class TestPartners:
             view = rings(one)
             for _ in range(20):
                 centres = rng.permutation(300)[:100]
-                partners = draw_partners(one, centres, rng.random(100))
+                partners = sample_partners(one, centres, rng.random(100))
                 filled = np.diff(view.indptr)[centres] > 0
                 assert (partners[~filled] == centres[~filled]).all()
                 assert (np.asarray(view[centres[filled], partners[filled]]).ravel() > 0).all()
@@ -203,7 +203,7 @@ class TestPartners:
         """With chance spread evenly over [0, 1), shares are the weights."""
         for one in (slide, in_hops):
             view, centres, u = rings(one), np.array([3, 120, 7]), (np.arange(20_000) + 0.5) / 20_000
-            draws = draw_partners(one, np.repeat(centres, 20_000), np.tile(u, 3)).reshape(3, -1)
+            draws = sample_partners(one, np.repeat(centres, 20_000), np.tile(u, 3)).reshape(3, -1)
             for centre, drawn in zip(centres, draws, strict=True):
                 weights = view[[centre]].toarray()[0].astype(float)
                 assert (weights > 0).sum() > 5
@@ -213,9 +213,9 @@ class TestPartners:
     def test_do_not_depend_on_the_other_centres(self, slide):
         rng = np.random.default_rng(0)
         centres, u = rng.permutation(300), rng.random(300)
-        together = draw_partners(slide, centres, u)
+        together = sample_partners(slide, centres, u)
         for some in (slice(0, 100), slice(100, 101), slice(101, 300), slice(0, 0)):
-            assert (draw_partners(slide, centres[some], u[some]) == together[some]).all()
+            assert (sample_partners(slide, centres[some], u[some]) == together[some]).all()
 
     @pytest.fixture
     def line(self, slide) -> Slide:
@@ -226,7 +226,7 @@ class TestPartners:
 
     def test_unequal_weights_and_rows_without_ring_in_between(self, line):
         centres = np.tile([2, 0, 1, 3, 2], 4000)
-        partners = draw_partners(line, centres, np.random.default_rng(0).random(20_000))
+        partners = sample_partners(line, centres, np.random.default_rng(0).random(20_000))
         assert (partners[centres == 2] == 2).all()
         weight = {d: np.exp(-(d**2) / 1800) for d in (20, 40, 60)}
         for centre, near, far, one, other in ((0, 1, 3, 20, 60), (1, 0, 3, 20, 40), (3, 1, 0, 40, 60)):
@@ -237,8 +237,8 @@ class TestPartners:
 
     def test_the_ends_of_chance(self, line):
         centres = np.array([0, 1, 2, 3])
-        assert draw_partners(line, centres, np.zeros(4)).tolist() == [1, 0, 2, 0]
-        assert draw_partners(line, centres, np.full(4, np.nextafter(1, 0))).tolist() == [3, 3, 2, 1]
+        assert sample_partners(line, centres, np.zeros(4)).tolist() == [1, 0, 2, 0]
+        assert sample_partners(line, centres, np.full(4, np.nextafter(1, 0))).tolist() == [3, 3, 2, 1]
 
     def test_a_ring_of_far_cells_beside_near_ones(self, line):
         """Whose weights are lost in a sum with those of others."""
@@ -246,7 +246,7 @@ class TestPartners:
             line, xy=np.array([[0.0, 0], [11, 0], [5000, 0], [5090, 0], [5000, 90.0]]), sizes=(*line.sizes[:3], 9)
         )
         centres = np.tile([0, 2], 5000)
-        partners = draw_partners(far, centres, (np.arange(10_000) + 0.5) / 10_000)
+        partners = sample_partners(far, centres, (np.arange(10_000) + 0.5) / 10_000)
         assert (partners[centres == 0] == 1).all()
         assert np.mean(partners[centres == 2] == 3) == pytest.approx(0.5, abs=1e-3)
         assert np.mean(partners[centres == 2] == 4) == pytest.approx(0.5, abs=1e-3)
@@ -254,12 +254,12 @@ class TestPartners:
     def test_nobody_has_a_ring(self, slide):
         empty = replace(slide, sizes=("radius", 1e-4, 2e-4, 1.0))
         centres = np.arange(0, 300, 7)
-        assert (draw_partners(empty, centres, np.random.default_rng(0).random(43)) == centres).all()
+        assert (sample_partners(empty, centres, np.random.default_rng(0).random(43)) == centres).all()
 
     def test_centres_are_not_changed_and_chance_decides(self, slide):
         centres = np.arange(100)
         one, same, other = (
-            draw_partners(slide, centres, np.random.default_rng(seed).random(100)) for seed in (1, 1, 2)
+            sample_partners(slide, centres, np.random.default_rng(seed).random(100)) for seed in (1, 1, 2)
         )
         assert (centres == np.arange(100)).all()
         assert (one == same).all()

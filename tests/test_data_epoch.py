@@ -15,11 +15,11 @@ from hypothesis import strategies as some
 from scipy.spatial import cKDTree
 
 from stage_sc.data import _epoch, _window
-from stage_sc.data._batch import make_batch, slide_panel
-from stage_sc.data._epoch import epoch_batches, n_batches
-from stage_sc.data._slide import Slide
+from stage_sc.slides._batch import make_batch, slide_panel
+from stage_sc.train._epoch import epoch_batches, n_batches
+from stage_sc.slides._slide import Slide
 from stage_sc.model import StageConfig
-from stage_sc.model._augment import Panel
+from stage_sc.nn._augment import Panel
 
 CHUNK, PER_WINDOW, WINDOWS = 16, 3, 2
 SIZES = (150, 31, 333, 5)

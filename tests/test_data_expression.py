@@ -21,9 +21,9 @@ from anndata.io import sparse_dataset, write_elem
 
 import stage_sc as st
 from stage_sc.data import _expression
-from stage_sc.data._expression import Expression, plan_columns, read_expression, scratch_folder
-from stage_sc.data._slide import Slide, read_data
-from stage_sc.data._stored import StoredMatrix
+from stage_sc.slides._expression import Expression, plan_columns, read_expression, scratch_folder
+from stage_sc.slides._slide import Slide, read_slides_of
+from stage_sc.slides._stored import StoredMatrix
 from stage_sc.model import Stage, StageConfig
 
 N = 270
@@ -52,7 +52,7 @@ def adata() -> ad.AnnData:
 def read(adata: ad.AnnData, scratch: Path | None = None, **arguments: object) -> list[Slide]:
     if scratch is not None:
         scratch.mkdir(exist_ok=True)
-    return read_data(adata, scaling="standardize", scratch=scratch, **arguments)
+    return read_slides_of(adata, scaling="standardize", scratch=scratch, **arguments)
 
 
 @pytest.fixture(scope="module")

@@ -12,8 +12,8 @@ import scipy.sparse as sp
 from scipy.spatial.distance import cdist
 
 import stage_sc as st
-from stage_sc.data._slide import MIN_SCALE, Slide, read_data
-from stage_sc.pp._neighbors import ring
+from stage_sc.slides._slide import MIN_SCALE, Slide, read_slides_of
+from stage_sc.graph._neighbors import ring
 
 MATRICES = ("expression", "graph", "local", "view")
 ARRAYS = ("mean", "scale", "empty", "isolated")
@@ -40,7 +40,7 @@ def graphed(adata: ad.AnnData, **arguments: object) -> ad.AnnData:
 
 
 def read(adata: ad.AnnData, **arguments: object) -> Slide:
-    (slide,) = read_data(adata, **{"scaling": "standardize", **arguments})
+    (slide,) = read_slides_of(adata, **{"scaling": "standardize", **arguments})
     return slide
 
 
@@ -333,7 +333,7 @@ class TestContainers:
 class TestSlides:
     @pytest.mark.parametrize("key", [None, "slide"])
     def test_each_is_what_it_would_be_alone(self, many, key):
-        slides = read_data(many, scaling="standardize", library_key=key)
+        slides = read_slides_of(many, scaling="standardize", library_key=key)
         assert [slide.name for slide in slides] == ["slide1", "slide2", "slide3"]
         for slide in slides:
             members = np.flatnonzero(many.obs["slide"] == slide.name)
@@ -346,13 +346,13 @@ class TestSlides:
 
     def test_mixed_rows(self, many):
         order = np.random.default_rng(0).permutation(many.n_obs)
-        slides = read_data(many[order].copy(), scaling="standardize")
-        for one, other in zip(read_data(many, scaling="standardize"), slides, strict=True):
+        slides = read_slides_of(many[order].copy(), scaling="standardize")
+        for one, other in zip(read_slides_of(many, scaling="standardize"), slides, strict=True):
             assert_same(one, other)
             assert (order[other.cells] == one.cells).all()
 
     def test_names(self, many, adata):
-        names = [slide.name for slide in read_data(many, scaling="none", prefix="a")]
+        names = [slide.name for slide in read_slides_of(many, scaling="none", prefix="a")]
         assert names == ["a/slide1", "a/slide2", "a/slide3"]
         assert read(adata).name == "slide"
         assert read(adata, prefix="brain").name == "brain"

@@ -17,7 +17,7 @@ import zarr
 
 import stage_sc as st
 from stage_sc.data import _store as module
-from stage_sc.data._slide import read_data
+from stage_sc.slides._slide import read_slides_of
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +44,7 @@ def from_memory(path, library_key=None, **options):
     adata = ad.read_zarr(path) if path.suffix == ".zarr" else ad.read_h5ad(path)
     st.pp.filter_cells(adata)
     st.pp.build_graph(adata, library_key=library_key)
-    return read_data(adata, **{"scaling": "standardize", **options})
+    return read_slides_of(adata, **{"scaling": "standardize", **options})
 
 
 def places_of(stored, expected):

@@ -8,7 +8,7 @@ import scipy.sparse as sp
 from hypothesis import given, settings
 from hypothesis import strategies as some
 
-from stage_sc.data._stored import MatrixWriter, StoredArray, StoredMatrix, files_of, restrict
+from stage_sc.slides._stored import MatrixWriter, StoredArray, StoredMatrix, files_of, restrict
 
 
 def matrix(n: int = 37, width: int = 11, seed: int = 0) -> sp.csr_matrix:

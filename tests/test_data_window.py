@@ -13,13 +13,13 @@ from scipy.spatial.distance import cdist
 
 import stage_sc as st
 from stage_sc.data import _window
-from stage_sc.data._batch import draw_partners, make_batch, slide_panel
-from stage_sc.data._slide import Slide, read_data
-from stage_sc.data._window import boxes_of, chunk_cells, load_window, n_chunks, sample
+from stage_sc.slides._batch import sample_partners, make_batch, slide_panel
+from stage_sc.slides._slide import Slide, read_slides_of
+from stage_sc.slides._window import boxes_of, chunk_cells, load_window, n_chunks, sample
 from stage_sc.model import Stage, StageConfig
-from stage_sc.model._stage import Batch
-from stage_sc.pp._neighbors import ring
-from stage_sc.train._encode import Contents
+from stage_sc.nn._stage import Batch
+from stage_sc.graph._neighbors import ring
+from stage_sc.embed._encode import Contents
 
 N = 420
 
@@ -45,7 +45,7 @@ def cases(put_in_order) -> dict[str, Slide]:
     }.items():
         adata.obsm["spatial"] = xy
         st.pp.build_graph(adata, scale=1.0, **arguments)
-        found[name] = in_space(read_data(adata, scaling="standardize")[0], put_in_order)
+        found[name] = in_space(read_slides_of(adata, scaling="standardize")[0], put_in_order)
     return found
 
 
@@ -109,8 +109,8 @@ class TestWindow:
             for size in {1, len(wanted) // 2 + 1}:
                 chosen = rng.permutation(len(wanted))[:size]
                 u = rng.random(size)
-                here = draw_partners(window, places[chosen], u)
-                there = draw_partners(whole, wanted[chosen], u)
+                here = sample_partners(window, places[chosen], u)
+                there = sample_partners(whole, wanted[chosen], u)
                 np.testing.assert_array_equal(back[here], there)
                 for one, other in ((here, there), (places[chosen], wanted[chosen])):
                     got, want = (

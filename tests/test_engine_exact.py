@@ -9,12 +9,12 @@ import torch
 from torch.nn.functional import normalize
 
 import stage_sc as st
-from stage_sc.data._batch import make_batch
-from stage_sc.data._slide import Slide, read_data
+from stage_sc.slides._batch import make_batch
+from stage_sc.slides._slide import Slide, read_slides_of
 from stage_sc.model import Stage, StageConfig, _tree
-from stage_sc.model._sparse import Sparse
-from stage_sc.model._tree import PrototypeTree
-from stage_sc.train._encode import Encoded, calibrate, encode_slide
+from stage_sc.nn._sparse import Sparse
+from stage_sc.nn._tree import PrototypeTree
+from stage_sc.embed._encode import Encoded, calibrate, encode_slide
 
 TOLERANCE = 1e-5
 
@@ -39,7 +39,7 @@ def read(xy: np.ndarray, **arguments: object) -> list[Slide]:
     counts[7] = 0
     adata.X, adata.obsm["spatial"] = counts.tocsr(), xy
     st.pp.build_graph(adata, **arguments)
-    return read_data(adata, scaling="standardize")
+    return read_slides_of(adata, scaling="standardize")
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +52,7 @@ def cases() -> dict[str, Slide]:
         "hops": read(uneven(), mode="hops", local=2, view=3)[0],
         "hexagonal": read(hexagonal())[0],
         "square": read(8.0 * np.stack(np.divmod(np.arange(260), 20), axis=1))[0],
-        **{slide.name: slide for slide in read_data(several, scaling="center")},
+        **{slide.name: slide for slide in read_slides_of(several, scaling="center")},
     }
     assert [parts[name].sizes[0] for name in ("radius", "hops", "hexagonal", "square")] == ["radius", *["hops"] * 3]
     assert parts["radius"].isolated.sum() >= 2
@@ -176,7 +176,7 @@ class TestWholeSlides:
     def test_expression_on_disk_changes_no_bit(self, tmp_path):
         adata = st.datasets.simulate_tissue(200, rng=3)
         st.pp.build_graph(adata)
-        (one,), (other,) = (read_data(adata, scaling="standardize", scratch=folder) for folder in (None, tmp_path))
+        (one,), (other,) = (read_slides_of(adata, scaling="standardize", scratch=folder) for folder in (None, tmp_path))
         model = network(one, 2)
         got, expected = (encode_slide(model, slide, block=30) for slide in (other, one))
         assert got.pooled.equal(expected.pooled)

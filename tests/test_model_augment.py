@@ -9,9 +9,9 @@ import pytest
 import scipy.sparse as sp
 import torch
 
-from stage_sc.model._augment import Panel, View, clean_view, draw_view
-from stage_sc.model._embedder import embed_cells
-from stage_sc.model._sparse import Sparse
+from stage_sc.nn._augment import Panel, View, clean_view, draw_view
+from stage_sc.nn._embedder import embed_cells
+from stage_sc.nn._sparse import Sparse
 
 PUBLISHED = {"panel_fraction": 0.8, "noise_rate": 8.0, "noise_scale": 0.05}
 

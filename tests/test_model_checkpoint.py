@@ -19,12 +19,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from stage_sc.model import Stage, StageConfig, load_checkpoint, save_checkpoint
-from stage_sc.model._augment import Panel
+from stage_sc.nn._augment import Panel
 from stage_sc.model._checkpoint import model_digest
-from stage_sc.model._encoder import Neighbours
-from stage_sc.model._sparse import Sparse
-from stage_sc.model._stage import Batch
-from stage_sc.weights import resolve_model
+from stage_sc.nn._encoder import Neighbours
+from stage_sc.nn._sparse import Sparse
+from stage_sc.nn._stage import Batch
+from stage_sc.model._pretrained import resolve_model
 
 GENES = ["alb", "cd3e", "gfap", "h2-k1", "mki67", "ünïcode"]
 

@@ -14,7 +14,7 @@ class TestDefaults:
     def test_are_the_papers(self):
         config = StageConfig()
         assert (config.temperature, config.epsilon, config.sinkhorn_iterations) == (0.1, 0.05, 3)
-        assert (config.global_weight, config.selection_threshold) == (0.1, 0.99)
+        assert (config.path_weight, config.selection_threshold) == (0.1, 0.99)
         assert (config.warmup_epochs, config.epochs - config.warmup_epochs) == (33, 27)
         assert (config.batch_size, config.learning_rate) == (256, 1e-4)
         assert (len(config.levels), config.levels[-1]) == (3, 512)
@@ -23,15 +23,15 @@ class TestDefaults:
     def test_printed_variant(self):
         paper = StageConfig.paper()
         assert paper.scaling == "none"  # "normalized and log-transformed", nothing else
-        assert paper.swap_levels == "leaves"
-        assert paper.anchor_weight == paper.lift == 0
+        assert paper.swav_levels == "leaves"
+        assert paper.reconstruction_weight == paper.lift == 0
         assert paper.selection == "slide"  # equation 12
         assert paper.linkage == "cosine"
         assert not paper.whiten
         changed = {field.name for field in dataclasses.fields(paper)} - {
             name for name, value in paper.to_dict().items() if value == StageConfig().to_dict()[name]
         }
-        assert not changed & {"temperature", "epsilon", "levels", "epochs", "learning_rate", "global_weight"}
+        assert not changed & {"temperature", "epsilon", "levels", "epochs", "learning_rate", "path_weight"}
 
     def test_printed_variant_with_changes(self):
         assert StageConfig.paper(levels=(2, 4), scaling="center") == StageConfig.paper().replace(
@@ -56,7 +56,7 @@ class TestValues:
 
     def test_nothing_where_nothing_means_something(self):
         names = (
-            *("n_layers", "epochs", "warmup_epochs", "anchor_weight", "global_weight", "lift", "noise_scale"),
+            *("n_layers", "epochs", "warmup_epochs", "reconstruction_weight", "path_weight", "lift", "noise_scale"),
             *("persistence", "smoothing"),
         )
         assert StageConfig(**dict.fromkeys(names, 0)).epochs == 0
@@ -85,13 +85,13 @@ class TestValues:
             *[(name, 0) for name in ("dim", "n_heads", "batch_size", "queue_length", "queue_rank")],
             *[(name, 0.0) for name in ("temperature", "epsilon", "learning_rate", "noise_rate")],
             *[(name, float("nan")) for name in ("temperature", "epsilon", "learning_rate", "noise_rate")],
-            *[(name, -1) for name in ("n_layers", "epochs", "warmup_epochs", "anchor_weight", "lift", "persistence")],
+            *[(name, -1) for name in ("n_layers", "epochs", "warmup_epochs", "reconstruction_weight", "lift", "persistence")],
             ("smoothing", -1),
             *[(name, 0.0) for name in ("panel_fraction", "min_share", "selection_threshold")],
             *[(name, 1.1) for name in ("panel_fraction", "min_share", "selection_threshold")],
-            *[(name, float("nan")) for name in ("anchor_weight", "global_weight", "lift", "persistence")],
+            *[(name, float("nan")) for name in ("reconstruction_weight", "path_weight", "lift", "persistence")],
             ("noise_scale", -0.1),
-            ("global_weight", -1),
+            ("path_weight", -1),
             ("cells_per_slide", 0),
             ("sinkhorn_iterations", 0),
             ("n_heads", 5),
@@ -119,7 +119,7 @@ class TestValues:
         with pytest.raises(TypeError, match=name):
             StageConfig(**{name: value})
 
-    @pytest.mark.parametrize("name", ["scaling", "swap_levels", "linkage", "selection", "assignment"])
+    @pytest.mark.parametrize("name", ["scaling", "swav_levels", "linkage", "selection", "assignment"])
     def test_unknown_choices_name_the_valid_ones(self, name):
         with pytest.raises(ValueError, match=rf"`{name}` must be one of '.*', got 'best'"):
             StageConfig(**{name: "best"})

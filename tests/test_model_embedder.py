@@ -8,9 +8,9 @@ import scipy.sparse as sp
 import torch
 from torch import Tensor
 
-from stage_sc.model._augment import Panel, View, clean_view, draw_view
-from stage_sc.model._embedder import GeneEmbedder, embed_cells
-from stage_sc.model._sparse import Sparse
+from stage_sc.nn._augment import Panel, View, clean_view, draw_view
+from stage_sc.nn._embedder import GeneEmbedder, embed_cells
+from stage_sc.nn._sparse import Sparse
 
 SCALINGS = ("none", "center", "standardize")
 

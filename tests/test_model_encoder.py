@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch_geometric.nn import GATConv
 
-from stage_sc.model._encoder import Encoder, Neighbours
-from stage_sc.model._sparse import Sparse
+from stage_sc.nn._encoder import Encoder, Neighbours
+from stage_sc.nn._sparse import Sparse
 
 N, DIM, HEADS = 14, 8, 4
 

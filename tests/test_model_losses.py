@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from stage_sc.model._losses import anchor_loss, path_loss, swapped_loss
-from stage_sc.model._sinkhorn import sinkhorn
+from stage_sc.nn._losses import reconstruction_loss, path_loss, swav_loss
+from stage_sc.nn._sinkhorn import sinkhorn
 
 LEVELS = (2, 5)
 PARENT_OF = torch.tensor([0, 0, 1, 1, 1])
@@ -36,24 +36,24 @@ class TestSwapped:
             p_i, p_j = (log_softmax(scores[cell].tolist(), temperature) for scores in (one, other))
             for k in range(5):
                 total += q_i[cell][k] * p_j[k] + q_j[cell][k] * p_i[k]
-        assert float(swapped_loss(one, other, temperature=temperature)) == pytest.approx(-total / 2 / 8, rel=1e-4)
+        assert float(swav_loss(one, other, temperature=temperature)) == pytest.approx(-total / 2 / 8, rel=1e-4)
 
     def test_swapping_the_views_changes_nothing(self):
-        assert torch.allclose(swapped_loss(cosines(0), cosines(1)), swapped_loss(cosines(1), cosines(0)))
+        assert torch.allclose(swav_loss(cosines(0), cosines(1)), swav_loss(cosines(1), cosines(0)))
 
     def test_order_of_cells(self):
         one, other, order = cosines(0), cosines(1), torch.tensor([3, 1, 7, 0, 2, 6, 5, 4])
-        assert torch.allclose(swapped_loss(one[order], other[order]), swapped_loss(one, other), rtol=1e-5)
-        assert not torch.allclose(swapped_loss(one[order], other), swapped_loss(one, other), rtol=1e-2)
+        assert torch.allclose(swav_loss(one[order], other[order]), swav_loss(one, other), rtol=1e-5)
+        assert not torch.allclose(swav_loss(one[order], other), swav_loss(one, other), rtol=1e-2)
 
     def test_does_not_grow_with_the_batch(self):
         one, other = cosines(0), cosines(1)
-        twice = swapped_loss(one.repeat(2, 1), other.repeat(2, 1))
-        assert torch.allclose(twice, swapped_loss(one, other), rtol=1e-4)
+        twice = swav_loss(one.repeat(2, 1), other.repeat(2, 1))
+        assert torch.allclose(twice, swav_loss(one, other), rtol=1e-4)
 
     def test_no_gradient_through_the_assignment(self):
         one, other = cosines(0).requires_grad_(), cosines(1).requires_grad_()
-        swapped_loss(one, other).backward()
+        swav_loss(one, other).backward()
         # with q held fixed, the gradient of a cross-entropy is (p - q) / temperature
         q_i, q_j = sinkhorn(one.detach()), sinkhorn(other.detach())
         for scores, q in ((one, q_j), (other, q_i)):
@@ -63,9 +63,9 @@ class TestSwapped:
     def test_prototypes_left_out(self):
         one, other = cosines(0).requires_grad_(), cosines(1).requires_grad_()
         active = torch.tensor([True, False, True, True, False])
-        loss = swapped_loss(*(torch.where(active, scores, -torch.inf) for scores in (one, other)))
+        loss = swav_loss(*(torch.where(active, scores, -torch.inf) for scores in (one, other)))
         loss.backward()
-        assert torch.allclose(loss, swapped_loss(one[:, active], other[:, active]), rtol=1e-5)
+        assert torch.allclose(loss, swav_loss(one[:, active], other[:, active]), rtol=1e-5)
         for scores in (one, other):
             assert torch.isfinite(scores.grad).all()
             assert (scores.grad[:, ~active] == 0).all()
@@ -73,8 +73,8 @@ class TestSwapped:
 
     def test_perfect_prediction_costs_little(self):
         same = 2 * torch.eye(5).repeat(4, 1) - 1
-        assert float(swapped_loss(same, same, temperature=0.05)) < 1e-3
-        assert float(swapped_loss(same, same.roll(1, 1), temperature=0.05)) > 1
+        assert float(swav_loss(same, same, temperature=0.05)) < 1e-3
+        assert float(swav_loss(same, same.roll(1, 1), temperature=0.05)) > 1
 
 
 class TestPath:
@@ -138,19 +138,19 @@ class TestAnchor:
         predicted, content = cosines(0), cosines(1)
         error = sum((float(a) - float(b)) ** 2 for a, b in zip(predicted.flatten(), content.flatten(), strict=True))
         total = sum(float(b) ** 2 for b in content.flatten())
-        assert float(anchor_loss(predicted, content)) == pytest.approx(error / total, rel=1e-5)
+        assert float(reconstruction_loss(predicted, content)) == pytest.approx(error / total, rel=1e-5)
 
     def test_scale(self):
         content = cosines(1)
-        assert float(anchor_loss(content, content)) == 0
-        assert float(anchor_loss(torch.zeros_like(content), content)) == pytest.approx(1)
-        assert torch.allclose(anchor_loss(3 * cosines(0), 3 * content), anchor_loss(cosines(0), content))
+        assert float(reconstruction_loss(content, content)) == 0
+        assert float(reconstruction_loss(torch.zeros_like(content), content)) == pytest.approx(1)
+        assert torch.allclose(reconstruction_loss(3 * cosines(0), 3 * content), reconstruction_loss(cosines(0), content))
 
     @pytest.mark.parametrize("noise", [0.0, 1e-7])
     def test_cells_without_content(self, noise):
         """There is nothing to predict, and nothing to learn from it."""
         predicted = cosines(0).requires_grad_()
-        loss = anchor_loss(predicted, noise * cosines(1))
+        loss = reconstruction_loss(predicted, noise * cosines(1))
         loss.backward()
         assert float(loss.detach()) == 0
         assert predicted.grad is not None and (predicted.grad == 0).all()

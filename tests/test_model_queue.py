@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as some
 
-from stage_sc.model._queue import SlideQueue
+from stage_sc.nn._queue import SlideQueue
 
 LEVELS = (2, 5, 12)
 NODES = [slice(0, 2), slice(2, 7), slice(7, 19)]

@@ -7,7 +7,7 @@ import ot
 import pytest
 import torch
 
-from stage_sc.model._sinkhorn import sinkhorn
+from stage_sc.nn._sinkhorn import sinkhorn
 
 # Two parents of two and three children; the third parent has two children and no cell.
 PARENT_OF = torch.tensor([0, 0, 1, 1, 1, 2, 2])

@@ -11,9 +11,9 @@ from hypothesis import strategies as some
 from scipy.cluster.hierarchy import fcluster, linkage
 from torch import Tensor
 
-from stage_sc.model._linkage import cut, group_with_siblings, leaf_order, weighted_ward
-from stage_sc.model._sinkhorn import sinkhorn
-from stage_sc.model._tree import PrototypeTree
+from stage_sc.nn._linkage import cut, group_with_siblings, leaf_order, weighted_ward
+from stage_sc.nn._sinkhorn import sinkhorn
+from stage_sc.nn._tree import PrototypeTree
 
 DIM = 6
 SHAPES = [(4,), (1, 4), (2, 5), (3, 7, 16), (2, 4, 9, 20)]

@@ -10,7 +10,7 @@ from scipy.stats import ortho_group
 from torch import Tensor
 
 from stage_sc.model import _whitening
-from stage_sc.model._whitening import RIDGE, whitening
+from stage_sc.nn._whitening import RIDGE, whitening
 
 DIM = 6
 

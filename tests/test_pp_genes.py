@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 
 import stage_sc.pp as pp
-from stage_sc.pp._genes import (
+from stage_sc.genes._match import (
     GENE_COLUMNS,
     RENAMED,
     gene_tokens,

@@ -11,8 +11,8 @@ from scipy.spatial import Delaunay, cKDTree
 from scipy.spatial.distance import cdist
 
 import stage_sc.pp as pp
-from stage_sc.pp._graph_state import read_graph
-from stage_sc.pp._neighbors import gaussian_weights, ring
+from stage_sc.graph._state import read_graph
+from stage_sc.graph._neighbors import gaussian_weights, ring
 
 STORED = ("spatial_connectivities", "spatial_distances", "local_connectivities")
 KEYS = (*STORED, "view")  # the view ring is not stored

@@ -9,7 +9,7 @@ import pytest
 import scipy.sparse as sp
 
 import stage_sc.pp as pp
-from stage_sc.pp._graph_state import read_graph
+from stage_sc.graph._state import read_graph
 
 KEYS = ("spatial_connectivities", "spatial_distances", "local_connectivities")
 

@@ -10,7 +10,7 @@ import pytest
 import scanpy as sc
 import scipy.sparse as sp
 
-from stage_sc.pp._normalize import Values, expression, to_csr
+from stage_sc.slides._values import Values, expression, to_csr
 
 
 @pytest.fixture

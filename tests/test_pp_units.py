@@ -15,9 +15,9 @@ from scipy.spatial import cKDTree
 from scipy.spatial.distance import cdist
 
 import stage_sc.pp as pp
-from stage_sc.pp._neighbors import ring
-from stage_sc.pp._platforms import PLATFORMS
-from stage_sc.pp._units import distinct_places
+from stage_sc.graph._neighbors import ring
+from stage_sc.graph._platforms import PLATFORMS
+from stage_sc.graph._units import distinct_places
 
 STORED = ("spatial_connectivities", "spatial_distances", "local_connectivities")
 KEYS = (*STORED, "view")  # the view ring is not stored

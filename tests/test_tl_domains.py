@@ -12,9 +12,9 @@ from sklearn.metrics import adjusted_rand_score, pairwise_distances_argmin
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from stage_sc.data._draw import draw, in_order
+from stage_sc.slides._subsample import draw, in_order
 from stage_sc.tl import _domains
-from stage_sc.tl._domains import SAMPLE, Domains, cut_domains, find_domains
+from stage_sc.niches._domains import SAMPLE, Domains, cut_domains, find_domains
 
 
 def tissue(centres: list[float], seed: int = 0) -> tuple[Tensor, np.ndarray]:

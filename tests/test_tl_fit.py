@@ -277,7 +277,7 @@ class TestInit:
         assert same_state(fit(tissue, None, init=path, epochs=1), fit(tissue, None, init=small_model, epochs=1))
 
     def test_from_the_bundled_model(self, tissue):
-        from stage_sc.weights import load_bundled
+        from stage_sc.model._pretrained import load_bundled
 
         before = {name: value.clone() for name, value in load_bundled().state_dict().items()}
         tuned = fit(tissue, None, init="bundled", epochs=1)
@@ -312,7 +312,7 @@ class TestSchedule:
     @pytest.mark.parametrize("warmup", [0, 10], ids=["joint", "warm-up"])
     def test_loss_falls(self, tissue, small_config, warmup):
         config = small_config.replace(epochs=10, warmup_epochs=warmup, learning_rate=3e-3, batch_size=64)
-        config = config.replace(global_weight=1.0)  # paths are drawn anew in every epoch: it takes some weight to fall
+        config = config.replace(path_weight=1.0)  # paths are drawn anew in every epoch: it takes some weight to fall
         history = fit(tissue, config, patience=None).history
         assert history["stage"].nunique() == 1
         for name in ("loss", "swapped", *(["path"] if warmup == 0 else [])):
@@ -386,11 +386,11 @@ class TestConfiguration:
         ("name", "value", "part"),
         [
             ("linkage", "cosine", "tree.parent"),
-            ("swap_levels", "leaves", "encoder"),
+            ("swav_levels", "leaves", "encoder"),
             ("scaling", "center", "basis"),
-            ("swap_weight", 0.0, "encoder"),
-            ("anchor_weight", 0.0, "encoder"),
-            ("global_weight", 0.0, "encoder"),
+            ("swav_weight", 0.0, "encoder"),
+            ("reconstruction_weight", 0.0, "encoder"),
+            ("path_weight", 0.0, "encoder"),
             ("lift", 0.0, "encoder"),
         ],
     )

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import stage_sc as st
-from stage_sc.data._files import stamp
+from stage_sc._files import stamp
 from stage_sc.tl import _label_files as module
 
 LEVELS = ["stage_l1", "stage_l2", "stage_l3", "stage_path", "stage_flag", "stage_confidence"]

@@ -18,17 +18,17 @@ import scipy.sparse as sp
 import torch
 
 import stage_sc as st
-from stage_sc.data._batch import make_batch
-from stage_sc.data._draw import draw
-from stage_sc.data._slide import read_data
+from stage_sc.slides._batch import make_batch
+from stage_sc.slides._subsample import draw
+from stage_sc.slides._slide import read_slides_of
 from stage_sc.model import Stage
 from stage_sc.model._checkpoint import model_digest
 from stage_sc.tl import _stage_niches
-from stage_sc.tl._domains import cut_domains
-from stage_sc.train._encode import calibrate
-from stage_sc.train._own_content import own_content
-from stage_sc.train._settle import settle_tree
-from stage_sc.weights import BUNDLED
+from stage_sc.niches._domains import cut_domains
+from stage_sc.embed._encode import calibrate
+from stage_sc.embed._slide_context import slide_context
+from stage_sc.niches._settle import settle_tree
+from stage_sc.model._pretrained import BUNDLED
 
 LEVELS = ["stage_l1", "stage_l2", "stage_l3"]
 COLUMNS = [*LEVELS, "stage_path", "stage_confidence", "stage_flag"]
@@ -170,7 +170,7 @@ class TestWhatIsWritten:
     def test_embedding_is_that_of_the_network(self, adata, tissue, small_model):
         h = adata.obsm["X_stage"]
         np.testing.assert_allclose(np.linalg.norm(h, axis=1), 1, atol=1e-5)
-        (slide,) = read_data(tissue, scaling=small_model.config.scaling, vocabulary=small_model.genes)
+        (slide,) = read_slides_of(tissue, scaling=small_model.config.scaling, vocabulary=small_model.genes)
         with torch.no_grad():
             single = small_model(make_batch(slide, calibrate(small_model, slide), small_model.config.n_layers)).numpy()
         near = (slide.graph.toarray() > 0).astype(float)
@@ -246,14 +246,14 @@ class TestDomains:
 
     def test_from_content(self, adata, tissue, small_model):
         """Content of every cell is the mean over six hops, whitened, with what the slide itself shows."""
-        (slide,) = read_data(tissue, scaling=small_model.config.scaling, vocabulary=small_model.genes)
+        (slide,) = read_slides_of(tissue, scaling=small_model.config.scaling, vocabulary=small_model.genes)
         mean = (slide.graph.toarray() > 0).astype(float)
         mean /= mean.sum(axis=1, keepdims=True)
         vectors = small_model.basis[[small_model.vocabulary[gene] for gene in slide.genes]].double().numpy()
         cells = (slide.take(np.arange(300)).toarray() - slide.mean) / slide.scale @ vectors / np.linalg.norm(vectors)
         plain = np.linalg.matrix_power(mean, 6) @ cells @ calibrate(small_model, slide).whitening.numpy()
         content = np.empty((300, 16), np.float32)
-        content[slide.cells] = own_content(slide, torch.from_numpy(plain).float(), small_model.config.persistence)
+        content[slide.cells] = slide_context(slide, torch.from_numpy(plain).float(), small_model.config.persistence)
         domain = cut_domains(torch.from_numpy(content), 4)
         assert adata.obs["stage_domain"].tolist() == [f"D{number + 1}" for number in domain]
 
@@ -261,7 +261,7 @@ class TestDomains:
         """Then there is no other view: nothing but whitening makes the two comparable."""
         raw = Stage(small_model.config.replace(whiten=False), small_model.genes, [])
         raw.load_state_dict({k: v for k, v in small_model.state_dict().items() if "queue" not in k}, strict=False)
-        monkeypatch.setattr(_stage_niches, "own_content", None)
+        monkeypatch.setattr(_stage_niches, "slide_context", None)
         assert labelled(tissue, raw, n_domains=4).obs["stage_domain"].nunique() == 4
 
     def test_training_does_not_change_them(self, tissue, small_model):

@@ -9,8 +9,8 @@ import pandas as pd
 import pytest
 import torch
 
-from stage_sc.data._epoch import epoch_batches, n_batches
-from stage_sc.data._slide import Slide
+from stage_sc.train._epoch import epoch_batches, n_batches
+from stage_sc.slides._slide import Slide
 from stage_sc.model import Stage
 from stage_sc.train import _encode, _train
 from stage_sc.train._start import grow_tree
@@ -49,19 +49,19 @@ class TestTrain:
 
     def test_whitening_and_content_are_computed_once(self, parts, new_model, monkeypatch):
         """For every slide before the first epoch, and when its content is first needed."""
-        seen, plain = [], _encode.surroundings
+        seen, plain = [], _encode.hop_means
 
         def spy(slide: Slide, *arguments: object) -> object:
             seen.append(slide.name)
             return plain(slide, *arguments)
 
         model = new_model(batch_size=50)
-        monkeypatch.setattr(_encode, "surroundings", spy)
+        monkeypatch.setattr(_encode, "hop_means", spy)
         assert len(self.trained(model, parts)) == 4
         assert sorted(seen) == ["slide1", "slide1", "slide2", "slide2"]
         assert seen[:2] == ["slide1", "slide2"]
         seen.clear()
-        self.trained(new_model(anchor_weight=0.0), parts)
+        self.trained(new_model(reconstruction_weight=0.0), parts)
         assert seen.count("slide1") == 3  # new_model looks at it twice
 
     def test_queue_is_emptied_when_the_tree_is_new(self, parts, new_model):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from stage_sc.train import _common_factors
-from stage_sc.train._common_factors import PanelCovariance, common_factors
+from stage_sc.embed._common_factors import PanelCovariance, common_factors
 
 NOISE = 5.0
 

@@ -10,10 +10,10 @@ import pytest
 import torch
 
 import stage_sc as st
-from stage_sc.data._slide import read_data
+from stage_sc.slides._slide import read_slides_of
 from stage_sc.tl import _stage_niches
-from stage_sc.train._compare import compare_niches
-from stage_sc.train._prior import coherence
+from stage_sc.train._compare import trace_niches
+from stage_sc.embed._gene_vectors import coexpression_correlation
 from stage_sc.train._start import encode_slides
 
 
@@ -40,7 +40,7 @@ def embedded(model, slides):
 
 class TestNichesBefore:
     def slides(self, adata, model):
-        return read_data(adata, scaling="standardize", vocabulary=model.vocabulary.keys())
+        return read_slides_of(adata, scaling="standardize", vocabulary=model.vocabulary.keys())
 
     def test_table_is_the_majority_of_cells(self, tissue, small_model, tuned):
         before, after = labelled(tissue, small_model), labelled(tissue, tuned)
@@ -67,7 +67,7 @@ class TestNichesBefore:
 
     def test_nothing_learnt_nothing_moved(self, tissue, small_model):
         same, slides = copy.deepcopy(small_model), self.slides(tissue, small_model)
-        compare_niches(same, small_model, embedded(same, slides), slides)
+        trace_niches(same, small_model, embedded(same, slides), slides)
         used = same.before >= 0
         assert used.sum() > 5
         assert same.before[used].equal(torch.arange(len(used))[used])
@@ -81,17 +81,17 @@ class TestNichesBefore:
     def test_slides_on_disk(self, tissue, small_model, tuned, on_disk):
         stored = [on_disk(slide) for slide in self.slides(tissue, small_model)]
         again = copy.deepcopy(tuned)
-        compare_niches(again, small_model, embedded(again, stored), stored)
+        trace_niches(again, small_model, embedded(again, stored), stored)
         assert (again.before == tuned.before).float().mean() > 0.9
 
 
 class TestCoherence:
     def of(self, adata, model):
-        return coherence(model, read_data(adata, scaling="standardize", vocabulary=model.vocabulary.keys())[0])
+        return coexpression_correlation(model, read_slides_of(adata, scaling="standardize", vocabulary=model.vocabulary.keys())[0])
 
     def test_by_definition(self, slide):
         adata, model = slide
-        one = read_data(adata, scaling="standardize", vocabulary=model.vocabulary.keys())[0]
+        one = read_slides_of(adata, scaling="standardize", vocabulary=model.vocabulary.keys())[0]
         graph = (one.graph != 0).toarray().astype(float)
         near = graph / graph.sum(axis=1, keepdims=True)
         around = near @ near @ ((one.take(np.arange(one.n_cells)).toarray() - one.mean) / one.scale)
@@ -99,7 +99,7 @@ class TestCoherence:
         vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
         pairs = np.triu_indices(len(one.genes), 1)
         expected = np.corrcoef(np.corrcoef(around.T)[pairs], (vectors @ vectors.T)[pairs])[0, 1]
-        assert coherence(model, one) == pytest.approx(expected, abs=1e-3)
+        assert coexpression_correlation(model, one) == pytest.approx(expected, abs=1e-3)
         assert expected > 0.1
 
     def test_other_names_for_genes_are_noticed(self, slide, caplog):
@@ -131,6 +131,6 @@ class TestCoherence:
     def test_one_gene_or_none_that_varies(self, slide):
         adata, model = slide
         assert self.of(adata[:, :1].copy(), model) == 0
-        one = read_data(adata, scaling="standardize", vocabulary=model.vocabulary.keys())[0]
+        one = read_slides_of(adata, scaling="standardize", vocabulary=model.vocabulary.keys())[0]
         flat = replace(one, expression=one.expression * 0)
-        assert abs(coherence(model, flat)) < _stage_niches.UNLIKE
+        assert abs(coexpression_correlation(model, flat)) < _stage_niches.UNLIKE

@@ -13,14 +13,14 @@ from scipy.linalg import fractional_matrix_power, sqrtm
 from scipy.stats import ortho_group
 
 import stage_sc as st
-from stage_sc.data._batch import slide_panel
-from stage_sc.data._slide import Slide, read_data
-from stage_sc.data._window import load_window
+from stage_sc.slides._batch import slide_panel
+from stage_sc.slides._slide import Slide, read_slides_of
+from stage_sc.slides._window import load_window
 from stage_sc.model import Stage, StageConfig, _whitening
-from stage_sc.model._augment import Panel
-from stage_sc.model._whitening import RIDGE
+from stage_sc.nn._augment import Panel
+from stage_sc.nn._whitening import RIDGE
 from stage_sc.train import _encode
-from stage_sc.train._encode import Contents, calibrate, encode_slide
+from stage_sc.embed._encode import Contents, calibrate, encode_slide
 
 N, DIM = 260, 8
 
@@ -33,7 +33,7 @@ def slide() -> Slide:
     counts[7] = 0
     adata.X, adata.obsm["spatial"][9] = counts.tocsr(), [5000, 5000]
     st.pp.build_graph(adata)
-    (slide,) = read_data(adata, scaling="standardize")
+    (slide,) = read_slides_of(adata, scaling="standardize")
     assert slide.isolated.sum() == slide.empty.sum() == 1
     return slide
 
@@ -49,7 +49,7 @@ def network(slide: Slide, seed: int = 0, genes: list[str] | None = None, **chang
     return model.eval()
 
 
-def surroundings(model: Stage, slide: Slide) -> tuple[np.ndarray, np.ndarray]:
+def hop_means(model: Stage, slide: Slide) -> tuple[np.ndarray, np.ndarray]:
     """Means over one hop and over six of cells embedded with the vectors of the start."""
     mean = (slide.graph[:].toarray() > 0).astype(float)
     mean /= mean.sum(axis=1, keepdims=True)
@@ -69,15 +69,15 @@ class TestCalibrate:
     @pytest.mark.parametrize("persistence", [0.0, 0.5, 1.0])
     def test_equations(self, slide, persistence):
         model = network(slide, persistence=persistence)
-        expected = reference(*surroundings(model, slide), persistence)
+        expected = reference(*hop_means(model, slide), persistence)
         got = calibrate(model, slide).whitening
         assert not got.requires_grad
         np.testing.assert_allclose(got.numpy(), expected, rtol=0, atol=1e-4 * np.abs(expected).max())
 
     def test_from_some_cells(self, slide):
-        """Whose surroundings count as a whole."""
+        """Whose hop_means count as a whole."""
         model, cells = network(slide), np.random.default_rng(0).permutation(N)[:60]
-        expected = reference(*(x[cells] for x in surroundings(model, slide)), 0.5)
+        expected = reference(*(x[cells] for x in hop_means(model, slide)), 0.5)
         got = calibrate(model, slide, torch.from_numpy(cells)).whitening.numpy()
         np.testing.assert_allclose(got, expected, rtol=0, atol=1e-4 * np.abs(expected).max())
         whole = calibrate(model, slide).whitening.numpy()
@@ -106,9 +106,9 @@ class TestCalibrate:
     def test_not_whitened(self, slide):
         model = network(slide, whiten=False)
         assert calibrate(model, slide).whitening is None
-        np.testing.assert_allclose(encode_slide(model, slide).content, surroundings(model, slide)[1], atol=1e-5)
+        np.testing.assert_allclose(encode_slide(model, slide).content, hop_means(model, slide)[1], atol=1e-5)
         np.testing.assert_allclose(
-            Contents().of(model, slide, calibrate(model, slide)), surroundings(model, slide)[1], atol=1e-5
+            Contents().of(model, slide, calibrate(model, slide)), hop_means(model, slide)[1], atol=1e-5
         )
 
     def test_training_changes_nothing(self, slide):
@@ -135,7 +135,7 @@ class TestEncode:
         twice = encode_slide(model, slide, plain._replace(whitening=2 * torch.eye(DIM)))
         once = encode_slide(model, slide, plain)
         torch.testing.assert_close(twice.content, 2 * once.content)
-        np.testing.assert_allclose(once.content, surroundings(model, slide)[1], atol=1e-5)
+        np.testing.assert_allclose(once.content, hop_means(model, slide)[1], atol=1e-5)
         assert (twice.h - once.h).abs().max() > 0.01
 
     @pytest.mark.parametrize("whiten", [True, False])
@@ -143,7 +143,7 @@ class TestEncode:
         """Cells take the place of what is not needed any more."""
         model = network(slide, whiten=whiten)
         content = encode_slide(model, slide).content
-        far = surroundings(model, slide)[1]
+        far = hop_means(model, slide)[1]
         expected = far @ calibrate(model, slide).whitening.double().numpy() if whiten else far
         np.testing.assert_allclose(content, expected, atol=1e-4)
 
@@ -155,7 +155,7 @@ class TestEncode:
         cells = slide.take(np.arange(N)).toarray()
         vectors = model.basis.double().numpy()
         cells = (cells - slide.mean) / slide.scale @ vectors / np.linalg.norm(vectors)
-        cells = cells @ reference(*surroundings(model, slide), 0.5)
+        cells = cells @ reference(*hop_means(model, slide), 0.5)
         share = slide.local.toarray().astype(float)
         share /= share.sum(axis=1, keepdims=True)
         np.testing.assert_allclose(encode_slide(model, slide).pooled, share @ cells, atol=1e-3)
@@ -213,7 +213,7 @@ class TestContents:
         whitening = torch.randn(DIM, DIM, generator=torch.Generator().manual_seed(2)) if whiten else None
         panel = slide_panel(slide, model.vocabulary)._replace(whitening=whitening)
         got = Contents().of(model, slide, panel)
-        expected = surroundings(model, slide)[1] @ (whitening.double().numpy() if whiten else np.eye(DIM))
+        expected = hop_means(model, slide)[1] @ (whitening.double().numpy() if whiten else np.eye(DIM))
         np.testing.assert_allclose(got.numpy(), expected, atol=1e-5)
         assert got.dtype == torch.float32
         assert got.device.type == "cpu"
@@ -224,7 +224,7 @@ class TestContents:
         assert Contents().of(model, slide, calibrate(model, slide)).equal(encode_slide(model, slide).content)
 
     def test_computed_once_for_every_slide(self, slide, put_in_order, monkeypatch):
-        seen, plain = [], _encode.surroundings
+        seen, plain = [], _encode.hop_means
 
         def spy(slide: Slide, *arguments: object) -> object:
             seen.append(slide)
@@ -232,7 +232,7 @@ class TestContents:
 
         model, other = network(slide), put_in_order(slide, np.arange(N)[::-1])
         panel, contents = calibrate(model, slide), Contents()
-        monkeypatch.setattr(_encode, "surroundings", spy)
+        monkeypatch.setattr(_encode, "hop_means", spy)
         first = [contents.of(model, it, panel) for it in (slide, other)]
         again = [contents.of(model, it, panel) for it in (slide, other, slide, other)]
         assert [it is slide for it in seen] == [True, False]

@@ -13,11 +13,11 @@ from scipy.linalg import fractional_matrix_power, orthogonal_procrustes, sqrtm
 from scipy.stats import ortho_group
 
 import stage_sc as st
-from stage_sc.data._slide import Slide, read_data
-from stage_sc.model._whitening import RIDGE
+from stage_sc.slides._slide import Slide, read_slides_of
+from stage_sc.nn._whitening import RIDGE
 from stage_sc.train import _prior
-from stage_sc.train._own_content import own_content
-from stage_sc.train._prior import own_axes
+from stage_sc.embed._slide_context import slide_context
+from stage_sc.embed._gene_vectors import principal_axes
 
 N, DIM = 400, 8
 
@@ -26,7 +26,7 @@ N, DIM = 400, 8
 def slide() -> Slide:
     adata = st.datasets.simulate_tissue(N, rng=6)
     st.pp.build_graph(adata)
-    return read_data(adata, scaling="standardize")[0]
+    return read_slides_of(adata, scaling="standardize")[0]
 
 
 def scaled(slide: Slide) -> np.ndarray:
@@ -68,7 +68,7 @@ def few_genes(slide: Slide, n: int) -> Slide:
 
 class TestOwnAxes:
     def test_principal_axes_of_two_hops(self, slide):
-        axes = own_axes(slide, DIM).numpy()
+        axes = principal_axes(slide, DIM).numpy()
         assert axes.dtype == np.float32
         np.testing.assert_allclose(axes.T @ axes, np.eye(DIM), atol=1e-5)
         expected = principal_axes(slide)
@@ -79,11 +79,11 @@ class TestOwnAxes:
         chosen = np.linspace(0, N - 1, N // 3).astype(int)
         around = (mean_over(slide, 2) @ scaled(slide))[chosen]
         expected = np.linalg.svd(around - around.mean(axis=0))[2][:DIM].T
-        axes = own_axes(slide, DIM).numpy()
+        axes = principal_axes(slide, DIM).numpy()
         np.testing.assert_allclose(axes @ axes.T, expected @ expected.T, atol=1e-3)
 
     def test_fewer_genes_than_axes(self, slide):
-        axes = own_axes(few_genes(slide, 5), DIM).numpy()
+        axes = principal_axes(few_genes(slide, 5), DIM).numpy()
         assert axes.shape == (5, DIM)
         np.testing.assert_allclose(axes @ axes.T, np.eye(5), atol=1e-5)
 
@@ -94,8 +94,8 @@ class TestOwnAxes:
         many = ad.AnnData(sp.csr_matrix(rng.poisson(adata.X.toarray() @ rng.gamma(0.3, 0.2, (adata.n_vars, 1500)))))
         many.obsm["spatial"] = adata.obsm["spatial"]
         st.pp.build_graph(many)
-        (slide,) = read_data(many, scaling="standardize")
-        axes, expected = own_axes(slide, DIM).numpy(), principal_axes(slide)
+        (slide,) = read_slides_of(many, scaling="standardize")
+        axes, expected = principal_axes(slide, DIM).numpy(), principal_axes(slide)
         around = mean_over(slide, 2) @ scaled(slide)
         around -= around.mean(axis=0)
         assert np.square(around @ axes).sum() > 0.999 * np.square(around @ expected).sum()
@@ -103,7 +103,7 @@ class TestOwnAxes:
     def test_no_counts(self, slide):
         empty = replace(slide, expression=0 * slide.expression, mean=0 * slide.mean)
         x = content(slide)
-        got = own_content(empty, x, 0.5)
+        got = slide_context(empty, x, 0.5)
         assert torch.isfinite(got).all()
         torch.testing.assert_close(got, x.mean(dim=0).expand_as(x))
 
@@ -116,7 +116,7 @@ class TestOwnContent:
         own -= own.mean(axis=0)
         turn, _ = orthogonal_procrustes(own, x.double().numpy() - x.double().numpy().mean(axis=0))
         expected = x.double().numpy().mean(axis=0) + own @ turn
-        got = own_content(slide, x, persistence)
+        got = slide_context(slide, x, persistence)
         assert got.dtype == torch.float32
         np.testing.assert_allclose(got.numpy(), expected, atol=2e-3)
         assert (got - x).abs().max() > 0.1
@@ -125,13 +125,13 @@ class TestOwnContent:
         """Vectors that span the slide's own axes, however they are turned and stretched."""
         mixed = principal_axes(slide) @ ortho_group.rvs(DIM, random_state=0) @ np.diag(np.linspace(0.5, 2, DIM))
         x = torch.from_numpy(whitened(slide, mixed, 0.5)).float()
-        error = (own_content(slide, x, 0.5) - x).norm() / x.norm()
+        error = (slide_context(slide, x, 0.5) - x).norm() / x.norm()
         assert error < 0.02  # of the ridge, which is none in stretched directions
 
     def test_directions_keep_their_meaning(self, slide):
         """The mean over the slide stays, and no direction is mixed with another."""
         x = content(slide)
-        got = own_content(slide, x, 0.5)
+        got = slide_context(slide, x, 0.5)
         torch.testing.assert_close(got.mean(dim=0), x.mean(dim=0), rtol=0, atol=1e-5)
         cross = (got - got.mean(dim=0)).T @ (x - x.mean(dim=0))
         torch.testing.assert_close(cross, cross.T, rtol=0, atol=1e-3 * float(cross.abs().max()))
@@ -140,13 +140,13 @@ class TestOwnContent:
     def test_turned_with_the_content(self, slide):
         x, turn = content(slide), torch.from_numpy(ortho_group.rvs(DIM, random_state=1)).float()
         torch.testing.assert_close(
-            own_content(slide, x @ turn, 0.5), own_content(slide, x, 0.5) @ turn, atol=1e-4, rtol=0
+            slide_context(slide, x @ turn, 0.5), slide_context(slide, x, 0.5) @ turn, atol=1e-4, rtol=0
         )
 
     def test_a_component_that_is_always_zero_stays_so(self, slide):
         x = content(slide)
         x[:, -1] = 0
-        got = own_content(slide, x, 0.5)
+        got = slide_context(slide, x, 0.5)
         assert got[:, -1].abs().max() < 1e-5
         assert (got - x).abs().max() > 0.1
 
@@ -158,6 +158,6 @@ class TestOwnContent:
         own -= own.mean(axis=0)
         left, _, right = np.linalg.svd(own.T @ (x.double().numpy() - x.double().numpy().mean(axis=0)))
         expected = x.double().numpy().mean(axis=0) + own @ left[:, :3] @ right[:3]
-        got = own_content(slide, x, 0.5).numpy()
+        got = slide_context(slide, x, 0.5).numpy()
         np.testing.assert_allclose(got, expected, atol=2e-3)
         np.testing.assert_allclose(got @ span @ span.T, got, atol=1e-4)

@@ -27,7 +27,7 @@ RUNS = {
     "cut": {"slides_per_batch": 1},
     "dealt": {"slides_per_batch": 2, "queue_length": 1},
     "resumed": {"slides_per_batch": 1},
-    "lonely": {"batch_size": 1, "cells_per_slide": 3, "anchor_weight": 0.0},
+    "lonely": {"batch_size": 1, "cells_per_slide": 3, "reconstruction_weight": 0.0},
 }
 
 

@@ -16,18 +16,18 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 import stage_sc as st
-from stage_sc.data._slide import Slide, read_data
+from stage_sc.slides._slide import Slide, read_slides_of
 from stage_sc.model import Stage, StageConfig
 from stage_sc.tl import _fit
 from stage_sc.train import _state, _train
-from stage_sc.train._prior import gene_prior
+from stage_sc.embed._gene_vectors import gene_prior
 from stage_sc.train._state import read_state
 from stage_sc.train._train import train
 
 
 @pytest.fixture(scope="module")
 def parts(slides) -> list[Slide]:
-    return read_data(slides, scaling="standardize")
+    return read_slides_of(slides, scaling="standardize")
 
 
 def new_model(parts: list[Slide], config: StageConfig, *, vectors: bool = True) -> Stage:
@@ -91,7 +91,7 @@ class TestAnyStep:
         "changes",
         [
             {"slides_per_batch": 2},
-            {"anchor_weight": 0.0, "selection": "slide"},
+            {"reconstruction_weight": 0.0, "selection": "slide"},
             {"warmup_epochs": 0},
             {"warmup_epochs": 4},
         ],
@@ -115,11 +115,11 @@ class TestAnyStep:
 
     def test_the_start_is_not_made_again(self, parts, small_config, tmp_path, monkeypatch):
         made = []
-        for name in ("set_start", "grow_tree"):
+        for name in ("initialize_network", "grow_tree"):
             true = getattr(_train, name)
             monkeypatch.setattr(_train, name, lambda *a, true=true, name=name: made.append(name) or true(*a))
         self.run(parts, small_config, tmp_path / "a", monkeypatch, 2, every=1)
-        assert made == ["set_start", "grow_tree", "grow_tree"]
+        assert made == ["initialize_network", "grow_tree", "grow_tree"]
 
 
 DRIVER = """
@@ -204,7 +204,7 @@ class TestFinished:
     def test_is_returned_without_training(self, finished, slides, small_config, monkeypatch):
         path, model = finished
         before = path.read_bytes(), path.stat().st_mtime_ns
-        for name in ("embed_pairs", "set_start", "grow_tree"):
+        for name in ("embed_pairs", "initialize_network", "grow_tree"):
             monkeypatch.setattr(_train, name, None)
         monkeypatch.setattr(_fit, "gene_prior", None)
         again = st.tl.fit(slides, config=small_config, checkpoint=str(path), progress=False)

@@ -10,8 +10,8 @@ import torch
 from torch.nn.functional import normalize
 
 import stage_sc as st
-from stage_sc.data._slide import read_data
-from stage_sc.train._settle import PRIOR, settle_tree
+from stage_sc.slides._slide import read_slides_of
+from stage_sc.niches._settle import PRIOR, settle_tree
 from stage_sc.train._start import encode_slides
 
 
@@ -99,7 +99,7 @@ class TestFineTuning:
         with caplog.at_level("INFO"):
             model = st.tl.fit(slides, init=small_model, epochs=0, progress=False)
         assert "leaves are in use" in caplog.text
-        known = read_data(slides, scaling="standardize", vocabulary=small_model.vocabulary.keys())
+        known = read_slides_of(slides, scaling="standardize", vocabulary=small_model.vocabulary.keys())
         expected = settle(small_model, torch.cat([encoded.niche for encoded in encode_slides(small_model, known)]))
         torch.testing.assert_close(model.tree.prototypes, expected.tree.prototypes, rtol=0, atol=1e-5)
 

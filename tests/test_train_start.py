@@ -15,24 +15,24 @@ import torch
 from scipy.spatial import cKDTree
 
 import stage_sc as st
-import stage_sc.train._prior as prior
+import stage_sc.embed._gene_vectors as prior
 from stage_sc.data import _window
-from stage_sc.data._slide import Slide, read_data
-from stage_sc.data._window import sample
+from stage_sc.slides._slide import Slide, read_slides_of
+from stage_sc.slides._window import sample
 from stage_sc.model import Stage, StageConfig
 from stage_sc.train import _start
 from stage_sc.train._adapt import CELLS_PER_LEAF, adapt
-from stage_sc.train._common_factors import PanelCovariance, common_factors
-from stage_sc.train._encode import calibrate, encode_slide
-from stage_sc.train._prior import gene_prior, kmeans_leaves
-from stage_sc.train._start import calibrate_slides, encode_slides, grow_tree, set_start
+from stage_sc.embed._common_factors import PanelCovariance, common_factors
+from stage_sc.embed._encode import calibrate, encode_slide
+from stage_sc.embed._gene_vectors import gene_prior, cluster_leaves
+from stage_sc.train._start import calibrate_slides, encode_slides, grow_tree, initialize_network
 
 
 @pytest.fixture(scope="module")
 def parts(slides) -> list[Slide]:
-    common = [set(part.genes) for part in read_data(slides, scaling="standardize")]
+    common = [set(part.genes) for part in read_slides_of(slides, scaling="standardize")]
     use = slides.var_names.str.casefold().isin(set.intersection(*common))
-    return read_data(slides[:, use].copy(), scaling="standardize")
+    return read_slides_of(slides[:, use].copy(), scaling="standardize")
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +48,7 @@ def new_model(parts, small_config):
         config = small_config.replace(**changes)
         model = Stage(config, parts[0].genes, [slide.name for slide in parts])
         model.set_vectors(torch.from_numpy(gene_prior(parts, model.genes, config.dim)))
-        set_start(model, parts)
+        initialize_network(model, parts)
         grow_tree(model, parts, np.random.default_rng(0))
         return model
 
@@ -60,7 +60,7 @@ def large(put_in_order) -> tuple[Slide, Stage]:
     """Two thousand cells, in space as on disk, and a model that has just begun."""
     adata = st.datasets.simulate_tissue(2000, rng=3)
     st.pp.build_graph(adata)
-    (slide,) = read_data(adata, scaling="standardize")
+    (slide,) = read_slides_of(adata, scaling="standardize")
     slide = put_in_order(slide, cKDTree(slide.xy, leafsize=32).indices)
     model = Stage(StageConfig(dim=8, n_layers=1, levels=(2, 4)), slide.genes, ["one"])
     model.set_vectors(torch.from_numpy(gene_prior([slide], slide.genes, 8)))
@@ -227,7 +227,7 @@ class TestKMeansLeaves:
         return torch.nn.functional.normalize(h, dim=1)
 
     def test_leaves(self, h):
-        leaves, leaf = kmeans_leaves(h, 5, np.random.default_rng(0))
+        leaves, leaf = cluster_leaves(h, 5, np.random.default_rng(0))
         assert leaves.dtype == torch.float32
         np.testing.assert_allclose(leaves.norm(dim=1).numpy(), 1, atol=1e-6)
         assert (leaf == (h @ leaves.T).argmax(dim=1)).all()
@@ -239,17 +239,17 @@ class TestKMeansLeaves:
     def test_deterministic(self, h):
         np.random.seed(1)
         state = np.random.get_state()[1].copy()
-        results = [kmeans_leaves(h, 9, np.random.default_rng(3)) for _ in range(2)]
+        results = [cluster_leaves(h, 9, np.random.default_rng(3)) for _ in range(2)]
         assert results[0][0].equal(results[1][0])
         assert results[0][1].equal(results[1][1])
         assert (np.random.get_state()[1] == state).all()
-        assert not kmeans_leaves(h, 9, np.random.default_rng(4))[0].equal(results[0][0])
+        assert not cluster_leaves(h, 9, np.random.default_rng(4))[0].equal(results[0][0])
 
     def test_samples_many_cells(self, h, monkeypatch):
         monkeypatch.setattr(prior, "KMEANS_CELLS", 100)
-        leaves, leaf = kmeans_leaves(h, 5, np.random.default_rng(0))
+        leaves, leaf = cluster_leaves(h, 5, np.random.default_rng(0))
         assert len(leaf) == 400
-        assert leaf.equal(kmeans_leaves(h, 5, np.random.default_rng(0))[1])
+        assert leaf.equal(cluster_leaves(h, 5, np.random.default_rng(0))[1])
 
 
 class TestStart:
@@ -382,10 +382,10 @@ def test_starts_with_four_cells():
         obsm={"spatial": np.array([[0.0, 0], [10, 0], [0, 10], [12, 11]])},
     )
     st.pp.build_graph(adata)
-    slides = read_data(adata, scaling="standardize")
+    slides = read_slides_of(adata, scaling="standardize")
     model = Stage(StageConfig(dim=4, levels=(2, 4)), slides[0].genes, ["one"])
     model.set_vectors(torch.from_numpy(gene_prior(slides, model.genes, 4)))
-    set_start(model, slides)
+    initialize_network(model, slides)
     grow_tree(model, slides, np.random.default_rng(0))
     assert sorted(model.tree.parent.tolist()) == [-1, -1, 0, 0, 1, 1]
     assert model.tree.prototypes.isfinite().all()

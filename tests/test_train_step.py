@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 import torch
 
-from stage_sc.data._batch import draw_partners
-from stage_sc.data._epoch import GlobalBatch, Part
-from stage_sc.data._slide import Slide
+from stage_sc.slides._batch import sample_partners
+from stage_sc.train._epoch import GlobalBatch, Part
+from stage_sc.slides._slide import Slide
 from stage_sc.model import Stage
-from stage_sc.model._sinkhorn import sinkhorn
-from stage_sc.train._chance import Draw, chance
-from stage_sc.train._encode import Contents, encode_slide
+from stage_sc.nn._sinkhorn import sinkhorn
+from stage_sc.train._chance import Purpose, generator_at
+from stage_sc.embed._encode import Contents, encode_slide
 from stage_sc.train._processes import Processes
 from stage_sc.train._start import calibrate_slides
 from stage_sc.train._step import Pairs, embed_pairs, pair_losses, set_gradients
@@ -52,11 +52,11 @@ class TestPairs:
         model = new_model(panel_fraction=1.0, noise_scale=0.0, noise_rate=1e12, whiten=whiten)
         batch = batch_of(parts, *counts)
         pairs = pairs_of(model, parts, batch)
-        draws = chance(Draw.PARTNERS, *PLACE).random(batch.size)
+        draws = generator_at(Purpose.PARTNERS, *PLACE).random(batch.size)
         assert {len(values) for values in pairs} == {batch.size}
         for part in batch.parts:
             encoded = encode_slide(model, part.slide)
-            partners = draw_partners(part.slide, part.centres, draws[part.rows])
+            partners = sample_partners(part.slide, part.centres, draws[part.rows])
             assert (partners != part.centres).mean() > 0.9
             for got, expected in (
                 (pairs.h_i, encoded.h[part.centres]),
@@ -105,7 +105,7 @@ class TestPairs:
             return plain(contents, *arguments)
 
         monkeypatch.setattr(Contents, "of", spy)
-        pairs = pairs_of(new_model(anchor_weight=anchor), parts, batch_of(parts, 30))
+        pairs = pairs_of(new_model(reconstruction_weight=anchor), parts, batch_of(parts, 30))
         assert (pairs.content is None) == (not computed) == (not anchor)
 
 
@@ -113,7 +113,7 @@ def test_chance_tells_purposes_and_places_apart():
     places = [(1, 0, 0), (0, 1, 0), (0, 0, 1), (1, 1, 1), (2**61, 0, 1), (2**61 + 1, 0, 1)]
     keys = [(what, *place) for what in Draw for place in places]
     assert len({tuple(chance(*key).random(3)) for key in keys}) == len(keys)
-    assert (chance(Draw.VIEWS, 1, 2, 3, 4).random(5) == chance(Draw.VIEWS, 1, 2, 3, 4).random(5)).all()
+    assert (generator_at(Purpose.VIEWS, 1, 2, 3, 4).random(5) == generator_at(Purpose.VIEWS, 1, 2, 3, 4).random(5)).all()
 
 
 class TestLosses:
@@ -155,8 +155,8 @@ class TestLosses:
         "changes",
         [
             pytest.param({}, id="default"),
-            pytest.param({"anchor_weight": 0.0, "swap_levels": "leaves"}, id="leaves alone, no anchor"),
-            pytest.param({"anchor_weight": 3.0, "global_weight": 0.7, "swap_weight": 0.3}, id="weights"),
+            pytest.param({"reconstruction_weight": 0.0, "swav_levels": "leaves"}, id="leaves alone, no anchor"),
+            pytest.param({"reconstruction_weight": 3.0, "path_weight": 0.7, "swav_weight": 0.3}, id="weights"),
             pytest.param({"levels": (9,)}, id="one level"),
         ],
     )
@@ -169,22 +169,22 @@ class TestLosses:
         for got, expected in zip(scores, one, strict=True):
             assert not got.requires_grad
             np.testing.assert_allclose(got.numpy(), expected, atol=1e-5)
-        levels = range(n_levels) if config.swap_levels == "all" else [n_levels - 1]
+        levels = range(n_levels) if config.swav_levels == "all" else [n_levels - 1]
         expected = {"swapped": np.mean([self.swapped(model, one[level], other[level]) for level in levels])}
-        total = config.swap_weight * expected["swapped"]
-        if config.anchor_weight:
+        total = config.swav_weight * expected["swapped"]
+        if config.reconstruction_weight:
             weight, bias = (part.detach().numpy() for part in (model.decoder.weight, model.decoder.bias))
             content = pairs.content.numpy()
             error = pairs.h_i.detach().numpy() @ weight.T + bias - content
             expected["anchor"] = (error**2).sum() / (content**2).sum()
-            total += config.anchor_weight * expected["anchor"]
+            total += config.reconstruction_weight * expected["anchor"]
         if joint and n_levels > 1:
-            draws = chance(Draw.PATHS, *PLACE).random((len(pairs.h_i), n_levels), dtype=np.float32)
+            draws = generator_at(Purpose.PATHS, *PLACE).random((len(pairs.h_i), n_levels), dtype=np.float32)
             paths = model.tree.sample_paths(
                 scores, torch.from_numpy(draws), epsilon=config.epsilon, n_iterations=config.sinkhorn_iterations
             )
             expected["path"] = self.path(model, one, paths.numpy())
-            total += config.global_weight * expected["path"]
+            total += config.path_weight * expected["path"]
         assert set(losses) == {"loss", *expected}
         for name, value in {**expected, "loss": total}.items():
             assert float(losses[name].detach()) == pytest.approx(value, rel=2e-4), name
@@ -232,7 +232,7 @@ class TestGradients:
 
     def test_nothing_to_train(self, parts, new_model):
         """A process without rows, in a warm-up without anchor."""
-        model = new_model(anchor_weight=0.0)
+        model = new_model(reconstruction_weight=0.0)
         model.tree.prototypes.requires_grad_(False)
         losses, _ = pair_losses(model, pairs_of(model, parts, GlobalBatch(30, [])), PLACE, joint=False)
         set_gradients(model, losses["loss"], ALONE)

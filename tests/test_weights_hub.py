@@ -10,7 +10,7 @@ import pytest
 
 import stage_sc as st
 from stage_sc.model._checkpoint import model_digest
-from stage_sc.weights import resolve_model
+from stage_sc.model._pretrained import resolve_model
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from stage_sc.model._checkpoint import model_digest
-from stage_sc.weights import resolve_model
+from stage_sc.model._pretrained import resolve_model
 
 from .scenarios import Scenario, read_scenarios
 

@@ -25,7 +25,7 @@ import numpy as np
 
 import stage_sc as st
 from stage_sc.train._adapt import adapt
-from stage_sc.weights import resolve_model
+from stage_sc.model._pretrained import resolve_model
 
 UNCHANGED = ("co-expression", "default")  # vectors, variant
 MODES = ("zero-shot", "fine-tune", "fit", "untrained")

@@ -16,12 +16,20 @@ import numpy as np
 from scipy.spatial import cKDTree
 from tqdm.auto import tqdm
 
-from stage_sc.data._files import existing, read_table, stamp
-from stage_sc.data._slide import Slide, read_data
-from stage_sc.data._stored import MatrixWriter, StoredArray, StoredMatrix, files_of
-from stage_sc.data._window import CHUNK, boxes_of
-from stage_sc.pp._graph import build_graph
-from stage_sc.pp._neighbors import permute
+from stage_sc._files import existing, read_table, stamp
+from stage_sc.graph import build_graph, permute
+from stage_sc.nn import StageConfig
+from stage_sc.slides import (
+    CHUNK,
+    MatrixWriter,
+    Slide,
+    StoredArray,
+    StoredMatrix,
+    boxes_of,
+    files_of,
+    gene_scaling,
+    read_slides,
+)
 
 logger = logging.getLogger("stage_sc.data")
 
@@ -35,6 +43,8 @@ BLOCK = 65_536
 ARRAYS = {"xy": ("<f8", 2), "cells": ("<i8", None), "empty": ("|b1", None), "isolated": ("|b1", None)}
 SMALL = {"mean": "<f4", "deviation": "<f4", "boxes": "<f8"}
 MATRICES = ("expression", "graph", "local")
+# Means and standard deviations are stored as they are; the configuration is applied when they are read.
+RAW = StageConfig(min_sd=0.0)
 
 
 class Store:
@@ -97,23 +107,23 @@ class Store:
                         f"{str(folder / name)!r} is damaged: its checksum is another. Build the store again."
                     )
 
-    def slides(self, *, scaling: str = "standardize", vocabulary: Collection[str] | None = None) -> list[Slide]:
+    def slides(self, config: StageConfig | None = None, *, vocabulary: Collection[str] | None = None) -> list[Slide]:
         """All slides, with expression scaled as a model wants it; nothing is read before it is needed.
 
         Parameters
         ----------
-        scaling
-            ``"none"``, ``"center"`` or ``"standardize"``.
+        config
+            Configuration of the model, which says how genes are scaled. ``None``: the defaults.
         vocabulary
             Tokens of the model; other genes are left out, and so are slides without any of them. ``None``: all genes.
         """
-        slides = []
+        slides, config = [], config or StageConfig()
         for folder, header in zip(self.folders, self.headers, strict=True):
             known = np.array([vocabulary is None or gene in vocabulary for gene in header["genes"]])
             if not known.any():
                 logger.warning("The model knows no gene of slide %s, which is left out.", header["name"])
                 continue
-            slides.append(_read_slide(folder, header, scaling, np.flatnonzero(known)))
+            slides.append(_read_slide(folder, header, config, np.flatnonzero(known)))
         if not slides:
             raise ValueError(f"The model knows no gene of any slide in {str(self.path)!r}.")
         return slides
@@ -214,7 +224,7 @@ def _write_slides(
     with TemporaryDirectory(prefix="stage_sc-") as scratch:
         headers = []
         for number, slide in enumerate(
-            read_data(adata, scaling="standardize", prefix=f"{file.parent.name}/{file.stem}", scratch=Path(scratch))
+            read_slides(adata, RAW, prefix=f"{file.parent.name}/{file.stem}", scratch=Path(scratch))
         ):
             (folder / str(number)).mkdir()
             headers.append(_write_slide(slide, folder / str(number)))
@@ -249,26 +259,27 @@ def _write_slide(slide: Slide, folder: Path) -> dict[str, Any]:
     }
 
 
-def _read_slide(folder: Path, header: dict[str, Any], scaling: str, known: np.ndarray) -> Slide:
+def _read_slide(folder: Path, header: dict[str, Any], config: StageConfig, known: np.ndarray) -> Slide:
     n, genes = header["n_cells"], header["genes"]
     mean, deviation, boxes = (np.fromfile(folder / name, dtype) for name, dtype in SMALL.items())
+    mean, scale = gene_scaling(mean[known], deviation[known], config)
     xy, cells, empty, isolated = (StoredArray(folder / name, *shape) for name, shape in ARRAYS.items())
     everything = len(known) == len(genes)
     return Slide(
-        header["name"],
-        [genes[position] for position in known],
-        np.zeros(len(known), np.float32) if scaling == "none" else mean[known],
-        deviation[known] if scaling == "standardize" else np.ones(len(known), np.float32),
-        cells,
-        StoredMatrix(folder / "expression", len(genes), None if everything else known),
-        None,
-        StoredMatrix(folder / "graph", n),
-        StoredMatrix(folder / "local", n),
-        xy,
-        tuple(header["sizes"]),
-        empty,
-        isolated,
-        boxes.reshape(-1, 2, 2),
+        name=header["name"],
+        genes=[genes[position] for position in known],
+        mean=mean,
+        scale=scale,
+        cells=cells,
+        expression=StoredMatrix(folder / "expression", len(genes), None if everything else known),
+        rows=None,
+        graph=StoredMatrix(folder / "graph", n),
+        local=StoredMatrix(folder / "local", n),
+        xy=xy,
+        sizes=tuple(header["sizes"]),
+        empty=empty,
+        isolated=isolated,
+        boxes=boxes.reshape(-1, 2, 2),
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
+import pandas as pd
 from scipy.stats import entropy
 from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 
@@ -13,8 +14,10 @@ from stage_sc.metrics import _read
 if TYPE_CHECKING:
     from anndata import AnnData
 
+    from stage_sc._input import Data
 
-def ari(adata: AnnData, key: str, reference: str, library_key: str | None = None) -> float:
+
+def ari(data: Data, key: str, reference: str, library_key: str | None = None) -> float:
     r"""Compare two labellings by the adjusted Rand index.
 
     Of all pairs of cells, the share that both labellings treat alike (together in both, or apart in both), corrected
@@ -27,7 +30,7 @@ def ari(adata: AnnData, key: str, reference: str, library_key: str | None = None
 
     Parameters
     ----------
-    adata
+    data
         Annotated data; only ``obs`` is read.
     key
         Column of ``obs`` with the predicted labels. Cells missing either label are left out.
@@ -70,11 +73,12 @@ def ari(adata: AnnData, key: str, reference: str, library_key: str | None = None
     >>> st.metrics.ari(ad.AnnData(obs=obs), "found", reference="expert")
     1.0
     """
+    adata, rows_of = _read.read(data, library_key, at_once=True)
     codes, known = both(adata, key, reference)
-    return _read.mean_over_slides(lambda rows: ari_of(codes[rows], known[rows]), _read.slides(adata, library_key))
+    return _read.mean_over_slides(lambda rows: ari_of(codes[rows], known[rows]), rows_of)
 
 
-def nmi(adata: AnnData, key: str, reference: str, library_key: str | None = None) -> float:
+def nmi(data: Data, key: str, reference: str, library_key: str | None = None) -> float:
     r"""Compare two labellings by their normalised mutual information.
 
     .. math:: NMI(P, T) = \frac{MI(P, T)}{\sqrt{H(P) H(T)}}
@@ -84,7 +88,7 @@ def nmi(adata: AnnData, key: str, reference: str, library_key: str | None = None
 
     Parameters
     ----------
-    adata
+    data
         Annotated data; only ``obs`` is read.
     key
         Column of ``obs`` with the predicted labels. Cells missing either label are left out.
@@ -122,11 +126,12 @@ def nmi(adata: AnnData, key: str, reference: str, library_key: str | None = None
     >>> st.metrics.nmi(ad.AnnData(obs=obs), "found", reference="expert")
     0.0
     """
+    adata, rows_of = _read.read(data, library_key, at_once=True)
     codes, known = both(adata, key, reference)
-    return _read.mean_over_slides(lambda rows: nmi_of(codes[rows], known[rows]), _read.slides(adata, library_key))
+    return _read.mean_over_slides(lambda rows: nmi_of(codes[rows], known[rows]), rows_of)
 
 
-def jsd(adata: AnnData, key: str, library_key: str) -> float:
+def jsd(data: Data, key: str, library_key: str | None = None) -> float:
     r"""Jensen-Shannon divergence between the slides' domain compositions.
 
     With :math:`P_s` the shares of the domains in slide s, of S slides that all weigh the same,
@@ -139,12 +144,12 @@ def jsd(adata: AnnData, key: str, library_key: str) -> float:
 
     Parameters
     ----------
-    adata
+    data
         Annotated data; only ``obs`` is read.
     key
         Column of ``obs`` with the labels, whose names mean the same on every slide. Cells without one are left out.
     library_key
-        Column of ``obs`` that names the slides.
+        Column of ``obs`` that names the slides. ``None``: the objects of a list or dictionary are the slides.
 
     Returns
     -------
@@ -174,7 +179,8 @@ def jsd(adata: AnnData, key: str, library_key: str) -> float:
     >>> st.metrics.jsd(ad.AnnData(obs=obs), "domain", library_key="slide")
     1.0
     """
-    codes, rows_of = _read.labels(adata, key), _read.slides(adata, library_key)
+    adata, rows_of = _read.read(data, library_key)
+    codes = _read.label_codes(adata, key)
     labelled = sum(bool((codes[rows] != _read.MISSING).any()) for rows in rows_of.values())
     if labelled < 2:
         raise ValueError(
@@ -218,9 +224,20 @@ def jsd_of(codes: np.ndarray, rows_of: dict[str, np.ndarray]) -> float:
 
 def both(adata: AnnData, key: str, reference: str) -> tuple[np.ndarray, np.ndarray]:
     """Codes of the two labellings, each (n,); refused if no cell has both."""
-    codes, known = _read.labels(adata, key), _read.labels(adata, reference)
+    codes, known = _read.label_codes(adata, key), _read.label_codes(adata, reference)
     if not ((codes != _read.MISSING) & (known != _read.MISSING)).any():
         raise ValueError(
             f"no cell has a label in both adata.obs[{key!r}] and adata.obs[{reference!r}]: there is nothing to compare"
         )
     return codes, known
+
+
+def compare_labels(one: pd.Series, other: pd.Series) -> dict[str, float]:
+    """ARI, NMI and JSD of two labellings of the same cells, whose names mean the same."""
+    codes = pd.factorize(np.concatenate([one.astype(str), other.astype(str)]))[0]
+    first, second = np.split(np.arange(len(codes)), 2)
+    return {
+        "ARI": ari_of(codes[first], codes[second]),
+        "NMI": nmi_of(codes[first], codes[second]),
+        "JSD": jsd_of(codes, {"first": first, "second": second}),
+    }

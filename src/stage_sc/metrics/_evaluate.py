@@ -13,13 +13,13 @@ from stage_sc.metrics._agreement import ari_of, both, jsd_of, nmi_of
 from stage_sc.metrics._space import asw_of, check_max_cells, fide_of, pas_of
 
 if TYPE_CHECKING:
-    from anndata import AnnData
+    from stage_sc._input import Data
 
 COLUMNS = ["ARI", "NMI", "FIDE", "JSD", "PAS", "ASW"]
 
 
 def evaluate(
-    adata: AnnData,
+    data: Data,
     keys: str | Sequence[str],
     *,
     reference: str | None = None,
@@ -36,14 +36,16 @@ def evaluate(
 
     Parameters
     ----------
-    adata
-        Annotated data with coordinates and a spatial graph, as ``st.pp.build_graph`` writes it.
+    data
+        Cells with coordinates and a spatial graph, as ``st.pp.build_graph`` writes it; or a list or a dictionary of
+        such objects, which are slides of their own.
     keys
         Columns of ``obs`` with the labels to score.
     reference
         Column of ``obs`` to compare them with; without it, ARI and NMI are NaN.
     library_key
-        Column of ``obs`` that names the slides. Required for more than one slide, as their coordinates overlap.
+        Column of ``obs`` that names the slides. Required for an object with several slides, as their coordinates
+        overlap.
     connectivities_key
         Key of ``obsp`` with the graph for FIDE.
     spatial_key
@@ -53,9 +55,9 @@ def evaluate(
 
     Returns
     -------
-    Data frame with the float64 columns ARI, NMI, FIDE, JSD, PAS and ASW. Without `library_key` it has one row per key.
-    With it, rows are indexed by ``key`` and ``slide`` (names as strings, sorted): one per slide, then ``"mean"``, the
-    mean of the slides where the figure is defined; JSD, which compares the slides, stands in the row ``"mean"`` alone.
+    Data frame with the float64 columns ARI, NMI, FIDE, JSD, PAS and ASW. For one slide it has one row per key.
+    For several, rows are indexed by ``key`` and ``slide`` (names as strings, sorted): one per slide, then ``"mean"``, the
+    mean of the slides where the metric is defined; JSD, which compares the slides, stands in the row ``"mean"`` alone.
     ARI and NMI there do not ask for the same names on every slide, which :func:`ari` without `library_key` does.
 
     Raises
@@ -88,10 +90,10 @@ def evaluate(
     if not keys:
         raise ValueError("`keys` is empty: name at least one column of adata.obs")
     check_max_cells(max_cells)
-    codes_of = {key: _read.labels(adata, key) for key in keys}
+    adata, rows_of = _read.read(data, library_key, obsm=[spatial_key], obsp=[connectivities_key])
+    codes_of = {key: _read.label_codes(adata, key) for key in keys}
     known_of = {} if reference is None else {key: both(adata, key, reference)[1] for key in keys}
     xy, graph = _read.coordinates(adata, spatial_key), _read.graph(adata, connectivities_key)
-    rows_of = _read.slides(adata, library_key)
     if "mean" in rows_of:
         raise ValueError(f"a slide in adata.obs[{library_key!r}] is called 'mean', as the table's last row: rename it")
     names = np.asarray(adata.obs_names, dtype=str)
@@ -109,12 +111,12 @@ def evaluate(
                 "PAS": pas_of(codes, xy[rows]),
                 "ASW": asw_of(codes, xy[rows], names[rows], max_cells, rng),
             }
-    if library_key is None:
+    if list(rows_of) == [""]:
         return pd.DataFrame([table[key, ""] for key in keys], index=pd.Index(keys, name="key"), columns=COLUMNS)
 
     index = [(key, slide) for key in keys for slide in (*rows_of, "mean")]
     for key in keys:
-        figures = {name: _read.mean([table[key, slide][name] for slide in rows_of]) for name in COLUMNS}
-        table[key, "mean"] = figures | {"JSD": jsd_of(codes_of[key], rows_of)}
+        means = {name: _read.mean([table[key, slide][name] for slide in rows_of]) for name in COLUMNS}
+        table[key, "mean"] = means | {"JSD": jsd_of(codes_of[key], rows_of)}
     rows = pd.MultiIndex.from_tuples(index, names=["key", "slide"])
     return pd.DataFrame([table[entry] for entry in index], index=rows, columns=COLUMNS)

@@ -1,19 +1,17 @@
-"""What the metrics read from an AnnData, with errors that say what to do."""
+"""Labels, slides, coordinates and graphs as the metrics need them, and values that are not defined."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
+from anndata import AnnData
 from scipy import sparse
 
-from stage_sc._checks import read_coordinates, read_slides
-
-if TYPE_CHECKING:
-    from anndata import AnnData
+from stage_sc._input import join_tables, read_coordinates, read_labels, read_slide_codes, read_tables
 
 logger = logging.getLogger("stage_sc.metrics")
 
@@ -21,32 +19,37 @@ MISSING = -1
 """Code of a cell that has no label."""
 
 
-def labels(adata: AnnData, key: str) -> np.ndarray:
+def read(
+    data: Any,
+    library_key: str | None,
+    *,
+    obsm: Sequence[str] = (),
+    obsp: Sequence[str] = (),
+    at_once: bool = False,
+) -> tuple[AnnData, dict[str, np.ndarray]]:
+    """Join the objects of a container, and find the rows of each slide by its name.
+
+    All cells are under "" for a single object without `library_key`. Several objects are slides of their own, unless
+    `library_key` is ``None`` and the metric compares all cells `at_once`.
+    """
+    tables = read_tables(data)
+    adata = join_tables(tables, library_key, obsm=obsm, obsp=obsp)
+    if library_key is None and at_once:
+        return adata, {"": np.arange(adata.n_obs)}
+    key = library_key if adata is data else "slide"
+    return adata, read_slide_codes(adata, key).rows()
+
+
+def label_codes(adata: AnnData, key: str) -> np.ndarray:
     """`obs[key]` as integer codes, int64 (n,); `MISSING` where a cell has no label."""
-    if key not in adata.obs:
-        raise KeyError(f"no column {key!r} in adata.obs, which has {list(adata.obs.columns)}")
-    column = adata.obs[key]
-    if pd.api.types.is_float_dtype(column.dtype):
-        values = column.dropna().to_numpy(dtype=float)
-        if (values != np.round(values)).any():
-            raise TypeError(
-                f"adata.obs[{key!r}] holds continuous numbers ({column.dtype}), not labels: give a column of "
-                "categories, strings or integers"
-            )
-    codes = pd.factorize(column)[0].astype(np.int64)
+    codes = pd.factorize(read_labels(adata, key))[0].astype(np.int64)
     if (codes == MISSING).all():
         raise ValueError(f"adata.obs[{key!r}] has no label for any of the {adata.n_obs} cells")
     return codes
 
 
-def slides(adata: AnnData, library_key: str | None) -> dict[str, np.ndarray]:
-    """Row numbers of each slide by its name, sorted; all cells under "" without `library_key`."""
-    names, codes = read_slides(adata, library_key)
-    return {name: np.flatnonzero(codes == code) for code, name in enumerate(names)}
-
-
 def coordinates(adata: AnnData, spatial_key: str) -> np.ndarray:
-    """`obsm[spatial_key]`, float64 (n, 2) or (n, 3)."""
+    """`obsm[spatial_key]`, float64 (n, 2) or (n, 3); refused if all cells are at one place."""
     xy = read_coordinates(adata, spatial_key)
     if len(xy) > 1 and (xy == xy[0]).all():
         raise ValueError(f"adata.obsm[{spatial_key!r}] is {xy[0].tolist()} for all {len(xy)} cells: set `spatial_key`")
@@ -63,9 +66,9 @@ def graph(adata: AnnData, connectivities_key: str) -> sparse.csr_array:
     return sparse.csr_array(adata.obsp[connectivities_key])
 
 
-def mean_over_slides(figure: Callable[[np.ndarray], float], rows_of: dict[str, np.ndarray]) -> float:
-    """Mean of `figure(rows)` over the slides, each counting the same; those where it is NaN are left out."""
-    return mean([figure(rows) for rows in rows_of.values()])
+def mean_over_slides(metric: Callable[[np.ndarray], float], rows_of: dict[str, np.ndarray]) -> float:
+    """Mean of `metric(rows)` over the slides with equal weights; slides where it is NaN are left out."""
+    return mean([metric(rows) for rows in rows_of.values()])
 
 
 def mean(values: list[float]) -> float:

@@ -12,7 +12,7 @@ from sklearn.metrics import f1_score, silhouette_samples
 from stage_sc.metrics import _read
 
 if TYPE_CHECKING:
-    from anndata import AnnData
+    from stage_sc._input import Data
 
 N_NEAREST = 10
 N_DIFFERENT = 6
@@ -23,7 +23,7 @@ TIE = 1e-6
 
 
 def fide(
-    adata: AnnData, key: str, connectivities_key: str = "spatial_connectivities", library_key: str | None = None
+    data: Data, key: str, connectivities_key: str = "spatial_connectivities", library_key: str | None = None
 ) -> float:
     r"""F1 score of the labels at both ends of the spatial graph's edges: how continuous the domains are.
 
@@ -35,7 +35,7 @@ def fide(
 
     Parameters
     ----------
-    adata
+    data
         Annotated data with a spatial graph, as ``st.pp.build_graph`` writes it.
     key
         Column of ``obs`` with the labels. Edges from or to a cell without one are left out.
@@ -86,13 +86,12 @@ def fide(
     >>> round(st.metrics.fide(adata, "domain"), 3)
     0.667
     """
-    codes, graph = _read.labels(adata, key), _read.graph(adata, connectivities_key)
-    return _read.mean_over_slides(
-        lambda rows: fide_of(codes[rows], graph[rows][:, rows]), _read.slides(adata, library_key)
-    )
+    adata, rows_of = _read.read(data, library_key, obsp=[connectivities_key])
+    codes, graph = _read.label_codes(adata, key), _read.graph(adata, connectivities_key)
+    return _read.mean_over_slides(lambda rows: fide_of(codes[rows], graph[rows][:, rows]), rows_of)
 
 
-def pas(adata: AnnData, key: str, spatial_key: str = "spatial", library_key: str | None = None) -> float:
+def pas(data: Data, key: str, spatial_key: str = "spatial", library_key: str | None = None) -> float:
     """Share of cells that are out of place: six or more of their ten nearest cells have another label.
 
     Known as the percentage of abnormal spots [1]_, or purity of annotated subtypes. 0 means smooth domains. An
@@ -100,7 +99,7 @@ def pas(adata: AnnData, key: str, spatial_key: str = "spatial", library_key: str
 
     Parameters
     ----------
-    adata
+    data
         Annotated data with coordinates.
     key
         Column of ``obs`` with the labels. Cells without one are taken out before neighbours are searched.
@@ -149,12 +148,13 @@ def pas(adata: AnnData, key: str, spatial_key: str = "spatial", library_key: str
     >>> st.metrics.pas(adata, "domain")
     0.04
     """
-    codes, xy = _read.labels(adata, key), _read.coordinates(adata, spatial_key)
-    return _read.mean_over_slides(lambda rows: pas_of(codes[rows], xy[rows]), _read.slides(adata, library_key))
+    adata, rows_of = _read.read(data, library_key, obsm=[spatial_key])
+    codes, xy = _read.label_codes(adata, key), _read.coordinates(adata, spatial_key)
+    return _read.mean_over_slides(lambda rows: pas_of(codes[rows], xy[rows]), rows_of)
 
 
 def asw(
-    adata: AnnData,
+    data: Data,
     key: str,
     spatial_key: str = "spatial",
     library_key: str | None = None,
@@ -173,7 +173,7 @@ def asw(
 
     Parameters
     ----------
-    adata
+    data
         Annotated data with coordinates.
     key
         Column of ``obs`` with the labels. Cells without one are left out.
@@ -208,7 +208,7 @@ def asw(
 
     Notes
     -----
-    Memory is bounded by scikit-learn's ``working_memory`` (1 GiB unless configured), which works in blocks of rows.
+    Memory is bounded by scikit-learn's ``working_memory`` (1 GiB unless convalued), which works in blocks of rows.
 
     Examples
     --------
@@ -219,11 +219,10 @@ def asw(
     0.945
     """
     check_max_cells(max_cells)
-    codes, xy = _read.labels(adata, key), _read.coordinates(adata, spatial_key)
+    adata, rows_of = _read.read(data, library_key, obsm=[spatial_key])
+    codes, xy = _read.label_codes(adata, key), _read.coordinates(adata, spatial_key)
     names = np.asarray(adata.obs_names, dtype=str)
-    return _read.mean_over_slides(
-        lambda rows: asw_of(codes[rows], xy[rows], names[rows], max_cells, rng), _read.slides(adata, library_key)
-    )
+    return _read.mean_over_slides(lambda rows: asw_of(codes[rows], xy[rows], names[rows], max_cells, rng), rows_of)
 
 
 def fide_of(codes: np.ndarray, graph: sparse.csr_array) -> float:

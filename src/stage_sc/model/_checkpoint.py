@@ -1,8 +1,7 @@
-"""Models on disk: safetensors for the numbers, JSON for everything else, nothing that runs code."""
+"""Models on disk: safetensors for the weights, JSON for everything else; reading one runs no code."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from pathlib import Path
@@ -12,12 +11,21 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
-from stage_sc.model._config import StageConfig
-from stage_sc.model._stage import Stage
+from stage_sc.nn import Stage, StageConfig, content_digest
 
 FORMAT = "stage_sc checkpoint"
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 SUFFIX = ".safetensors"
+# Names in format 3, which is read too. Values that it does not name were constants, equal to the present defaults.
+FORMAT_3_FIELDS = {
+    "lift": "constant_component",
+    "swap_levels": "swav_levels",
+    "swap_weight": "swav_weight",
+    "anchor_weight": "reconstruction_weight",
+    "global_weight": "path_weight",
+    "min_share": "min_fraction",
+}
+FORMAT_3_TENSORS = {"basis": "initial_vectors", "before": "init_node", "shared": "init_share"}
 HEADER = {"config", "digest", "genes", "name", "package_version", "slides"}
 
 
@@ -67,7 +75,7 @@ def save_checkpoint(model: Stage, path: str | os.PathLike[str], *, half: bool = 
         "genes": model.genes,
         "slides": model.slides,
     }
-    header["digest"] = _digest(header, tensors)
+    header["digest"] = content_digest(header, tensors)
     temporary = path.with_name(path.name + ".part")
     temporary.write_bytes(save(tensors, metadata={"stage_sc": json.dumps(header, sort_keys=True)}))
     temporary.replace(path)
@@ -123,34 +131,30 @@ def load_checkpoint(path: str | os.PathLike[str]) -> Stage:
         header = dict(json.loads(metadata["stage_sc"]))
     except (TypeError, ValueError) as error:
         raise ValueError(f"{str(path)!r} is damaged: its header cannot be read ({error}).") from error
-    if header.get("format_version") != FORMAT_VERSION:
+    if header.get("format_version") not in (3, FORMAT_VERSION):
         raise ValueError(
-            f"{str(path)!r} has checkpoint format {header.get('format_version')}, this version of stage_sc reads "
-            f"format {FORMAT_VERSION}. It was written by stage_sc {header.get('package_version')}: install that."
+            f"{str(path)!r} has checkpoint format {header.get('format_version')}, this version of stage_sc reads the "
+            f"formats 3 and {FORMAT_VERSION}. It was written by stage_sc {header.get('package_version')}: install that."
         )
     missing = sorted(HEADER - set(header))
     if missing:
         raise ValueError(f"{str(path)!r} is damaged: its header lacks {', '.join(missing)}.")
     digest = header.pop("digest")
-    if _digest(header, tensors) != digest:
+    if content_digest(header, tensors) != digest:
         raise ValueError(f"{str(path)!r} is damaged: its content does not have the digest {digest}. Get it again.")
+    if header["format_version"] == 3:
+        header["config"], tensors = _from_format_3(header["config"], tensors)
     config = StageConfig.from_dict(header["config"])
     model = Stage(config, header["genes"], header["slides"], header["name"], header["package_version"])
     model.load_state_dict({name: v.float() if v.is_floating_point() else v for name, v in tensors.items()})
     return model.eval()
 
 
-def model_digest(model: Stage) -> str:
-    """Digest of a model: the same for the same weights, vocabulary and configuration."""
-    header = {"config": model.config.to_dict(), "genes": model.genes, "slides": model.slides}
-    return _digest(header, {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()})
-
-
-def _digest(header: dict[str, Any], tensors: dict[str, torch.Tensor]) -> str:
-    content = {key: header[key] for key in ("config", "genes", "slides")}
-    digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode())
-    for name in sorted(tensors):
-        values = tensors[name].float().numpy()
-        digest.update(f"{name} {values.shape}".encode())
-        digest.update(values.astype("<f4").tobytes())
-    return digest.hexdigest()[:16]
+def _from_format_3(
+    config: dict[str, Any], tensors: dict[str, torch.Tensor]
+) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    """Present names of the fields and tensors of a checkpoint of format 3."""
+    config = {FORMAT_3_FIELDS.get(name, name): value for name, value in config.items()}
+    if config.get("linkage") == "content":
+        config["linkage"] = "context"
+    return config, {FORMAT_3_TENSORS.get(name, name): value for name, value in tensors.items()}

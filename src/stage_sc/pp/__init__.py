@@ -1,7 +1,7 @@
 """Preparation: filters, gene names, neighbourhood graph."""
 
+from stage_sc.genes import GeneMatch, match_genes
+from stage_sc.graph import build_graph
 from stage_sc.pp._filter import filter_cells, filter_genes
-from stage_sc.pp._genes import GeneMatch, match_genes
-from stage_sc.pp._graph import build_graph
 
 __all__ = ["GeneMatch", "build_graph", "filter_cells", "filter_genes", "match_genes"]

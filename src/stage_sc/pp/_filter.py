@@ -6,12 +6,11 @@ import logging
 import math
 
 import numpy as np
-import pandas as pd
 from anndata import AnnData
 
-from stage_sc._checks import check_anndata, check_positive
-from stage_sc.pp._genes import is_control
-from stage_sc.pp._normalize import expression, to_csr
+from stage_sc._checks import check_positive
+from stage_sc._input import check_anndata, read_coordinates, read_matrix, to_csr
+from stage_sc.genes import is_control
 
 logger = logging.getLogger("stage_sc.pp")
 
@@ -51,13 +50,7 @@ def filter_cells(adata: AnnData, *, spatial_key: str = "spatial", copy: bool = F
     2
     """
     _check_in_memory(adata)
-    if spatial_key not in adata.obsm:
-        raise KeyError(
-            f"`adata.obsm[{spatial_key!r}]` does not exist, obsm holds: {', '.join(adata.obsm) or 'nothing'}."
-        )
-    stored = adata.obsm[spatial_key]
-    stored = stored.to_numpy() if isinstance(stored, pd.DataFrame) else np.asarray(stored)
-    keep = np.isfinite(stored.astype(np.float64)).all(axis=1)
+    keep = np.isfinite(read_coordinates(adata, spatial_key, finite=False)).all(axis=1)
     if not keep.any():
         raise ValueError(f"None of the {adata.n_obs} cells has coordinates in `adata.obsm[{spatial_key!r}]`.")
     removed = int((~keep).sum())
@@ -110,7 +103,7 @@ def filter_genes(adata: AnnData, *, min_cells: int = 50, layer: str | None = Non
     """
     _check_in_memory(adata)
     check_positive(min_cells, "min_cells", integer=True)
-    seen = to_csr(expression(adata, layer)).getnnz(axis=0)
+    seen = to_csr(read_matrix(adata, layer)).getnnz(axis=0)
     needed = min(min_cells, math.ceil(0.01 * adata.n_obs))
     rare, control = seen < needed, np.array(is_control(adata.var))
     keep = ~rare & ~control

@@ -2,34 +2,31 @@
 
 from __future__ import annotations
 
-import logging
 import os
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import torch
 from anndata import AnnData
 
-from stage_sc._checks import check_anndata, check_positive
+from stage_sc._checks import check_name, check_positive
 from stage_sc._compute import one_thread, resolve_device
-from stage_sc.data._draw import draw
-from stage_sc.data._expression import scratch_folder
-from stage_sc.data._slide import Slide, read_data
-from stage_sc.data._store import Store
-from stage_sc.model._config import StageConfig
-from stage_sc.model._queue import SlideQueue
-from stage_sc.model._stage import Stage
-from stage_sc.train._adapt import adapt
-from stage_sc.train._compare import compare_niches
-from stage_sc.train._prior import gene_prior
-from stage_sc.train._settle import SAMPLE, settle_tree
-from stage_sc.train._start import encode_slides
-from stage_sc.train._train import train
-from stage_sc.weights import resolve_model
+from stage_sc._input import read_tables
+from stage_sc.data import Store
+from stage_sc.model import resolve_model
+from stage_sc.niches import settle_tree
+from stage_sc.nn import Stage, StageConfig
+from stage_sc.slides import read_slides, scratch_folder, subsample
+from stage_sc.train import adapt_config, copy_model, encode_slides, new_model, trace_niches, train
 
-logger = logging.getLogger("stage_sc.tl")
+# Fields of the configuration that cannot change in a trained model.
+FIXED = (
+    *("dim", "n_layers", "n_heads", "levels", "scaling", "min_sd"),
+    *("context_hops", "whiten", "whitening_ridge", "persistence"),
+)
 
 
 def fit(
@@ -44,6 +41,7 @@ def fit(
     layer: str | None = None,
     name: str = "custom",
     checkpoint: str | os.PathLike[str] | None = None,
+    callback: Callable[[pd.DataFrame], None] | None = None,
     device: str = "auto",
     rng: int | np.random.Generator | None = 0,
     progress: bool = True,
@@ -93,6 +91,8 @@ def fit(
         File that the training is written to while it runs: every 200 steps and after every epoch. When the same call is
         made again, it goes on from there, and ends with the model that it would have had without interruption (on the
         CPU, to the bit); once it is finished, this model is returned at once. ``None``: nothing is written.
+    callback
+        Called after every epoch with the history so far, e.g. to write or plot it. ``None``: nothing is called.
     device
         ``"cpu"`` or ``"cuda"``; ``"auto"`` takes a GPU where there is one.
     rng
@@ -107,8 +107,9 @@ def fit(
     per epoch: the stage, the losses, ``entropy`` (evenness of the use of leaves, 1 at most), ``used`` (leaves in use)
     and ``cosine`` (of two cells on average: near 1, all embeddings are the same).
 
-    With `init`, ``before`` has for every node the node of the first model that most of its training cells were in (-1
-    where there are none), and ``shared`` their share. `stage_niches` writes both into its table of the tree.
+    With `init`, ``init_node`` has for every node the node of the first model that most of its training cells were in
+    (-1 where there are none), and ``init_share`` the fraction of these. `stage_niches` writes both into the table of
+    the tree.
 
     Raises
     ------
@@ -157,7 +158,7 @@ def fit(
     >>> len(model.history)
     2
     """
-    named = {} if isinstance(data, Store) else _named(data)
+    tables = None if isinstance(data, Store) else read_tables(data)
     keys = {"spatial_key": spatial_key, "library_key": library_key, "layer": layer}
     if isinstance(data, Store) and (given := [key for key, value in keys.items() if value is not None]):
         raise TypeError(f"A store has its own `{given[0]}`: pass it to `st.data.build_store`, not here.")
@@ -165,23 +166,25 @@ def fit(
         check_positive(patience, "patience", integer=True)
     if epochs is not None and (epochs != 0 or isinstance(epochs, bool)):
         check_positive(epochs, "epochs", integer=True)
-    if not isinstance(name, str) or not name:
-        raise TypeError(f"`name` must be a string with at least one character, got {name!r}.")
+    check_name(name, "name")
     where = resolve_device(device)
     saved = None if checkpoint is None else _checkpoint_path(checkpoint)
     if config is not None and not isinstance(config, StageConfig):
         raise TypeError(f"`config` must be a stage_sc.model.StageConfig, got {type(config).__name__}.")
     start = None if init is None else resolve_model(init)
     chosen = config or (start.config if start else StageConfig())
-    if start is not None and _shape(chosen) != _shape(start.config):
+    if start is not None and _fixed(chosen) != _fixed(start.config):
         raise ValueError("`config` and `init` differ in the network or the tree: pass one of them only.")
     generator = np.random.default_rng(rng)
     vocabulary = None if start is None else start.vocabulary.keys()
     with ExitStack() as scratch:
-        if isinstance(data, Store):
-            slides = data.slides(scaling=chosen.scaling, vocabulary=vocabulary)
+        if tables is None:
+            slides = data.slides(chosen, vocabulary=vocabulary)
         else:
-            slides = _read(named, chosen.scaling, vocabulary, keys, scratch)
+            slides = []
+            for prefix, part in tables.by_name.items():
+                folder = scratch.enter_context(scratch_folder(part, layer))
+                slides += read_slides(part, chosen, vocabulary=vocabulary, prefix=prefix, scratch=folder, **keys)
         if all(slide.empty[:].all() for slide in slides):
             raise ValueError("There is nothing to train on: no cell has any counts.")
         n_cells = sum(slide.n_cells for slide in slides)
@@ -191,15 +194,15 @@ def fit(
                 "fewer, or no `config`."
             )
         if config is None:
-            chosen = adapt(chosen, [slide.n_cells for slide in slides], tuning=start is not None)
+            chosen = adapt_config(chosen, [slide.n_cells for slide in slides], tuning=start is not None)
         if epochs is not None:
             share = min(chosen.warmup_epochs / max(chosen.epochs, 1), 1)
             chosen = chosen.replace(epochs=epochs, warmup_epochs=round(epochs * share))
         with one_thread(blas=True):
             if start is None:
-                model = _new_model(chosen, slides, generator, name, vectors=saved is None or not saved.exists())
+                model = new_model(chosen, slides, generator, name, vectors=saved is None or not saved.exists())
             else:
-                model = _continued(start, chosen, slides, name)
+                model = copy_model(start, chosen, slides, name)
             model.history = train(
                 model,
                 slides,
@@ -207,13 +210,14 @@ def fit(
                 keep_tree=start is not None,
                 patience=patience,
                 checkpoint=saved,
+                callback=callback,
                 accelerator=where.type,
                 progress=progress,
             )
             if start is not None:
                 h = torch.cat([encoded.niche for encoded in encode_slides(model, slides)])
-                settle_tree(model.tree, draw(h, len(h), SAMPLE), chosen.assignment)
-                compare_niches(model, start, h, slides)
+                settle_tree(model.tree, subsample(h, len(h), chosen.settle_cells), chosen)
+                trace_niches(model, start, h, slides)
     return model
 
 
@@ -229,58 +233,6 @@ def _checkpoint_path(checkpoint: str | os.PathLike[str]) -> Path:
     return path
 
 
-def _named(data: AnnData | Sequence[AnnData] | Mapping[str, AnnData]) -> dict[str, AnnData]:
-    """Give every AnnData the prefix of its slides' names."""
-    if isinstance(data, Mapping):
-        named = {str(key): value for key, value in data.items()}
-    elif isinstance(data, Sequence) and not isinstance(data, str):
-        named = {str(number): value for number, value in enumerate(data)}
-    else:
-        named = {"": data}
-    if not named:
-        raise ValueError("`data` is empty.")
-    for value in named.values():
-        check_anndata(value, name="data")
-    return named
-
-
-def _read(
-    named: Mapping[str, AnnData],
-    scaling: str,
-    vocabulary: Collection[str] | None,
-    keys: dict[str, str | None],
-    scratch: ExitStack,
-) -> list[Slide]:
-    """Read all slides; expression that is on disk goes to a folder that is there as long as `scratch` is open."""
-    slides = []
-    for prefix, adata in named.items():
-        folder = scratch.enter_context(scratch_folder(adata, keys["layer"]))
-        slides += read_data(adata, scaling=scaling, vocabulary=vocabulary, prefix=prefix, scratch=folder, **keys)
-    return slides
-
-
-def _shape(config: StageConfig) -> tuple[object, ...]:
-    """Return what cannot change in a trained model."""
-    network = config.dim, config.n_layers, config.n_heads, config.levels
-    return *network, config.scaling, config.whiten, config.persistence
-
-
-def _new_model(
-    config: StageConfig, slides: list[Slide], rng: np.random.Generator, name: str, *, vectors: bool
-) -> Stage:
-    """Untrained model, with gene vectors from co-expression unless a checkpoint has them."""
-    genes = sorted({gene for slide in slides for gene in slide.genes})
-    seed = int(rng.integers(2**62))
-    model = Stage(config, genes, [slide.name for slide in slides], name, seed=seed)
-    if vectors:
-        model.set_vectors(torch.from_numpy(gene_prior(slides, genes, config.dim, seed)))
-    return model
-
-
-def _continued(start: Stage, config: StageConfig, slides: list[Slide], name: str) -> Stage:
-    """Copy of a trained model, with a new queue for new slides."""
-    model = Stage(config, start.genes, [slide.name for slide in slides], name)
-    state = {key: value for key, value in start.state_dict().items() if not key.startswith("queue.")}
-    model.load_state_dict(state, strict=False)
-    model.queue = SlideQueue(len(slides), model.tree.n_nodes, config.queue_length)
-    return model
+def _fixed(config: StageConfig) -> tuple[object, ...]:
+    """Values that cannot change in a trained model."""
+    return tuple(getattr(config, name) for name in FIXED)

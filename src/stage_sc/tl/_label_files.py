@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import logging
 import os
-from collections.abc import Callable, Iterable
-from functools import partial
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,30 +12,20 @@ import anndata as ad
 import dask.config
 import h5py
 import numpy as np
-import pandas as pd
-import torch
 from anndata.io import read_elem
 from dask.base import compute
 from dask.delayed import delayed
 
 from stage_sc._checks import check_positive
 from stage_sc._compute import one_thread, resolve_device
-from stage_sc.data._draw import draw, in_order
-from stage_sc.data._expression import scratch_folder
-from stage_sc.data._files import existing, read_table, stamp
-from stage_sc.data._slide import read_data
-from stage_sc.model._checkpoint import model_digest, save_checkpoint
-from stage_sc.model._stage import Stage
-from stage_sc.model._tree import PrototypeTree
-from stage_sc.pp._graph import build_graph
-from stage_sc.tl._domains import SAMPLE as OF_DOMAINS
-from stage_sc.tl._domains import Domains, find_domains
-from stage_sc.tl._results import FLAGS, add_domains, has_niches, write_labels
-from stage_sc.tl._stage_niches import Surroundings, give_niches, look_around, settled_tree
-from stage_sc.train._settle import SAMPLE as OF_NICHES
-from stage_sc.weights import resolve_model
-
-logger = logging.getLogger("stage_sc.tl")
+from stage_sc._files import existing, read_table, stamp, write_whole
+from stage_sc._result import check_key, write_labels
+from stage_sc.embed import embed_slides
+from stage_sc.graph import build_graph
+from stage_sc.model import resolve_model, save_checkpoint
+from stage_sc.niches import Partition, assign_labels, find_partition
+from stage_sc.nn import Stage
+from stage_sc.slides import read_slides, scratch_folder
 
 
 def label_files(
@@ -102,11 +91,10 @@ def label_files(
 
     Notes
     -----
-    What `stage_niches` with `n_domains` costs for each file, and its warning about slides unlike those of training. The
-    content around every cell, which domains are cut by, is kept in ``out/content``, 128 bytes per cell, beside a copy
-    of the model: a later call with another `n_domains` only clusters. Domains are found on some 10,000 cells of all
-    files, the tree settles on some 20,000, and then each cell goes to the nearest. Until then, the results of a call
-    with `settle` hold the niches of the tree as it is.
+    For each file, the cost of `stage_niches` with `n_domains`, and its warning about slides unlike those of training.
+    Embeddings are kept in ``out/embeddings``, 260 bytes per cell, with a copy of the model: a later call with another
+    `n_domains`, `settle` or `key_added` computes labels only. The tree settles on about 20,000 cells of all files, and
+    domains are found on about 10,000.
 
     Examples
     --------
@@ -120,112 +108,122 @@ def label_files(
     paths = existing(files)
     if n_domains is not None:
         check_positive(n_domains, "n_domains", integer=True)
+    check_key([], key_added)
     resolve_device(device)
     folder = Path(out)
     results = _result_paths(paths, folder)
     network = resolve_model(model)
-    (folder / "content").mkdir(parents=True, exist_ok=True)
-    checkpoint = save_checkpoint(network, folder / "content" / f"model-{model_digest(network)}")
+    cache = folder / "embeddings"
+    cache.mkdir(parents=True, exist_ok=True)
+    checkpoint = save_checkpoint(network, cache / f"model-{network.digest}")
     reading = {"spatial_key": spatial_key, "library_key": library_key, "layer": layer, "table_key": table_key}
-    settings = {**reading, "technology": technology, "scale": scale, "key_added": key_added, "device": device}
-    _run(
-        _label_file,
-        [(path, result, checkpoint, settings) for path, result in zip(paths, results, strict=True)],
-        scheduler,
-    )
-    n_cells = sum(len(np.load(_content_path(result), mmap_mode="r")) for result in results)
-    tree, domains = network.tree, None
-    if settle:
-        tree = settled_tree(network, _sample(partial(_niche, key=key_added), results, n_cells, OF_NICHES, scheduler))
-    if n_domains is not None:
-        domains = find_domains(_sample(_content, results, n_cells, OF_DOMAINS, scheduler), n_domains)
-    params = {"settle": settle, "n_domains": n_domains or 0}
-    _run(_relabel, [(result, key_added, checkpoint, tree, domains, params) for result in results], scheduler)
+    settings = {**reading, "technology": technology, "scale": scale}
+
+    def run(function: Callable[..., Any], tasks: Sequence[tuple[Any, ...]]) -> list[Any]:
+        if scheduler is None and dask.config.get("scheduler", None) is None:  # nor is there a client
+            return [function(*task) for task in tasks]
+        return list(compute(*(delayed(function, pure=False)(*task) for task in tasks), scheduler=scheduler))
+
+    embedded = [EmbeddedFile(cache / result.name) for result in results]
+    run(_embed_file, [(path, item, checkpoint, settings, device) for path, item in zip(paths, embedded, strict=True)])
+    partition = find_partition(network, embedded, settle=settle, n_domains=n_domains, run=run)
+    params = {
+        "key_added": key_added,
+        **{name: settings[name] or "" for name in ("spatial_key", "library_key", "layer")},
+    }
+    params |= {"n_domains": n_domains or 0, "settle": settle}
+    run(_label_file, [(*pair, checkpoint, partition, params) for pair in zip(embedded, results, strict=True)])
     return results
 
 
-def _sample(
-    read: Callable[[Path], torch.Tensor], results: list[Path], n_cells: int, size: int, scheduler: Any
-) -> torch.Tensor:
-    """Read what belongs to about `size` cells of all results, one at least."""
-    parts = _run(_draw, [(read, result, n_cells, size) for result in results], scheduler)
-    sample = in_order(torch.cat(parts))
-    return sample if len(sample) else read(results[0])[:1]
+@dataclass(frozen=True)
+class EmbeddedFile:
+    """Embeddings of the cells of a file, in a file of their own; every access reads them."""
+
+    path: Path
+
+    @property
+    def flag(self) -> np.ndarray:
+        """``(n,)`` int8, position in `stage_sc._result.FLAGS`."""
+        return self._read("obs/flag")
+
+    @property
+    def cells(self) -> np.ndarray:
+        """``(n,)`` positions: the cells are in the order of the file."""
+        return np.arange(len(self.flag))
+
+    @property
+    def niche(self) -> np.ndarray:
+        """``(n, dim)`` float32 niche embeddings."""
+        return self._read("obsm/niche")
+
+    @property
+    def context(self) -> np.ndarray:
+        """``(n, dim)`` float32 contexts."""
+        return self._read("obsm/context")
+
+    @property
+    def source(self) -> dict[str, Any] | None:
+        """File, model and settings that the embeddings were computed from; ``None`` where there are none."""
+        return _source(self.path, "uns/source")
+
+    def _read(self, key: str) -> Any:
+        with h5py.File(self.path, "r") as file:
+            return read_elem(file[key])
 
 
-def _run(function: Callable[..., Any], tasks: list[tuple[Any, ...]], scheduler: Any) -> list[Any]:
-    """Compute all tasks; results come in their order."""
-    if scheduler is None and dask.config.get("scheduler", None) is None:  # nor is there a client
-        return [function(*task) for task in tasks]
-    return list(compute(*(delayed(function, pure=False)(*task) for task in tasks), scheduler=scheduler))
-
-
-def _label_file(path: Path, result: Path, checkpoint: Path, settings: dict[str, Any]) -> None:
-    """Label one file, unless it is labelled."""
-    key, (size, mtime) = settings["key_added"], stamp(path)
-    keys = {name: settings[name] or "" for name in ("spatial_key", "library_key", "layer", "table_key", "technology")}
+def _embed_file(path: Path, item: EmbeddedFile, checkpoint: Path, settings: dict[str, Any], device: str) -> None:
+    """Embed one file, unless it is embedded."""
+    size, mtime = stamp(path)
     source = {"file": path.name, "size": size, "mtime": str(mtime), "model": checkpoint.stem}
-    source |= keys | {"scale": float(settings["scale"] or 0)}
-    if result.is_file() and _content_path(result).is_file() and _source(result, key) == source:
+    source |= {name: value or "" for name, value in settings.items() if name != "scale"}
+    source |= {"scale": float(settings["scale"] or 0)}
+    if item.source == source:
         return
-    library_key, layer = settings["library_key"], settings["layer"]
     adata = read_table(path, **{name: settings[name] for name in ("spatial_key", "library_key", "layer", "table_key")})
-    graph = {name: settings[name] for name in ("spatial_key", "library_key", "technology", "scale")}
-    build_graph(adata, **graph)
+    build_graph(adata, **{name: settings[name] for name in ("spatial_key", "library_key", "technology", "scale")})
     network = resolve_model(checkpoint)
     with scratch_folder(adata) as scratch, one_thread():
-        slides = read_data(adata, scaling=network.config.scaling, vocabulary=network.vocabulary, scratch=scratch)
-        device = resolve_device(settings["device"])
-        found = look_around(network, slides, device, domains=True)
-        labels = give_niches(network, network.tree, found, device)
-    params = {"key_added": key, "spatial_key": settings["spatial_key"], "library_key": library_key or ""}
-    write_labels(adata, labels, network, {**params, "layer": layer or "", "n_domains": 0, "settle": False})
-    adata.uns[key]["source"] = source
-    kept = {name: adata.obsm[name] for name in (settings["spatial_key"], f"X_{key}")}
-    content = np.empty_like(found.content)
-    content[found.cells] = found.content
-    _write(_content_path(result), lambda part: np.save(part, content))
-    light = ad.AnnData(obs=adata.obs, obsm=kept, uns={key: adata.uns[key]})
-    _write(result, light.write_h5ad)
+        slides = read_slides(adata, network.config, vocabulary=network.vocabulary.keys(), scratch=scratch)
+        found = embed_slides(network, slides, resolve_device(device), domains=True)
+    back = np.argsort(found.cells)
+    light = ad.AnnData(
+        obs=adata.obs.assign(flag=found.flag[back]),
+        obsm={
+            "niche": found.niche[back],
+            "context": found.context[back],
+            "coordinates": adata.obsm[settings["spatial_key"]],
+        },
+        uns={"source": source},
+    )
+    write_whole(item.path, light.write_h5ad)
 
 
-def _draw(read: Callable[[Path], torch.Tensor], result: Path, n_cells: int, size: int) -> torch.Tensor:
-    return draw(read(result), n_cells, size)
-
-
-def _relabel(
-    result: Path, key: str, checkpoint: Path, tree: PrototypeTree, domains: Domains | None, params: dict[str, Any]
+def _label_file(
+    item: EmbeddedFile, result: Path, checkpoint: Path, partition: Partition, params: dict[str, Any]
 ) -> None:
-    """Write the niches of a tree, and domains if there are any, into a result, unless it has them."""
-    adata, content = ad.read_h5ad(result), _content(result)
-    network, before = resolve_model(checkpoint), adata.uns[key]
-    flag = pd.Categorical(adata.obs[f"{key}_flag"], categories=FLAGS).codes
-    found = Surroundings(np.arange(adata.n_obs), adata.obsm[f"X_{key}"], content.numpy(), flag)
-    with one_thread():
-        labels = give_niches(network, tree, found, torch.device("cpu"))
-        domain = np.empty(0) if domains is None else domains.nearest(content).numpy()
-    if domains is None and before["params"].get("settle") == params["settle"] and has_niches(adata, key, labels):
+    """Write the labels of one file, unless they are there."""
+    key, network = params["key_added"], resolve_model(checkpoint)
+    source = {**(item.source or {}), "partition": partition.digest}
+    if _source(result, f"uns/{key}/source") == source:
         return
-    write_labels(adata, labels, network, {**before["params"], **params})
-    adata.uns[key]["source"] = before["source"]
-    if domains is not None:
-        add_domains(adata, domain, key, len(domains.centres))
-    _write(result, adata.write_h5ad)
+    embedded = ad.read_h5ad(item.path)
+    with one_thread():
+        labels = assign_labels(network, partition, item, resolve_device("cpu"))
+    adata = ad.AnnData(
+        obs=embedded.obs.drop(columns="flag"), obsm={params["spatial_key"]: embedded.obsm["coordinates"]}
+    )
+    write_labels(adata, labels, network, network.digest, params)
+    adata.uns[key]["source"] = source
+    write_whole(result, adata.write_h5ad)
 
 
-def _content(result: Path) -> torch.Tensor:
-    return torch.from_numpy(np.load(_content_path(result)))
-
-
-def _niche(result: Path, key: str) -> torch.Tensor:
-    with h5py.File(result, "r") as file:
-        return torch.from_numpy(read_elem(file[f"obsm/X_{key}"]))
-
-
-def _source(result: Path, key: str) -> Any:
-    """Read what a result was made from."""
-    with h5py.File(result, "r") as file:
-        element = file.get(f"uns/{key}/source")
+def _source(path: Path, key: str) -> dict[str, Any] | None:
+    """Read what a file was made from; ``None`` where there is none."""
+    if not path.is_file():
+        return None
+    with h5py.File(path, "r") as file:
+        element = file.get(key)
         found = None if element is None else read_elem(element)
     return found and {name: value.item() if hasattr(value, "item") else value for name, value in found.items()}
 
@@ -243,14 +241,3 @@ def _result_paths(paths: list[Path], folder: Path) -> list[Path]:
             "another folder than that of the files."
         )
     return results
-
-
-def _content_path(result: Path) -> Path:
-    return result.parent / "content" / f"{result.stem}.npy"
-
-
-def _write(path: Path, write: Callable[[Path], Any]) -> None:
-    """Write a file beside its place, then put it there: nobody ever sees half of it."""
-    part = path.with_name(f"{os.getpid()}-{path.name}")
-    write(part)
-    part.replace(path)

@@ -2,37 +2,21 @@
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Mapping, Sequence
-from copy import deepcopy
-from typing import Any, NamedTuple
 
-import numpy as np
-import torch
 from anndata import AnnData
-from torch import Tensor
 
-from stage_sc._checks import check_anndata, check_positive
+from stage_sc._checks import check_positive
 from stage_sc._compute import one_thread, resolve_device
-from stage_sc.data._draw import draw
-from stage_sc.data._expression import scratch_folder
-from stage_sc.data._slide import Slide, read_data
-from stage_sc.model._stage import Stage
-from stage_sc.model._tree import PrototypeTree
-from stage_sc.pp._graph_state import hand_over, stand_in
-from stage_sc.tl._domains import cut_domains
-from stage_sc.tl._results import Labels, write_labels
-from stage_sc.train._encode import encode_slide
-from stage_sc.train._own_content import own_content
-from stage_sc.train._prior import coherence
-from stage_sc.train._settle import SAMPLE, settle_tree
-from stage_sc.weights import resolve_model
-
-logger = logging.getLogger("stage_sc.tl")
-
-# Slides whose genes go together less than this as a model has learnt are unlike its training slides.
-UNLIKE = 0.05
+from stage_sc._input import read_tables
+from stage_sc._result import check_key, write_labels
+from stage_sc.embed import embed_slides
+from stage_sc.graph import copy_graph, graph_view
+from stage_sc.model import resolve_model
+from stage_sc.niches import assign_labels, find_partition
+from stage_sc.nn import Stage
+from stage_sc.slides import read_slides, scratch_folder
 
 
 def stage_niches(
@@ -50,7 +34,7 @@ def stage_niches(
 ) -> AnnData | list[AnnData] | dict[str, AnnData] | None:
     r"""Give every cell its niche at every level of a model's tree.
 
-    Nothing is trained: genes are matched with the model's vocabulary, each cell's surroundings are embedded, the tree
+    Nothing is trained: genes are matched with the model's vocabulary, each cell's hop_means are embedded, the tree
     of prototypes settles on the cells, and every embedding is led through it. A niche has the same name on every slide
     that the same model labels.
 
@@ -167,114 +151,50 @@ def stage_niches(
     >>> adata.obs["stage_domain"].cat.categories.tolist()
     ['D1', 'D2', 'D3', 'D4']
     """
-    names = list(data) if isinstance(data, Mapping) else None
-    several = isinstance(data, Sequence) and not isinstance(data, str)
-    given = data.values() if isinstance(data, Mapping) else data if several else [data]
-    parts = [check_anndata(part, name="data") for part in given]
-    if not parts:
-        raise ValueError("`data` is empty.")
+    tables = read_tables(data)
     if n_domains is not None:
         check_positive(n_domains, "n_domains", integer=True)
-    if not isinstance(key_added, str) or not key_added:
-        raise TypeError(f"`key_added` must be a string with at least one character, got {key_added!r}.")
-    for part in parts:
+    for part in tables.by_name.values():
         if part.isbacked and part.is_view and not copy:
             raise ValueError(
                 "`data` is a view of a backed object, and results cannot be written to it. Pass `copy=True`, or label "
                 "the object that it is a view of."
             )
-        before = part.uns.get(key_added, {"tree": None})
-        if not isinstance(before, Mapping) or "tree" not in before:
-            raise ValueError(f"`key_added`: `uns[{key_added!r}]` holds something else already: choose another name.")
-    where = resolve_device(device)
-    network = resolve_model(model)
-    keys: dict[str, Any] = {"spatial_key": spatial_key, "library_key": library_key, "layer": layer}
-    if copy:
-        parts = [part.to_memory() if part.isbacked else part.copy() for part in parts]
-    keys |= {"scaling": network.config.scaling, "vocabulary": network.vocabulary.keys()}
-    lights = [stand_in(part) for part in parts]
-    found = []
+    check_key(list(tables.by_name.values()), key_added)
+    where, network = resolve_device(device), resolve_model(model)
+    tables = tables.copy() if copy else tables
+    parts = list(tables.by_name.values())
+    views = [graph_view(part) for part in parts]  # stale graphs are rebuilt there
+    embedded = []
     with one_thread():
-        for part, light in zip(parts, lights, strict=True):
+        for (prefix, part), view in zip(tables.by_name.items(), views, strict=True):
             with scratch_folder(part, layer) as scratch:
-                slides = read_data(part, light=light, scratch=scratch, **keys)
-                found.append(look_around(network, slides, where, domains=n_domains is not None))
-        niche = torch.from_numpy(np.concatenate([one.niche for one in found]))
-        tree = settled_tree(network, draw(niche, len(niche), SAMPLE)) if settle else network.tree
-        labels = [give_niches(network, tree, one, where) for one in found]
-        if n_domains is not None:
-            labels = _add_domains(labels, [one.content for one in found], n_domains)
-    for part, light, given_labels in zip(parts, lights, labels, strict=True):
-        if light.uns["stage_graph"] is not part.uns["stage_graph"]:  # rebuilt
-            hand_over(light, part)
+                slides = read_slides(
+                    part,
+                    network.config,
+                    vocabulary=network.vocabulary.keys(),
+                    spatial_key=spatial_key,
+                    library_key=library_key,
+                    layer=layer,
+                    prefix=prefix,
+                    view=view,
+                    scratch=scratch,
+                )
+                embedded.append(embed_slides(network, slides, where, domains=n_domains is not None))
+        partition = find_partition(network, embedded, settle=settle, n_domains=n_domains)
+        labels = [assign_labels(network, partition, one, where) for one in embedded]
+    digest = network.digest
+    for part, view, given in zip(parts, views, labels, strict=True):
+        if view.uns["stage_graph"] is not part.uns["stage_graph"]:  # rebuilt
+            copy_graph(view, part)
         graph = part.uns["stage_graph"]["params"]
         params = {
             "key_added": key_added,
             "spatial_key": spatial_key or graph["spatial_key"],
             "library_key": library_key or graph["library_key"] or "",
             "layer": layer or "",
-            "n_domains": n_domains or 0,
+            "n_domains": 0 if partition.domains is None else n_domains,
             "settle": settle,
         }
-        write_labels(part, given_labels, network, params)
-    if not copy:
-        return None
-    if names is not None:
-        return dict(zip(names, parts, strict=True))
-    return parts if several else parts[0]
-
-
-class Surroundings(NamedTuple):
-    """What a model sees of the cells of one AnnData, in the order of computation."""
-
-    cells: np.ndarray
-    """``(n,)`` position of every cell in the AnnData."""
-    niche: np.ndarray
-    """``(n, dim)`` float32, what niches are read from."""
-    content: np.ndarray
-    """``(n, dim)`` float32, what domains are cut by, if they are."""
-    flag: np.ndarray
-    """``(n,)`` int8, position in `stage_sc.tl._results.FLAGS`."""
-
-
-def look_around(model: Stage, slides: list[Slide], device: torch.device, *, domains: bool) -> Surroundings:
-    """Embed the cells of one AnnData; their content is the slide's own where `domains` are wanted."""
-    config = model.config
-    network = model if device.type == "cpu" else deepcopy(model).to(device)
-    parts = []
-    for slide in slides:
-        if coherence(model, slide) < UNLIKE:
-            logger.warning(
-                "%r is unlike what the model was trained on: genes do not go together on it as the model has learnt. "
-                "Niches may mean little; compare with a model of your own (`st.tl.fit`).",
-                slide.name,
-            )
-        encoded = encode_slide(network, slide)
-        content = encoded.content
-        if domains and config.whiten:
-            content = own_content(slide, content, config.persistence)
-        flag = np.where(slide.empty[:], 1, np.where(slide.isolated[:], 2, 0)).astype(np.int8)
-        parts.append((slide.cells, encoded.niche.numpy(), content.numpy(), flag))
-    return Surroundings(*(np.concatenate(column) for column in zip(*parts, strict=True)))
-
-
-def settled_tree(model: Stage, niche: Tensor) -> PrototypeTree:
-    """Tree of a model, settled on a sample of cells; the model stays as it is."""
-    tree = deepcopy(model.tree)
-    settle_tree(tree, niche, model.config.assignment)
-    return tree
-
-
-def give_niches(model: Stage, tree: PrototypeTree, found: Surroundings, device: torch.device) -> Labels:
-    """Lead cells through a tree."""
-    config, niche = model.config, torch.from_numpy(found.niche).to(device)
-    there = tree if device.type == "cpu" else deepcopy(tree).to(device)
-    nodes, confidence = there.assign(niche, how=config.assignment, temperature=config.temperature)
-    return Labels(found.cells, found.niche, found.flag, nodes.cpu().numpy(), confidence.cpu().numpy())
-
-
-def _add_domains(labels: list[Labels], contents: list[np.ndarray], n_domains: int) -> list[Labels]:
-    """Cut domains over all data together."""
-    domain = cut_domains(torch.from_numpy(np.concatenate(contents)), n_domains)
-    ends = np.cumsum([len(part.flag) for part in labels])[:-1]
-    return [part._replace(domain=codes) for part, codes in zip(labels, np.split(domain, ends), strict=True)]
+        write_labels(part, given, network, digest, params)
+    return tables.given if copy else None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 
-from stage_sc.model._config import StageConfig
+from stage_sc.nn import StageConfig
 
 logger = logging.getLogger("stage_sc.train")
 
@@ -19,7 +19,7 @@ SCRATCH = {"epochs": 20, "warmup_epochs": 10, "learning_rate": 1e-3}
 TUNING = {"epochs": 10, "warmup_epochs": 0, "learning_rate": 3e-4}
 
 
-def adapt(config: StageConfig, n_cells: Sequence[int], *, tuning: bool = False) -> StageConfig:
+def adapt_config(config: StageConfig, n_cells: Sequence[int], *, tuning: bool = False) -> StageConfig:
     """Fit the size of the tree to the number of cells of a slide, and the length of the schedule to that of all slides.
 
     Parameters

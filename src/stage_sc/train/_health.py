@@ -1,4 +1,4 @@
-"""Figures that tell a healthy training from a collapsed one."""
+"""Metrics that tell a healthy training from a collapsed one."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from stage_sc.model._config import StageConfig
+from stage_sc.nn import StageConfig
 
 logger = logging.getLogger("stage_sc.train")
 
@@ -18,11 +18,11 @@ MIN_SHARE_USED = 0.05
 # Training ends after so many collapsed epochs in a row.
 PATIENCE = 2
 
-Figures = dict[str, float | str]
+EpochMetrics = dict[str, float | str]
 
 
 class Health:
-    """Collects figures over an epoch, as sums over its steps.
+    """Collects metrics over an epoch, as sums over its steps.
 
     Parameters
     ----------
@@ -45,7 +45,7 @@ class Health:
             self.sums[name] = self.sums.get(name, 0.0) + value
         self.n_steps += 1
 
-    def summary(self) -> Figures:
+    def summary(self) -> EpochMetrics:
         """Means over the epoch; entropy of the use of leaves (1: all alike), and leaves in use."""
         share = self.count.numpy() / max(int(self.count.sum()), 1)
         used = share > 0
@@ -54,7 +54,7 @@ class Health:
         return {**means, "entropy": entropy, "used": int(used.sum())}
 
 
-def has_collapsed(history: list[Figures], n_leaves: int, patience: int = PATIENCE) -> bool:
+def has_collapsed(history: list[EpochMetrics], n_leaves: int, patience: int = PATIENCE) -> bool:
     """Whether the last `patience` epochs were all beyond what is healthy, or brought no numbers at all."""
     least = min(n_leaves, max(2, MIN_SHARE_USED * n_leaves))
     last = history[-patience:]
@@ -63,7 +63,7 @@ def has_collapsed(history: list[Figures], n_leaves: int, patience: int = PATIENC
     )
 
 
-def warn_if_collapsed(history: list[Figures], config: StageConfig) -> None:
+def warn_if_collapsed(history: list[EpochMetrics], config: StageConfig) -> None:
     """Log a warning if the last epoch was that of a collapsed run."""
     if has_collapsed(history, config.levels[-1], patience=1):
         logger.warning(

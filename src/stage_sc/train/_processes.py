@@ -24,27 +24,27 @@ class Processes(NamedTuple):
     rank: int = 0
     n: int = 1
 
-    def sum(self, tensor: Tensor) -> Tensor:
+    def all_reduce(self, tensor: Tensor) -> Tensor:
         """Sum over all processes, in place; every process gets the same, to the bit."""
         if self.n > 1:
             dist.all_reduce(tensor)
         return tensor
 
-    def whole(self, rows: Tensor) -> Tensor:
+    def all_gather(self, rows: Tensor) -> Tensor:
         """Rows of all processes: each gives its own, and zeros for the others'. Only its own carry a gradient."""
         if self.n == 1:
             return rows
         own = rows.detach()
-        return rows + (self.sum(own.clone()) - own)
+        return rows + (self.all_reduce(own.clone()) - own)
 
-    def share(self, value: Value) -> Value:
+    def broadcast_object(self, value: Value) -> Value:
         """Return the value of process 0."""
         box = [value]
         if self.n > 1:
             dist.broadcast_object_list(box)
         return box[0]
 
-    def spread(self, model: nn.Module) -> None:
+    def broadcast_model(self, model: nn.Module) -> None:
         """Give every process the model of process 0."""
         if self.n > 1:
             for tensor in model.state_dict().values():

@@ -1,4 +1,4 @@
-"""One step: a batch through the network, its losses, and what follows from them (inner loops of algorithm 1)."""
+"""One training step: a batch through the network, its losses, its gradients (inner loops of algorithm 1)."""
 
 from __future__ import annotations
 
@@ -10,14 +10,12 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from stage_sc.data._batch import draw_partners, make_batch, to_device
-from stage_sc.data._epoch import GlobalBatch, Part
-from stage_sc.model._augment import Panel, View, draw_view
-from stage_sc.model._losses import anchor_loss, path_loss, swapped_loss
-from stage_sc.model._stage import Batch, Stage
-from stage_sc.train._chance import Draw, chance
-from stage_sc.train._encode import Contents
+from stage_sc.embed import ContextCache
+from stage_sc.nn import Batch, Panel, Stage, View, draw_view, path_loss, reconstruction_loss, swav_loss
+from stage_sc.slides import make_batch, sample_partners, to_device
+from stage_sc.train._epoch import GlobalBatch, Part
 from stage_sc.train._processes import Processes
+from stage_sc.train._random import Purpose, generator_at
 
 
 class Pairs(NamedTuple):
@@ -27,8 +25,8 @@ class Pairs(NamedTuple):
     """``(B, dim)`` embeddings of the cells."""
     h_j: Tensor
     """``(B, dim)`` embeddings of their partners."""
-    content: Tensor | None
-    """``(B, dim)`` content of the cells' surroundings, where there is an anchor."""
+    context: Tensor | None
+    """``(B, dim)`` contexts of the cells, where they are reconstructed."""
     slides: Tensor
     """``(B,)`` int64 number of the slide."""
 
@@ -39,7 +37,7 @@ def embed_pairs(
     panels: list[Panel],
     place: tuple[int, ...],
     processes: Processes,
-    contents: Contents,
+    contexts: ContextCache,
 ) -> Pairs:
     """Embed the cells of a batch and their partners.
 
@@ -58,26 +56,26 @@ def embed_pairs(
         Root seed, epoch and step, which all chance comes from.
     processes
         Those that share the batch.
-    contents
-        What surrounds the cells.
+    contexts
+        Contexts of the cells.
     """
     config, device = model.config, model.tree.parent.device
-    h_i, h_j, content = (torch.zeros(batch.size, config.dim, device=device) for _ in range(3))
+    h_i, h_j, context = (torch.zeros(batch.size, config.dim, device=device) for _ in range(3))
     slides = torch.zeros(batch.size, dtype=torch.int64, device=device)
-    draws = chance(Draw.PARTNERS, *place).random(batch.size)
+    draws = generator_at(Purpose.PARTNERS, *place).random(batch.size)
     for part in batch.parts:
-        rows, panel, rng = part.rows, panels[part.number], chance(Draw.VIEWS, *place, part.number)
-        partners = draw_partners(part.slide, part.centres, draws[rows])
+        rows, panel, rng = part.rows, panels[part.number], generator_at(Purpose.VIEWS, *place, part.number)
+        partners = sample_partners(part.slide, part.centres, draws[rows])
         one, view_i = _seen(model, part, part.centres, panel, rng)
         other, view_j = _seen(model, part, partners, panel, rng)
         h_i[rows], h_j[rows], slides[rows] = model(one, view_i), model(other, view_j), part.number
-        if config.anchor_weight:
-            content[rows] = contents.of(model, part.slide, panel)[part.centres].to(device)
+        if config.reconstruction_weight:
+            context[rows] = contexts.of(model, part.slide, panel)[part.centres].to(device)
     return Pairs(
-        processes.whole(h_i),
-        processes.whole(h_j),
-        processes.whole(content) if config.anchor_weight else None,
-        processes.whole(slides),
+        processes.all_gather(h_i),
+        processes.all_gather(h_j),
+        processes.all_gather(context) if config.reconstruction_weight else None,
+        processes.all_gather(slides),
     )
 
 
@@ -123,22 +121,22 @@ def pair_losses(
         model.queue.push(pairs.slides, cosine, config.queue_rank)
 
     epsilon, n_iterations, temperature = config.epsilon, config.sinkhorn_iterations, config.temperature
-    swapped = partial(swapped_loss, temperature=temperature, epsilon=epsilon, n_iterations=n_iterations)
-    levels = range(len(tree.levels)) if config.swap_levels == "all" else [len(tree.levels) - 1]
-    losses = {"swapped": torch.stack([swapped(scores_i[level], scores_j[level]) for level in levels]).mean()}
-    total = config.swap_weight * losses["swapped"]
-    if pairs.content is not None:
-        losses["anchor"] = anchor_loss(model.decoder(pairs.h_i), pairs.content)
-        total = total + config.anchor_weight * losses["anchor"]
+    swav = partial(swav_loss, temperature=temperature, epsilon=epsilon, n_iterations=n_iterations)
+    levels = range(len(tree.levels)) if config.swav_levels == "all" else [len(tree.levels) - 1]
+    losses = {"swav": torch.stack([swav(scores_i[level], scores_j[level]) for level in levels]).mean()}
+    total = config.swav_weight * losses["swav"]
+    if pairs.context is not None:
+        losses["reconstruction"] = reconstruction_loss(model.decoder(pairs.h_i), pairs.context)
+        total = total + config.reconstruction_weight * losses["reconstruction"]
     scores = [level.detach() for level in scores_i]
     if joint and len(tree.levels) > 1:
-        draws = chance(Draw.PATHS, *place).random((len(pairs.slides), len(tree.levels)), dtype=np.float32)
+        draws = generator_at(Purpose.PATHS, *place).random((len(pairs.slides), len(tree.levels)), dtype=np.float32)
         uniform = torch.from_numpy(draws).to(active.device)
         paths = tree.sample_paths(scores, uniform, epsilon=epsilon, n_iterations=n_iterations)
         siblings = [torch.ones_like(scores[0], dtype=torch.bool)]
         siblings += [tree.siblings(level, paths[:, level - 1]) for level in range(1, len(tree.levels))]
         losses["path"] = path_loss(scores_i, paths, siblings, temperature=temperature)
-        total = total + config.global_weight * losses["path"]
+        total = total + config.path_weight * losses["path"]
     return {"loss": total, **losses}, scores
 
 
@@ -158,6 +156,6 @@ def set_gradients(model: Stage, loss: Tensor, processes: Processes) -> None:
         model.decoder.zero_grad()
         model.tree.zero_grad()
     gradients = [torch.zeros_like(one) if one.grad is None else one.grad for one in parameters]
-    total = processes.sum(torch.cat([gradient.flatten() for gradient in gradients]))
+    total = processes.all_reduce(torch.cat([gradient.flatten() for gradient in gradients]))
     for parameter, gradient in zip(parameters, total.split([one.numel() for one in parameters]), strict=True):
         parameter.grad = gradient.view_as(parameter)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -12,16 +14,18 @@ from torch.nn.functional import normalize
 from torch.nn.utils import clip_grad_norm_
 from tqdm.auto import tqdm
 
-from stage_sc.data._epoch import epoch_batches, n_batches
-from stage_sc.data._slide import Slide
-from stage_sc.model._stage import Stage
-from stage_sc.train._chance import Draw, chance
-from stage_sc.train._encode import Contents
-from stage_sc.train._health import Figures, Health, has_collapsed, warn_if_collapsed
+from stage_sc.embed import ContextCache
+from stage_sc.nn import Stage, StageConfig
+from stage_sc.slides import Slide
+from stage_sc.train._epoch import epoch_batches, n_batches
+from stage_sc.train._health import EpochMetrics, Health, has_collapsed, warn_if_collapsed
 from stage_sc.train._processes import launch
-from stage_sc.train._start import calibrate_slides, grow_tree, set_start
+from stage_sc.train._random import Purpose, generator_at
+from stage_sc.train._start import calibrate_slides, grow_tree, initialize_network
 from stage_sc.train._state import State, describe_run, read_state, resume, write_state
 from stage_sc.train._step import embed_pairs, pair_losses, set_gradients
+
+logger = logging.getLogger("stage_sc.train")
 
 # An epoch that lowers the loss by less than this share is no progress.
 MIN_PROGRESS = 1e-3
@@ -35,6 +39,7 @@ def train(
     keep_tree: bool = False,
     patience: int | None = None,
     checkpoint: Path | None = None,
+    callback: Callable[[pd.DataFrame], None] | None = None,
     every: int = 200,
     accelerator: str = "cpu",
     progress: bool = True,
@@ -57,8 +62,10 @@ def train(
     checkpoint
         File that the training is written to while it runs. If there is one, it goes on from there, with the chance that
         it began with: the result is that of a training that was never interrupted, on the CPU to the bit.
+    callback
+        Called with the history after every epoch, in the first process.
     every
-        Steps between two times of writing. It is written at the end of every epoch, too.
+        Number of steps between two times of writing. It is also written at the end of every epoch.
     accelerator
         Where to compute, as lightning names it.
     progress
@@ -66,7 +73,7 @@ def train(
 
     Returns
     -------
-    One row per epoch: ``stage`` ("warm-up" or "joint"), the losses, and the figures of `Health`.
+    One row per epoch: ``stage`` ("warm-up" or "joint"), the losses, and the metrics of `Health`.
 
     Raises
     ------
@@ -76,23 +83,23 @@ def train(
     config = model.config
     processes, device = launch(accelerator)
     run, root = describe_run(model, slides, keep_tree=keep_tree), int(rng.integers(2**62))
-    saved = processes.share(read_state(checkpoint) if checkpoint and checkpoint.exists() else None)
+    saved = processes.broadcast_object(read_state(checkpoint) if checkpoint and checkpoint.exists() else None)
     if saved is None and processes.rank == 0 and not keep_tree:
-        set_start(model, slides)
-        grow_tree(model, slides, chance(Draw.TREE, root, 0))
+        initialize_network(model, slides)
+        grow_tree(model, slides, generator_at(Purpose.TREE, root, 0))
     model.to(device).train()
     optimizer = torch.optim.Adam(model.parameters(), lr=config.learning_rate)
     if checkpoint and saved:
         state = resume(saved, checkpoint, run, model, optimizer)
     else:
-        state = State(processes.share(root), Health(config.levels[-1]))
-        processes.spread(model)
+        state = State(processes.broadcast_object(root), Health(config.levels[-1]))
+        processes.broadcast_model(model)
 
     def save() -> None:
         if checkpoint and processes.rank == 0:
             write_state(checkpoint, run, state, model, optimizer)
 
-    panels, contents = calibrate_slides(model, slides), Contents()
+    panels, contexts = calibrate_slides(model, slides), ContextCache()
     n_steps = config.epochs * n_batches(slides, config)
     shown = progress and processes.rank == 0
     bar = tqdm(total=config.epochs, initial=state.epoch, disable=not shown, unit="epoch", desc="STAGE")
@@ -102,7 +109,7 @@ def train(
         plan = {"skip": state.step, "rank": processes.rank, "n_ranks": processes.n}
         for batch in epoch_batches(slides, config, (state.root, state.epoch), **plan):
             place = state.root, state.epoch, state.step
-            pairs = embed_pairs(model, batch, panels, place, processes, contents)
+            pairs = embed_pairs(model, batch, panels, place, processes, contexts)
             losses, scores = pair_losses(model, pairs, place, joint=joint)
             set_gradients(model, losses["loss"], processes)
             clip_grad_norm_(model.parameters(), 1.0, error_if_nonfinite=True)
@@ -113,19 +120,23 @@ def train(
             state.step, state.done = state.step + 1, state.done + 1
             if state.done % every == 0:
                 save()
-        figures = state.health.summary()
-        state.history.append({"stage": "joint" if joint else "warm-up", **figures})
+        metrics = state.health.summary()
+        state.history.append({"stage": "joint" if joint else "warm-up", **metrics})
         state.epoch, state.step, state.health = state.epoch + 1, 0, Health(config.levels[-1])
         bar.update()
-        bar.set_postfix(loss=f"{figures['loss']:.3f}", leaves=figures["used"])
+        bar.set_postfix(loss=f"{metrics['loss']:.3f}", leaves=metrics["used"])
+        if processes.rank == 0:
+            _log_epoch(state.history, config)
+            if callback:
+                callback(_table(state.history))
         if has_collapsed(state.history, config.levels[-1]):
             state.epoch = config.epochs
         elif patience and _stalled(state.history, patience):
             state.epoch = config.epochs if joint else config.warmup_epochs
         if not joint and state.epoch == config.warmup_epochs and not keep_tree:
             if processes.rank == 0:
-                grow_tree(model, slides, chance(Draw.TREE, state.root, state.epoch))
-            processes.spread(model)
+                grow_tree(model, slides, generator_at(Purpose.TREE, state.root, state.epoch))
+            processes.broadcast_model(model)
             model.queue.forget()
         save()
     bar.close()
@@ -138,7 +149,20 @@ def train(
         save()
     if processes.rank == 0:
         warn_if_collapsed(state.history, config)
-    return pd.DataFrame(state.history).rename_axis("epoch")
+    return _table(state.history)
+
+
+def _table(history: list[EpochMetrics]) -> pd.DataFrame:
+    return pd.DataFrame(history).rename_axis("epoch")
+
+
+def _log_epoch(history: list[EpochMetrics], config: StageConfig) -> None:
+    last = history[-1]
+    logger.info(
+        "Epoch %d of %d (%s): loss %.4f, %d of %d leaves in use, cosine %.3f.",
+        *(len(history), config.epochs, last["stage"], last["loss"]),
+        *(last["used"], config.levels[-1], last["cosine"]),
+    )
 
 
 def _rate(step: int, n_steps: int) -> float:
@@ -149,7 +173,7 @@ def _rate(step: int, n_steps: int) -> float:
     return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(1.0, (step - rise) / max(1, n_steps - rise))))
 
 
-def _stalled(history: list[Figures], patience: int) -> bool:
+def _stalled(history: list[EpochMetrics], patience: int) -> bool:
     """Whether the last `patience` epochs of the present stage brought no progress."""
     losses = [float(row["loss"]) for row in history if row["stage"] == history[-1]["stage"]]
     if len(losses) <= patience:

@@ -1,0 +1,360 @@
+"""One way in: any container of slides as named AnnData objects, and the columns and matrices that are read from them.
+
+To support another container, extend `read_tables` (and `Tables.like`, which gives results back in the same form).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, TypeAlias
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+import scipy.sparse as sp
+from anndata import AnnData
+
+logger = logging.getLogger("stage_sc")
+
+Data: TypeAlias = "AnnData | Sequence[AnnData] | Mapping[str, AnnData]"
+
+
+class Tables(NamedTuple):
+    """The AnnData objects of a container."""
+
+    by_name: dict[str, AnnData]
+    """Keys of a dictionary, positions in a list, or ``""`` for a single object."""
+    given: Any
+    """The container."""
+
+    def like(self, parts: Sequence[AnnData]) -> Any:
+        """Return objects, one for each of `by_name`, in a container of the same kind."""
+        if isinstance(self.given, AnnData):
+            return parts[0]
+        return dict(zip(self.given, parts, strict=True)) if isinstance(self.given, Mapping) else list(parts)
+
+    def copy(self) -> Tables:
+        """Copy every object into memory."""
+        copies = [part.to_memory() if part.isbacked else part.copy() for part in self.by_name.values()]
+        return Tables(dict(zip(self.by_name, copies, strict=True)), self.like(copies))
+
+
+class SlideCodes(NamedTuple):
+    """Slide of every cell."""
+
+    names: list[str]
+    """Sorted names of the slides in use; ``[""]`` for a single slide without a key."""
+    codes: np.ndarray
+    """``(n_cells,)`` intp, position in `names`."""
+
+    def rows(self) -> dict[str, np.ndarray]:
+        """Row numbers of the cells of each slide, by its name."""
+        return {name: np.flatnonzero(self.codes == code) for code, name in enumerate(self.names)}
+
+
+def read_tables(data: Any, name: str = "data") -> Tables:
+    """Name the AnnData objects of a container.
+
+    Parameters
+    ----------
+    data
+        An AnnData, or a list or a dictionary of these.
+    name
+        Name of the argument, for error messages.
+
+    Raises
+    ------
+    TypeError
+        For anything else; the message says how to get an AnnData.
+    ValueError
+        If it is empty, or if two keys have the same text.
+    """
+    if isinstance(data, Mapping):
+        named = [(str(key), part) for key, part in data.items()]
+    elif isinstance(data, Sequence) and not isinstance(data, str):
+        named = [(str(position), part) for position, part in enumerate(data)]
+    else:
+        named = [("", data)]
+    if not named:
+        raise ValueError(f"`{name}` is empty.")
+    tables = dict(named)
+    if len(tables) < len(named):
+        raise ValueError(f"Two keys of `{name}` have the same text: {[key for key, _ in named]}. Rename one.")
+    for key, part in tables.items():
+        check_anndata(part, f"{name}[{key!r}]" if key else name)
+    return Tables(tables, data)
+
+
+def check_anndata(adata: Any, name: str = "adata") -> None:
+    """Raise a TypeError that says how to get an AnnData in memory unless `adata` is one."""
+    if isinstance(adata, AnnData):
+        if not isinstance(adata.obs, pd.DataFrame):
+            raise TypeError(
+                f"`{name}.obs` is a {type(adata.obs).__name__}, which was not read from disk yet. Read all but the "
+                f"expression: `AnnData({name}.X, obs={name}.obs.to_memory(), var={name}.var.to_memory(), "
+                f"obsm=dict({name}.obsm))`."
+            )
+        return
+    hint = "Read a file with `scanpy.read_h5ad(path)`."
+    if hasattr(adata, "tables"):
+        tables = ", ".join(repr(key) for key in adata.tables) or "none"
+        hint = f'Pass one of its tables, e.g. `sdata.tables["table"]` (tables here: {tables}).'
+    elif isinstance(adata, list | tuple | dict):
+        hint = 'Join the slides first: `anndata.concat(slides, label="slide", join="outer")`, and pass `library_key`.'
+    raise TypeError(f"`{name}` must be an AnnData object, got {type(adata).__name__}. {hint}")
+
+
+def read_slide_codes(adata: AnnData, library_key: str | None = None) -> SlideCodes:
+    """Read which slide every cell belongs to.
+
+    Parameters
+    ----------
+    adata
+        Cells.
+    library_key
+        Column of ``adata.obs`` (categorical, strings or integers). ``None`` or ``""``: all cells are one slide.
+
+    Returns
+    -------
+    Names (sorted, so that the order of categories does not matter) and codes.
+
+    Raises
+    ------
+    KeyError
+        If the column does not exist.
+    ValueError
+        If it has missing values.
+    """
+    if library_key is None or library_key == "":
+        return SlideCodes([""], np.zeros(adata.n_obs, dtype=np.intp))
+    if library_key not in adata.obs:
+        present = ", ".join(map(repr, adata.obs.columns)) or "nothing"
+        raise KeyError(f"`library_key`: `adata.obs[{library_key!r}]` does not exist, obs holds {present}.")
+    column = adata.obs[library_key]
+    missing = int(column.isna().sum())
+    if missing:
+        raise ValueError(
+            f"{missing} of {adata.n_obs} cells have no slide: missing values in `adata.obs[{library_key!r}]`. "
+            f"Fill them, or drop the cells: `adata = adata[adata.obs[{library_key!r}].notna()].copy()`."
+        )
+    codes, names = pd.factorize(column.astype(str).to_numpy(dtype=object), sort=True)
+    return SlideCodes([str(name) for name in names], codes.astype(np.intp))
+
+
+def read_coordinates(adata: AnnData, spatial_key: str = "spatial", *, finite: bool = True) -> np.ndarray:
+    """Read the coordinates of all cells, ``(n_cells, 2 or 3)`` float64 in the unit of the data; always a copy.
+
+    Parameters
+    ----------
+    adata
+        Cells.
+    spatial_key
+        Entry of ``adata.obsm``: an array or a data frame with two or three columns.
+    finite
+        Refuse NaN and infinite values.
+
+    Raises
+    ------
+    KeyError
+        If ``adata.obsm[spatial_key]`` does not exist.
+    TypeError
+        If it does not hold numbers.
+    ValueError
+        If it has another shape, or NaN or infinite values.
+    """
+    if spatial_key not in adata.obsm:
+        present = ", ".join(map(repr, adata.obsm)) or "nothing"
+        raise KeyError(
+            f"No coordinates: `adata.obsm[{spatial_key!r}]` does not exist, obsm holds {present}. "
+            "Pass `spatial_key`, or store the coordinates as an (n_cells, 2) array."
+        )
+    stored = adata.obsm[spatial_key]
+    stored = stored.to_numpy() if isinstance(stored, pd.DataFrame) else stored
+    stored = stored.toarray() if hasattr(stored, "toarray") else stored
+    try:
+        xy = np.array(stored, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"`adata.obsm[{spatial_key!r}]` must hold numbers: {error}.") from error
+    if xy.ndim != 2 or xy.shape[1] not in (2, 3):
+        raise ValueError(f"`adata.obsm[{spatial_key!r}]` must have shape (n_cells, 2), got {xy.shape}.")
+    bad = int((~np.isfinite(xy).all(axis=1)).sum()) if finite else 0
+    if bad:
+        raise ValueError(
+            f"{bad} of {len(xy)} cells have NaN or infinite coordinates in `adata.obsm[{spatial_key!r}]`. "
+            "Remove them with `st.pp.filter_cells(adata)`."
+        )
+    return xy
+
+
+def planar_coordinates(
+    adata: AnnData, spatial_key: str, library_key: str | None, *, prefix: str = ""
+) -> tuple[np.ndarray, SlideCodes]:
+    """Read coordinates and slides, and check that every slide can be triangulated.
+
+    Parameters
+    ----------
+    adata
+        Cells.
+    spatial_key, library_key
+        See `read_coordinates` and `read_slide_codes`. A third coordinate that is constant on each slide is dropped.
+    prefix
+        Name of the object, put before the names of its slides in messages.
+
+    Returns
+    -------
+    ``(n_cells, 2)`` float64 coordinates as stored, and the slides.
+
+    Raises
+    ------
+    KeyError, TypeError
+        As `read_coordinates` and `read_slide_codes`.
+    ValueError
+        As these; and for a slide with fewer than 4 cells, all cells on one line, or a varying third coordinate.
+    """
+    xy = read_coordinates(adata, spatial_key)
+    slides = read_slide_codes(adata, library_key)
+    if adata.n_obs == 0:
+        raise ValueError(f"{about(prefix)}`adata` has no cells.")
+    for name, rows in slides.rows().items():
+        here, where = xy[rows], about(slide_name(prefix, name))
+        if len(here) < 4:
+            raise ValueError(f"{where}{len(here)} cells are too few for a neighbourhood graph, which needs at least 4.")
+        if here.shape[1] == 3 and np.ptp(here[:, 2]) > 0:
+            raise ValueError(
+                f"{where}the third coordinate in `adata.obsm[{spatial_key!r}]` varies from {here[:, 2].min():g} to "
+                f"{here[:, 2].max():g}. Graphs are built in the plane: name the sections with `library_key`, or keep "
+                f'two columns: `adata.obsm["xy"] = adata.obsm[{spatial_key!r}][:, :2]` and `spatial_key="xy"`.'
+            )
+        extent = np.linalg.svd(here[:, :2] - here[:, :2].mean(axis=0), compute_uv=False)
+        if extent[1] <= 1e-9 * max(extent[0], np.abs(here[:, :2]).max()):
+            place = "on one line" if np.ptp(here[:, :2], axis=0).any() else "at the same place"
+            raise ValueError(
+                f"{where}all {len(here)} cells lie {place} (`adata.obsm[{spatial_key!r}]`), where no neighbourhoods "
+                "exist. Are these really the coordinates of the cells?"
+            )
+    if xy.shape[1] == 3:
+        logger.info("The third coordinate is constant on each slide and was left out.")
+    return np.ascontiguousarray(xy[:, :2]), slides
+
+
+def read_labels(adata: AnnData, key: str, *, integers: bool = True) -> pd.Categorical:
+    """Read ``adata.obs[key]`` as categories; strings, bools and (unless forbidden) integers are taken as such.
+
+    Raises
+    ------
+    KeyError
+        If the column does not exist.
+    TypeError
+        If it holds continuous numbers, or integers where these are not taken as names.
+    """
+    if key not in adata.obs:
+        raise KeyError(f"no column {key!r} in adata.obs, which has {list(adata.obs.columns)}")
+    column = adata.obs[key]
+    if isinstance(column.dtype, pd.CategoricalDtype):
+        return pd.Categorical(column)
+    numeric = pd.api.types.is_numeric_dtype(column) and not pd.api.types.is_bool_dtype(column)
+    if numeric and not integers:
+        raise TypeError(
+            f"adata.obs[{key!r}] holds numbers ({column.dtype}), but categories are needed: use .astype('category'), "
+            "or squidpy.pl.spatial_scatter(adata, color=..., shape=None) to draw values"
+        )
+    if numeric and (column.dropna() != column.dropna().round()).any():
+        raise TypeError(
+            f"adata.obs[{key!r}] holds continuous numbers ({column.dtype}), not labels: give a column of "
+            "categories, strings or integers"
+        )
+    return pd.Categorical(column.astype(object))
+
+
+def read_matrix(adata: AnnData, layer: str | None = None) -> Any:
+    """Return the matrix of `layer`, or ``adata.X``, as it is stored.
+
+    Raises
+    ------
+    KeyError
+        If the layer does not exist.
+    ValueError
+        If ``adata.X`` is ``None``.
+    """
+    if layer is None:
+        if adata.X is None:
+            raise ValueError("`adata.X` is None. Pass `layer`, the entry of `adata.layers` with the counts.")
+        return adata.X
+    if layer not in adata.layers:
+        present = ", ".join(repr(key) for key in adata.layers if key is not None) or "none"
+        raise KeyError(f"`adata.layers[{layer!r}]` does not exist, layers are: {present}.")
+    return adata.layers[layer]
+
+
+def to_csr(X: Any) -> sp.csr_matrix:
+    """Copy expression into memory as csr float32 with sorted indices and without explicit zeros.
+
+    Parameters
+    ----------
+    X
+        ``(n_cells, n_genes)``: csr, csc, dense, of any numeric dtype; a view, a dask array, a matrix on disk.
+
+    Raises
+    ------
+    ValueError
+        If there are negative, NaN or infinite values.
+    """
+    if hasattr(X, "compute"):  # dask
+        X = X.compute()
+    if hasattr(X, "to_memory"):  # sparse matrix on disk
+        X = X.to_memory()
+    elif not sp.issparse(X):
+        X = np.asarray(X[...])  # dense in memory or on disk
+    matrix = sp.csr_matrix(X, dtype=np.float32, copy=True)
+    matrix.sum_duplicates()  # sorts too
+    low, high = matrix.data.min(initial=0.0), matrix.data.max(initial=0.0)
+    if not (np.isfinite(low) and np.isfinite(high)):  # NaN comes through min and max
+        broken = int((~np.isfinite(matrix.data)).sum())
+        raise ValueError(f"Expression has {broken} NaN or infinite values. Set them to 0 or drop the cells.")
+    if low < 0:
+        raise ValueError(
+            f"Expression has {int((matrix.data < 0).sum())} negative values (smallest {low:g}): scaled or centred "
+            "data. Pass raw counts, e.g. `layer='counts'`."
+        )
+    if matrix.nnz and not matrix.data.all():
+        matrix.eliminate_zeros()
+    return matrix
+
+
+def join_tables(
+    tables: Tables, library_key: str | None, *, obsm: Sequence[str] = (), obsp: Sequence[str] = ()
+) -> AnnData:
+    """Join the annotations of several objects, without expression; the slides are in ``obs["slide"]``.
+
+    Parameters
+    ----------
+    tables
+        Objects of one container. A single object is returned as it is.
+    library_key
+        Column of ``obs`` that names the slides of every object, where it has several.
+    obsm, obsp
+        Entries that are joined too; those that an object lacks are left out.
+    """
+    if isinstance(tables.given, AnnData):
+        return tables.given
+    parts = {}
+    for name, part in tables.by_name.items():
+        slides = read_slide_codes(part, library_key)
+        names = np.array([slide_name(name, slide) for slide in slides.names], dtype=object)
+        parts[name] = AnnData(
+            obs=part.obs.assign(slide=pd.Categorical(names[slides.codes], categories=names)),
+            obsm={key: part.obsm[key] for key in obsm if key in part.obsm},
+            obsp={key: part.obsp[key] for key in obsp if key in part.obsp},
+        )
+    return ad.concat(parts, join="outer", index_unique="/", pairwise=True)
+
+
+def slide_name(prefix: str, name: str) -> str:
+    """Name of a slide: that of its object, a slash and its own, as far as there are any."""
+    return f"{prefix}/{name}".strip("/")
+
+
+def about(slide: str) -> str:
+    """Start of a log line or an error about one slide."""
+    return f"Slide {slide!r}: " if slide else ""

@@ -1,0 +1,5 @@
+"""Gene names of any panel, human or mouse, and the tokens that all panels share."""
+
+from stage_sc.genes._match import GeneMatch, gene_tokens, is_control, match_genes
+
+__all__ = ["GeneMatch", "gene_tokens", "is_control", "match_genes"]

@@ -1,0 +1,17 @@
+"""Neighbourhood graphs: coordinates to pairs of cells, in µm, written to and read from an AnnData."""
+
+from stage_sc.graph._build import build_graph
+from stage_sc.graph._neighbors import SLACK, gaussian_weights, permute, ring
+from stage_sc.graph._state import copy_graph, graph_scale, graph_view, read_graph
+
+__all__ = [
+    "SLACK",
+    "build_graph",
+    "copy_graph",
+    "gaussian_weights",
+    "graph_scale",
+    "graph_view",
+    "permute",
+    "read_graph",
+    "ring",
+]

@@ -1,0 +1,222 @@
+"""The graph in an AnnData: written, checked against the coordinates when read, rebuilt where it is stale."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+import scipy.sparse as sp
+from anndata import AnnData
+
+from stage_sc._input import SlideCodes, planar_coordinates
+from stage_sc.graph._neighbors import SlideGraph, slide_graph, sorted_csr
+from stage_sc.graph._units import GraphOptions, SlideSettings, resolve_settings
+
+logger = logging.getLogger("stage_sc.pp")
+
+KEYS = ("spatial_connectivities", "spatial_distances", "local_connectivities")
+
+
+class Graph(NamedTuple):
+    """Neighbourhoods of all cells, each ``(n_cells, n_cells)`` csr and symmetric."""
+
+    distances: sp.csr_matrix
+    """float64 lengths of the edges of the Delaunay graph in µm; explicit zeros join cells at one place."""
+    local: sp.csr_matrix
+    """float32 Gaussian weights of the local neighbourhood, 1 on the diagonal."""
+
+
+def write_graph(
+    adata: AnnData, xy: np.ndarray, slides: SlideCodes, settings: list[SlideSettings], params: dict[str, Any]
+) -> Graph:
+    """Build the graph of every slide and store all of it; `adata` is touched only when everything has succeeded."""
+    parts, rows = [], []
+    for (name, cells), chosen in zip(slides.rows().items(), settings, strict=True):
+        part = slide_graph(xy[cells] * chosen.scale, chosen)
+        rows.append(_describe(name, chosen, part, len(cells)))
+        parts.append((cells, part))
+    distances = _assemble([(cells, part.edges) for cells, part in parts])
+    local = _assemble([(cells, part.local) for cells, part in parts])
+    ones = np.ones(distances.nnz, np.float32)
+    spatial = sp.csr_matrix((ones, distances.indices, distances.indptr), shape=distances.shape, copy=False)
+    table = pd.DataFrame(rows).set_index("slide")
+    state = {"params": params, "slides": table, "fingerprint": fingerprint(xy, slides)}
+
+    adata.obsp["spatial_connectivities"], adata.obsp["spatial_distances"] = spatial, distances
+    adata.obsp["local_connectivities"] = local
+    adata.uns["spatial_neighbors"] = parts[0][1].squidpy_entry
+    adata.uns["stage_graph"] = state
+    _log_table(table)
+    return Graph(distances, local)
+
+
+def read_graph(adata: AnnData, *, spatial_key: str | None = None, library_key: str | None = None) -> Graph:
+    """Read the graph that `build_graph` wrote; rebuild it where it no longer belongs to the cells.
+
+    Subsetting cuts edges, and coordinates or slides may have been changed by hand. Both are noticed by the fingerprint
+    of the coordinates, by the number of edges, and by comparing every stored edge length with the coordinates. The
+    graph is then rebuilt in place with the recorded parameters, and a warning says so. Reordered cells need no rebuild.
+
+    Parameters
+    ----------
+    adata
+        Cells with a graph.
+    spatial_key, library_key
+        As in `build_graph`. ``None``: those that the graph was built with. Others lead to a rebuild.
+
+    Returns
+    -------
+    The matrices.
+
+    Raises
+    ------
+    KeyError
+        If there is no graph.
+    ValueError
+        If a rebuild meets coordinates that `build_graph` refuses.
+    """
+    if "stage_graph" not in adata.uns or any(key not in adata.obsp for key in KEYS):
+        raise KeyError("There is no neighbourhood graph in `adata.obsp` yet: run `st.pp.build_graph(adata)` first.")
+    state = adata.uns["stage_graph"]
+    params = dict(state["params"])
+    params["spatial_key"] = spatial_key or params["spatial_key"]
+    params["library_key"] = library_key or params["library_key"]
+    xy, slides = planar_coordinates(adata, params["spatial_key"], params["library_key"])
+    table = state["slides"]
+    lengths_hold = _lengths_hold(adata.obsp["spatial_distances"], xy, slides, table)
+    whole = adata.obsp["spatial_connectivities"].nnz == table["n_edges"].sum()
+    if lengths_hold and whole and fingerprint(xy, slides) == state["fingerprint"]:
+        return Graph(*(sp.csr_matrix(adata.obsp[key]) for key in KEYS[1:]))
+    logger.warning(
+        "The graph in `adata.obsp` does not belong to these cells any more (cells were removed, or coordinates or "
+        "slides changed): rebuilding it with the recorded parameters."
+    )
+    # Where cells were only removed, the fewer neighbours of the others say nothing about unit, layout and bandwidth.
+    if lengths_hold and len(xy) < table["n_cells"].sum():
+        names = list(SlideSettings.__dataclass_fields__)
+        settings = [SlideSettings(**row) for row in table.loc[slides.names, names].to_dict("records")]
+    else:
+        options = GraphOptions(**{name: params[name] for name in GraphOptions.__dataclass_fields__})
+        settings = resolve_settings(xy, slides, options, _scales(table, slides.names))
+    return write_graph(adata, xy, slides, settings, params)
+
+
+def _scales(table: pd.DataFrame, names: list[str]) -> list[float | None]:
+    """Scales that were given for slides; one that was given for all of them holds for slides of other names too."""
+    given = {str(name): float(row["scale"]) for name, row in table.iterrows() if row["scale_given"]}
+    of_all = set(given.values()) if len(given) == len(table) else set()
+    scales = [given.get(name, next(iter(of_all)) if len(of_all) == 1 else None) for name in names]
+    unknown = [name for name, scale in zip(names, scales, strict=True) if scale is None]
+    if given and unknown:
+        logger.warning(
+            "The `scale` given for other slides does not say that of %s, which is estimated: run `st.pp.build_graph` "
+            "again with `scale`.",
+            ", ".join(map(repr, unknown)),
+        )
+    return scales
+
+
+def graph_view(adata: AnnData) -> AnnData:
+    """Return a light AnnData with the graph and what it is made from, where `read_graph` can rebuild it.
+
+    Parameters
+    ----------
+    adata
+        Cells; the matrices are shared, and nothing is written to them.
+    """
+    return AnnData(
+        obs=adata.obs.copy(),
+        obsm=dict(adata.obsm),
+        obsp={key: adata.obsp[key] for key in KEYS if key in adata.obsp},
+        uns={key: adata.uns[key] for key in ("stage_graph", "spatial_neighbors") if key in adata.uns},
+    )
+
+
+def copy_graph(light: AnnData, adata: AnnData) -> None:
+    """Write the graph of a `graph_view` to the AnnData that it stands for."""
+    for key in KEYS:
+        adata.obsp[key] = light.obsp[key]
+    for key in ("stage_graph", "spatial_neighbors"):
+        adata.uns[key] = light.uns[key]
+
+
+def graph_scale(adata: AnnData, spatial_key: str) -> dict[str, float]:
+    """µm per unit of the coordinates of each slide, by its name; empty without a graph of these coordinates."""
+    graph = adata.uns.get("stage_graph")
+    if not isinstance(graph, Mapping) or graph.get("params", {}).get("spatial_key") != spatial_key:
+        return {}
+    return {str(name): float(scale) for name, scale in graph["slides"]["scale"].items()}
+
+
+def fingerprint(xy: np.ndarray, slides: SlideCodes) -> str:
+    """Digest of the coordinates and slides of all cells, the same for any order of the cells."""
+    order = np.lexsort((xy[:, 1], xy[:, 0], slides.codes))
+    digest = hashlib.sha256(repr((len(xy), slides.names)).encode())
+    digest.update(slides.codes[order].astype("<i8").tobytes())
+    digest.update((xy[order] + 0.0).astype("<f8").tobytes())  # -0.0 becomes 0.0
+    return digest.hexdigest()[:32]
+
+
+def _lengths_hold(distances: Any, xy: np.ndarray, slides: SlideCodes, table: pd.DataFrame) -> bool:
+    """Whether every stored edge joins cells of one slide and is as long as the coordinates say."""
+    if not set(slides.names) <= set(table.index):
+        return False
+    scale = table.loc[slides.names, "scale"].to_numpy(dtype=float)[slides.codes]
+    edges = sp.csr_matrix(distances).tocoo()
+    if (slides.codes[edges.row] != slides.codes[edges.col]).any():
+        return False
+    length = np.hypot(*(xy[edges.row] - xy[edges.col]).T) * scale[edges.row]
+    return bool(np.allclose(edges.data, length, rtol=1e-4, atol=1e-6))
+
+
+def _assemble(parts: list[tuple[np.ndarray, sp.csr_matrix]]) -> sp.csr_matrix:
+    """Put the matrices of all slides into one of all cells; explicit zeros stay."""
+    if len(parts) == 1:
+        return parts[0][1]
+    n = sum(len(cells) for cells, _ in parts)
+    rows = np.concatenate([np.repeat(cells, np.diff(matrix.indptr)) for cells, matrix in parts])
+    cols = np.concatenate([cells[matrix.indices] for cells, matrix in parts])
+    return sorted_csr(rows, cols, np.concatenate([matrix.data for _, matrix in parts]), (n, n))
+
+
+def _describe(name: str, chosen: SlideSettings, part: SlideGraph, n: int) -> dict[str, Any]:
+    degree, in_local = np.diff(part.edges.indptr), np.diff(part.local.indptr) - 1
+    return {
+        "slide": name,
+        "n_cells": n,
+        "scale": chosen.scale,
+        "scale_given": chosen.scale_given,
+        "layout": chosen.layout,
+        "mode": chosen.mode,
+        "radius": float(chosen.radius),
+        "local": float(chosen.local),
+        "view": float(chosen.view),
+        "sigma": part.sigma,
+        "n_edges": part.edges.nnz,
+        "mean_degree": round(float(degree.mean()), 2),
+        "mean_local": round(float(in_local.mean()), 2),
+        "isolated": int((degree == 0).sum()),
+        "no_local": int((in_local == 0).sum()),
+    }
+
+
+def _log_table(table: pd.DataFrame) -> None:
+    """Say what was built, and warn where most neighbourhoods are empty."""
+    n = int(table["n_cells"].sum())
+    logger.info(
+        "Graph of %d cells on %d slide(s): %.1f cells in a local neighbourhood on average; %d cells are isolated. "
+        "Details in `adata.uns['stage_graph']['slides']`.",
+        *(n, len(table), (table["mean_local"] * table["n_cells"]).sum() / n, table["isolated"].sum()),
+    )
+    sparse = table.index[table["no_local"] > 0.5 * table["n_cells"]]
+    if len(sparse):
+        row = table.loc[sparse[0]]
+        logger.warning(
+            "%d slide(s), e.g. %r: %d of %d cells have nobody in their local neighbourhood. Check `scale` (%g here), "
+            'or pass mode="hops".',
+            *(len(sparse), sparse[0], row["no_local"], row["n_cells"], row["scale"]),
+        )

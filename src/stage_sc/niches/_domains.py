@@ -1,0 +1,168 @@
+"""Domains: a given number of clusters of the contexts of cells."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from functools import partial
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from sklearn.cluster import KMeans
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.metrics import pairwise_distances_argmin_min
+from threadpoolctl import threadpool_limits
+from torch import Tensor
+
+from stage_sc.nn import StageConfig, leaf_order, weighted_ward
+
+logger = logging.getLogger("stage_sc.tl")
+
+# Number of cells that are compared with all centres at a time.
+BLOCK = 8192
+# Components with a smaller fraction of the largest variance are left out.
+EMPTY = 1e-6
+# Solutions whose criterion differs by less are the same.
+SAME = 1e-4
+# Maximum number of rounds of a refinement.
+MAX_ROUNDS = 200
+
+
+class Domains(NamedTuple):
+    """Centres of domains in a metric; a cell belongs to the nearest centre."""
+
+    metric: Tensor
+    """``(d, r)`` float32 linear map of contexts, of which r components vary."""
+    centres: Tensor
+    """``(m, r)`` float32 mapped mean context of every domain; similar domains have near numbers."""
+
+    def nearest(self, context: Tensor) -> Tensor:
+        """``(n,)`` int64 domain of every cell, from its ``(n, d)`` context."""
+        exact = partial(torch.cdist, x2=self.centres, compute_mode="donot_use_mm_for_euclid_dist")
+        return torch.cat([exact(block @ self.metric).argmin(dim=1) for block in context.split(BLOCK)])
+
+
+def find_domains(sample: Tensor, n_domains: int, config: StageConfig) -> Domains:
+    r"""Cluster contexts so that the determinant of their covariance within domains is minimal.
+
+    With W the covariance within domains of the r components that vary, the criterion is
+
+    .. math:: \log\det W_\rho, \quad W_\rho = (1 - \rho) W + \rho\, \tfrac{\mathrm{tr}\, W}{r} I
+
+    (Friedman and Rubin, 1967, for :math:`\rho = 0`, the mixture model "EEE" with hard assignments; K-means for
+    :math:`\rho = 1`). Of the solutions of all K-means runs the best different ones are refined: every cell moves to
+    the nearest centre in the metric of the criterion's gradient,
+
+    .. math:: A = (1 - \rho) W_\rho^{-1} + \rho\, \tfrac{\mathrm{tr}\, W_\rho^{-1}}{r} I,
+
+    centres and covariance follow, until no cell moves. The criterion is concave in W, so no step increases it. The
+    refined solution with the lowest criterion is returned.
+
+    Parameters
+    ----------
+    sample
+        ``(n, d)`` float32 contexts.
+    n_domains
+        Number of domains; fewer are found, with a warning, only where fewer cells differ.
+    config
+        `domain_starts` is the number of K-means runs, `domain_refined` that of solutions refined, `domain_shrinkage` is
+        ρ.
+    """
+    variance = sample.double().var(dim=0, correction=0)
+    varies = variance >= EMPTY * variance.max()
+    part = sample[:, varies].numpy()
+    cells = part.astype(np.float64)
+    distinct = len(np.unique(part, axis=0))
+    if distinct < n_domains:
+        logger.warning("%d domains were asked for, but only %d cells differ.", n_domains, distinct)
+        n_domains = distinct
+    with threadpool_limits(1):  # sums in one order, whatever the machine
+        groups = [
+            np.unique(fit.labels_, return_inverse=True)[1] for fit in _kmeans(part, n_domains, config.domain_starts)
+        ]
+        most = max(int(group.max()) + 1 for group in groups)  # fewer where cells differ by rounding alone
+        if most < n_domains:
+            logger.warning("%d domains were asked for, but cells differ enough for %d only.", n_domains, most)
+        whole = [group for group in groups if group.max() + 1 == most]
+        solutions = sorted(
+            (Solution.of(cells, group, config.domain_shrinkage) for group in whole), key=Solution.criterion
+        )
+        refined = [_refine(cells, start) for start in _different(solutions)[: config.domain_refined]]
+        best = min(refined, key=Solution.criterion)
+    metric = best.metric()
+    centres = best.centres @ metric
+    if most > 2:
+        centres = centres[leaf_order(weighted_ward(centres, np.bincount(best.domain)))]
+    padded = torch.zeros(len(varies), metric.shape[1])
+    padded[varies] = torch.from_numpy(metric).float()
+    return Domains(padded, torch.from_numpy(centres).float())
+
+
+def _kmeans(cells: np.ndarray, n_domains: int, n_starts: int) -> list[KMeans]:
+    n_starts = n_starts if n_domains > 1 else 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # of fewer clusters: `find_domains` says so, once
+        return [KMeans(n_domains, n_init=1, random_state=seed).fit(cells) for seed in range(n_starts)]
+
+
+class Solution(NamedTuple):
+    """A partition of a sample of cells, with its centres and covariance."""
+
+    domain: np.ndarray
+    centres: np.ndarray
+    within: np.ndarray
+    """``(d, d)`` covariance around the centres, with a small ridge."""
+    shrinkage: float
+
+    @classmethod
+    def of(cls, cells: np.ndarray, domain: np.ndarray, shrinkage: float) -> Solution:
+        """Centres and covariance of domains that all have cells."""
+        total = np.stack([np.bincount(domain, column) for column in cells.T], axis=1)
+        centres = total / np.bincount(domain)[:, None]
+        apart = cells - centres[domain]
+        ridge = max(1e-6 * cells.var(axis=0).mean(), 1e-12)
+        within = apart.T @ apart / len(cells) + ridge * np.eye(cells.shape[1])
+        return cls(domain, centres, within, shrinkage)
+
+    def criterion(self) -> float:
+        """Logarithm of the determinant of the shrunk covariance."""
+        return float(np.linalg.slogdet(_shrink(self.within, self.shrinkage))[1])
+
+    def metric(self) -> np.ndarray:
+        """Linear map after which distances are those of the gradient of the criterion."""
+        inverse = np.linalg.inv(_shrink(self.within, self.shrinkage))
+        found: np.ndarray = np.linalg.cholesky(_shrink(inverse, self.shrinkage))
+        return found
+
+
+def _shrink(matrix: np.ndarray, shrinkage: float) -> np.ndarray:
+    """Weighted mean of a matrix and of the sphere with the same trace."""
+    mixed: np.ndarray = (1 - shrinkage) * matrix + shrinkage * matrix.trace() / len(matrix) * np.eye(len(matrix))
+    return mixed
+
+
+def _different(solutions: list[Solution]) -> list[Solution]:
+    """Return the first of a sorted list that differ in the criterion."""
+    kept = solutions[:1]
+    for solution in solutions:
+        if solution.criterion() > kept[-1].criterion() + SAME:
+            kept.append(solution)
+    return kept
+
+
+def _refine(cells: np.ndarray, solution: Solution) -> Solution:
+    """Move cells to the nearest centre in the metric of the criterion until none moves.
+
+    A domain that would lose its last cell gets the cell that is farthest from its centre.
+    """
+    for _ in range(MAX_ROUNDS):
+        metric = solution.metric()
+        domain, distance = pairwise_distances_argmin_min(cells @ metric, solution.centres @ metric)
+        for lost in np.setdiff1d(solution.domain, domain):
+            others = np.bincount(domain)[domain] > 1  # cells that are not the last of theirs
+            domain[np.argmax(np.where(others, distance, -1))] = lost
+        if (domain == solution.domain).all():
+            break
+        solution = Solution.of(cells, domain, solution.shrinkage)
+    return solution

@@ -1,0 +1,42 @@
+"""The network and its losses: tensors only. What the other packages use of it is listed here."""
+
+from stage_sc.nn._attention import Block, Blocks, attend_all, smooth
+from stage_sc.nn._augment import Panel, View, clean_view, draw_view
+from stage_sc.nn._config import StageConfig
+from stage_sc.nn._embedder import embed_cells
+from stage_sc.nn._encoder import Neighbours
+from stage_sc.nn._linkage import leaf_order, weighted_ward
+from stage_sc.nn._losses import path_loss, reconstruction_loss, swav_loss
+from stage_sc.nn._queue import SlideQueue
+from stage_sc.nn._sinkhorn import sinkhorn
+from stage_sc.nn._sparse import Sparse
+from stage_sc.nn._stage import Batch, Stage, content_digest
+from stage_sc.nn._tree import PrototypeTree
+from stage_sc.nn._whitening import whitening
+
+__all__ = [
+    "Batch",
+    "Block",
+    "Blocks",
+    "Neighbours",
+    "Panel",
+    "PrototypeTree",
+    "SlideQueue",
+    "Sparse",
+    "Stage",
+    "StageConfig",
+    "View",
+    "attend_all",
+    "clean_view",
+    "content_digest",
+    "draw_view",
+    "embed_cells",
+    "leaf_order",
+    "path_loss",
+    "reconstruction_loss",
+    "sinkhorn",
+    "smooth",
+    "swav_loss",
+    "weighted_ward",
+    "whitening",
+]

@@ -1,0 +1,150 @@
+"""The network: embed cells, encode neighbourhoods, compare with the tree."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from functools import partial
+from importlib.metadata import version as package_version
+from typing import Any, NamedTuple
+
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from stage_sc.nn._augment import Panel, View, clean_view
+from stage_sc.nn._config import StageConfig
+from stage_sc.nn._embedder import GeneEmbedder
+from stage_sc.nn._encoder import Encoder, Neighbours
+from stage_sc.nn._queue import SlideQueue
+from stage_sc.nn._sparse import Sparse
+from stage_sc.nn._tree import PrototypeTree
+
+
+class Batch(NamedTuple):
+    """Centres of one slide with everything that their embeddings depend on; a whole slide is a batch too."""
+
+    slide: int
+    """Number of the slide."""
+    expression: Sparse
+    """``(n, P)`` log-normalised expression of the centres and of all cells within reach."""
+    panel: Panel
+    """Genes of the slide and their scaling."""
+    neighbours: Neighbours
+    """Graph among the n cells, and the local neighbourhoods of the B centres."""
+
+
+class Stage(nn.Module):
+    """STAGE: gene embedder, graph attention encoder and prototype tree.
+
+    Parameters
+    ----------
+    config
+        Choices of the method.
+    genes
+        Vocabulary: tokens as `stage_sc.pp.match_genes` gives them.
+    slides
+        Names of the training slides.
+    name
+        Name of the model, written beside its labels.
+    version
+        Version of the package that the model was made with. ``None``: this one.
+    seed
+        Of the untrained weights. The state of torch's own generator is left as it is.
+    """
+
+    vocabulary: dict[str, int]
+    """Position of every gene."""
+    history: pd.DataFrame | None
+    """Losses and health figures per epoch, of a model that was just trained."""
+    initial_vectors: Tensor
+    """``(G, dim)`` float32, gene vectors at the start of training."""
+    init_node: Tensor
+    """``(M,)`` int64, of a model that was trained from another (`init`): the node of that model that most of a node's
+    training cells were in; -1 where there are none."""
+    init_share: Tensor
+    """``(M,)`` float32, the fraction of these cells."""
+
+    def __init__(
+        self,
+        config: StageConfig,
+        genes: list[str],
+        slides: list[str],
+        name: str = "custom",
+        version: str | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.config, self.genes, self.slides, self.name = config, list(genes), list(slides), name
+        self.vocabulary = {gene: position for position, gene in enumerate(genes)}
+        self.version = version or package_version("stage-sc")
+        self.history: pd.DataFrame | None = None
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.embedder = GeneEmbedder(len(genes), config.dim)
+            self.encoder = Encoder(config.dim, config.n_layers, config.n_heads)
+            self.decoder = nn.Linear(config.dim, config.dim)
+            self.tree = PrototypeTree(config.levels, config.dim)
+        self.register_buffer("initial_vectors", self.embedder.vectors.detach().clone())
+        self.register_buffer("init_node", torch.full((self.tree.n_nodes,), -1, dtype=torch.int64))
+        self.register_buffer("init_share", torch.zeros(self.tree.n_nodes))
+        self.queue = SlideQueue(len(slides), self.tree.n_nodes, config.queue_length)
+
+    @property
+    def digest(self) -> str:
+        """16 hexadecimal digits: the same for the same weights, vocabulary, slides and configuration."""
+        header = {"config": self.config.to_dict(), "genes": self.genes, "slides": self.slides}
+        return content_digest(header, self.state_dict())
+
+    @torch.no_grad()
+    def set_vectors(self, vectors: Tensor) -> None:
+        """Start from these gene vectors, ``(G, dim)``."""
+        self.embedder.vectors.copy_(vectors)
+        self.initial_vectors.copy_(vectors)
+
+    def forward(self, batch: Batch, view: View | None = None) -> Tensor:
+        """Embed the neighbourhoods of the centres.
+
+        Parameters
+        ----------
+        batch
+            From `stage_sc.data`.
+        view
+            What augmentation does to the panel. ``None``: nothing, as in inference.
+
+        Returns
+        -------
+        ``(B, dim)`` float32 with rows of length 1.
+        """
+        return self.encoder(self.embed(batch.expression, batch.panel, view), batch.neighbours)
+
+    def embed(self, expression: Sparse, panel: Panel, view: View | None = None) -> Tensor:
+        """Embed cells, ``(n, dim)``, before they see each other."""
+        view = view or clean_view(len(panel.genes)).to(self.tree.parent.device)
+        return self.embedder(expression, panel, view)
+
+    def active(self, slides: Tensor) -> Tensor:
+        """Prototypes of the training slide of every cell, ``(B, M)`` bool; `slides` is ``(B,)`` int64."""
+        config, tree = self.config, self.tree
+        levels = [tree.nodes(level) for level in range(len(tree.levels))]
+        select = partial(
+            self.queue.active,
+            levels=levels,
+            parent=tree.parent,
+            rule=config.selection,
+            threshold=config.selection_threshold,
+            min_fraction=config.min_fraction,
+        )
+        present, position = slides.unique(return_inverse=True)
+        return torch.stack([select(slide) for slide in present.tolist()])[position]
+
+
+def content_digest(header: dict[str, Any], tensors: dict[str, Tensor]) -> str:
+    """Digest of the ``config``, ``genes`` and ``slides`` of a header, and of tensors by name."""
+    content = {key: header[key] for key in ("config", "genes", "slides")}
+    digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode())
+    for name in sorted(tensors):
+        values = tensors[name].detach().cpu().float().numpy()
+        digest.update(f"{name} {values.shape}".encode())
+        digest.update(values.astype("<f4").tobytes())
+    return digest.hexdigest()[:16]

@@ -1,0 +1,33 @@
+"""Slides: expression and neighbourhoods in memory or on disk, batches and windows of them."""
+
+from stage_sc.slides._batch import make_batch, sample_partners, select_columns, slide_panel, to_device
+from stage_sc.slides._expression import scratch_folder
+from stage_sc.slides._slide import Matrix, Slide, gene_scaling, read_slides
+from stage_sc.slides._stored import MatrixWriter, StoredArray, StoredMatrix, files_of
+from stage_sc.slides._subsample import sort_cells, subsample
+from stage_sc.slides._window import CHUNK, boxes_of, chunk_cells, load_window, n_chunks, sample
+
+__all__ = [
+    "CHUNK",
+    "Matrix",
+    "MatrixWriter",
+    "Slide",
+    "StoredArray",
+    "StoredMatrix",
+    "boxes_of",
+    "chunk_cells",
+    "files_of",
+    "gene_scaling",
+    "load_window",
+    "make_batch",
+    "n_chunks",
+    "read_slides",
+    "sample",
+    "sample_partners",
+    "scratch_folder",
+    "select_columns",
+    "slide_panel",
+    "sort_cells",
+    "subsample",
+    "to_device",
+]

@@ -1,0 +1,119 @@
+"""Robustness of labels to the genes that were measured."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+
+from stage_sc._checks import check_positive
+from stage_sc._input import check_anndata, read_matrix
+from stage_sc._result import label_keys
+from stage_sc.genes import match_genes
+from stage_sc.graph import graph_view
+from stage_sc.metrics import compare_labels
+from stage_sc.nn import Stage
+
+
+def panel_agreement(
+    adata: AnnData,
+    model: Stage | str | os.PathLike[str] | None = None,
+    *,
+    n_splits: int = 3,
+    n_domains: int | None = None,
+    layer: str | None = None,
+    rng: int | np.random.Generator | None = 0,
+) -> pd.DataFrame:
+    """Label the same cells twice, with two halves of the genes that share none, and compare the labels.
+
+    The cells are as if they had been measured on two platforms with different panels. A model whose niches are those of
+    the tissue gives both the same labels, without any expert's labels being needed.
+
+    Parameters
+    ----------
+    adata
+        Cells with counts, coordinates and the graph of `stage_sc.pp.build_graph`. It is not changed.
+    model
+        As in `stage_sc.tl.stage_niches`.
+    n_splits
+        How often the genes that the model knows are split at random; the spread over splits says how sure a figure is.
+    n_domains
+        Compare domains too, cut to this number over both labellings together.
+    layer
+        Entry of ``layers`` with the counts. ``None``: ``X``.
+    rng
+        Seed or generator of the splits. The same seed gives the same table, for any order of cells and genes.
+
+    Returns
+    -------
+    Data frame with the float64 columns ARI, NMI and JSD. Rows are indexed by ``split`` and ``labels``: the columns that
+    `stage_sc.tl.stage_niches` writes, ``"stage_l1"`` and so on, and with `n_domains` ``"stage_domain"``. ARI and NMI
+    are 1 where the labels of all cells are the same up to their names; JSD, in bits, is 0 where both labellings give
+    each name to equally many cells, and 1 where they share no name.
+
+    Raises
+    ------
+    KeyError
+        If there is no graph or no such layer.
+    TypeError
+        If `adata`, `model` or a number is of another type.
+    ValueError
+        If the model knows fewer than two genes, or as `stage_sc.tl.stage_niches`.
+
+    See Also
+    --------
+    stage_sc.metrics.ari : Agreement with an expert's labels.
+
+    Notes
+    -----
+    Costs two calls of `stage_sc.tl.stage_niches` per split; the tree settles on both halves together. Half a panel says
+    less than all of it, so the labels of the whole panel are more stable than the figures say. Levels with many niches
+    agree less than levels with few: compare models with trees of the same size, or domains.
+
+    Examples
+    --------
+    >>> import stage_sc as st
+    >>> adata = st.datasets.simulate_tissue(500)
+    >>> st.pp.build_graph(adata)
+    >>> model = st.tl.fit(adata, epochs=2, progress=False)
+    >>> table = st.tl.panel_agreement(adata, model, n_splits=2, n_domains=4)
+    >>> table.loc[0].index.tolist()[-1]
+    'stage_domain'
+    >>> table.columns.tolist()
+    ['ARI', 'NMI', 'JSD']
+    """
+    from stage_sc.model import resolve_model
+    from stage_sc.tl import stage_niches
+
+    check_anndata(adata)
+    check_positive(n_splits, "n_splits", integer=True)
+    network = resolve_model(model)
+    values = read_matrix(adata, layer)
+    table = match_genes(adata, vocabulary=network.vocabulary.keys()).table
+    tokens = table["token"].where(table["status"].isin(["matched", "ambiguous"])).to_numpy()
+    genes = np.unique([token for token in tokens if isinstance(token, str)])
+    if len(genes) < 2:
+        raise ValueError(f"The model knows {len(genes)} gene of {adata.n_vars} only, which cannot be split.")
+    generator = np.random.default_rng(rng)
+    rows: dict[tuple[int, str], dict[str, float]] = {}
+    for split in range(n_splits):
+        one, other = halves = [
+            _with_genes(adata, values, np.flatnonzero(np.isin(tokens, half)))
+            for half in np.array_split(generator.permutation(genes), 2)
+        ]
+        stage_niches(halves, model=network, n_domains=n_domains)
+        for key in label_keys(one):
+            rows[split, key] = compare_labels(one.obs[key], other.obs[key])
+    index = pd.MultiIndex.from_tuples(rows, names=["split", "labels"])
+    return pd.DataFrame(list(rows.values()), index=index)
+
+
+def _with_genes(adata: AnnData, values: Any, columns: np.ndarray) -> AnnData:
+    """Make an AnnData of some genes; what is not changed is shared."""
+    view = graph_view(adata)
+    return AnnData(
+        values[:, columns], obs=view.obs, var=adata.var.iloc[columns], obsm=view.obsm, obsp=view.obsp, uns=view.uns
+    )
