@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from ._simulate import simulate_cohort, simulate_tissue
+from stage_sc.datasets._simulate import simulate_cohort, simulate_tissue
 
 __all__ = ["simulate_cohort", "simulate_tissue"]

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ._cortex import LAYERS, LESION, NICHES
+from stage_sc.datasets._cortex import LAYERS, LESION, NICHES
 
 DENSITY = 3.3e-3  # cells per µm² of layer 4
 LESION_SHARE = 0.08  # of the area of a section, where that spot is not too large for the grey matter

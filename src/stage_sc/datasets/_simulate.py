@@ -10,8 +10,8 @@ import pandas as pd
 from anndata import AnnData
 from scipy import sparse
 
-from ._cortex import CELL_TYPES, EXPRESSION, NICHES, PANELS
-from ._slide import Slide, simulate_slide
+from stage_sc.datasets._cortex import CELL_TYPES, EXPRESSION, NICHES, PANELS
+from stage_sc.datasets._slide import Slide, simulate_slide
 
 SMALLEST_SLIDE = 50
 

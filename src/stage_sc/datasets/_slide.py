@@ -7,8 +7,8 @@ from typing import NamedTuple
 import numpy as np
 from scipy.spatial import KDTree
 
-from ._cortex import CELL_TYPES, COMPOSITION, EXPRESSION, GENES, GRADIENTS, PANELS
-from ._geometry import Section, lay_out_section, smooth_fields, turn
+from stage_sc.datasets._cortex import CELL_TYPES, COMPOSITION, EXPRESSION, GENES, GRADIENTS, PANELS
+from stage_sc.datasets._geometry import Section, lay_out_section, smooth_fields, turn
 
 CLUMPING = 0.8  # standard deviation of the logarithm of a cell type's local abundance inside its niche
 SPILL = 0.35  # counts from the nearest cells, as a share of what such a cell holds: segmentation is imperfect

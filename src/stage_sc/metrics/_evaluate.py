@@ -55,8 +55,8 @@ def evaluate(
 
     Returns
     -------
-    Data frame with the float64 columns ARI, NMI, FIDE, JSD, PAS and ASW. For one slide it has one row per key.
-    For several, rows are indexed by ``key`` and ``slide`` (names as strings, sorted): one per slide, then ``"mean"``, the
+    Data frame with the float64 columns ARI, NMI, FIDE, JSD, PAS and ASW. For one slide it has one row per key. For
+    several, rows are indexed by ``key`` and ``slide`` (names as strings, sorted): one per slide, then ``"mean"``, the
     mean of the slides where the metric is defined; JSD, which compares the slides, stands in the row ``"mean"`` alone.
     ARI and NMI there do not ask for the same names on every slide, which :func:`ari` without `library_key` does.
 

@@ -21,10 +21,17 @@ from stage_sc.slides import sort_cells, subsample
 class Embedded(Protocol):
     """Embeddings of the cells of one AnnData, in memory (`stage_sc.embed.Embeddings`) or in a file."""
 
-    cells: np.ndarray
-    niche: np.ndarray
-    context: np.ndarray
-    flag: np.ndarray
+    @property
+    def cells(self) -> np.ndarray: ...  # noqa: D102
+
+    @property
+    def niche(self) -> np.ndarray: ...  # noqa: D102
+
+    @property
+    def context(self) -> np.ndarray: ...  # noqa: D102
+
+    @property
+    def flag(self) -> np.ndarray: ...  # noqa: D102
 
 
 class Partition(NamedTuple):

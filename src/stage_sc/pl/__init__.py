@@ -1,7 +1,7 @@
 """Plots of niches on the tissue and in their tree, and of how a training went."""
 
-from ._niche_tree import niche_tree
-from ._spatial_domains import spatial_domains
-from ._training_curves import training_curves
+from stage_sc.pl._niche_tree import niche_tree
+from stage_sc.pl._spatial_domains import spatial_domains
+from stage_sc.pl._training_curves import training_curves
 
 __all__ = ["niche_tree", "spatial_domains", "training_curves"]

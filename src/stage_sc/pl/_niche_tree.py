@@ -16,20 +16,22 @@ from matplotlib.lines import Line2D
 from matplotlib.patheffects import withStroke
 from matplotlib.textpath import TextPath
 
-from ._figure import finish, root_figure
-from ._palette import category_colors
-from ._read import children_of, labels, niche_result, slides
+from stage_sc._input import read_labels
+from stage_sc._result import children_of, require_result
+from stage_sc.pl._cells import read_cells
+from stage_sc.pl._figure import finish, root_figure
 
 if TYPE_CHECKING:
-    from anndata import AnnData
     from matplotlib.figure import Figure
+
+    from stage_sc._input import Data
 
 # One unit of the y axis is an inch at the default size.
 LEVEL, STRIP, ROW = 1.0, 0.32, 0.17
 
 
 def niche_tree(
-    adata: AnnData,
+    data: Data,
     *,
     key_added: str = "stage",
     library_key: str | None = None,
@@ -51,8 +53,9 @@ def niche_tree(
 
     Parameters
     ----------
-    adata
-        Cells with niches from ``st.tl.stage_niches``.
+    data
+        Cells with niches from ``st.tl.stage_niches``; or a list or a dictionary of such objects, which are slides of
+        their own.
     key_added
         Under which name the niches were written.
     library_key
@@ -113,15 +116,17 @@ def niche_tree(
     >>> ax.texts[-1].get_text().splitlines()
     ['level 2', '3 of 3']
     """
-    result = niche_result(adata, key_added)
+    cells = read_cells(data, key_added, library_key)
+    for part in cells.tables.by_name.values():
+        result = require_result(part, key_added)
     levels, tree = list(result["levels"]), result["tree"]
     if max_level is not None and not 1 <= max_level <= len(levels):
         raise ValueError(f"`max_level` must be a level of the tree, 1 to {len(levels)}, not {max_level}")
     if min_cells < 1:
         raise ValueError(f"`min_cells` must be at least 1, not {min_cells}: niches without cells are not drawn")
     levels = levels[:max_level]
-    values = [labels(adata, key) for key in levels]
-    cells_of = slides(adata, library_key, key_added, None)
+    values = [read_labels(cells.adata, key, integers=False) for key in levels]
+    cells_of = cells.rows()
     n_cells = {str(name): n for codes in values for name, n in codes.value_counts().items() if n >= min_cells}
     if not n_cells:
         raise ValueError(f"no niche has {min_cells} cells or more: lower `min_cells`")
@@ -133,7 +138,7 @@ def niche_tree(
         )
     colors: dict[str, str] = {}
     for key in levels:
-        of_key = category_colors(adata, key, key_added=key_added, palette=palette)
+        of_key = cells.colors(key, palette)
         colors |= {str(name): color for name, color in of_key.items()}
 
     nodes = _layout(children_of(tree), n_cells)

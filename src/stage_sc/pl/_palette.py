@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from matplotlib.colors import is_color_like, to_hex
 
-from ._read import categories, children_of, result_of
+from stage_sc._input import read_labels
+from stage_sc._result import Columns, children_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -37,7 +38,12 @@ _COLOUR_BLIND = np.array(
 
 
 def category_colors(
-    adata: AnnData, key: str, *, key_added: str = "stage", palette: Mapping[str, str] | None = None
+    adata: AnnData,
+    key: str,
+    result: Mapping[str, Any],
+    *,
+    key_added: str = "stage",
+    palette: Mapping[str, str] | None = None,
 ) -> dict[object, str]:
     """Colour of each category of `obs[key]`; remembered in `uns[f"{key}_colors"]`, in the order of the categories.
 
@@ -53,12 +59,12 @@ def category_colors(
         wrong = {name: color for name, color in palette.items() if not is_color_like(color)}
         if wrong:
             raise ValueError(f"`palette` has colours that matplotlib does not know: {wrong}")
-    names = categories(adata, key)
+    names = list(read_labels(adata, key, integers=False).categories)
     stored = adata.uns.get(f"{key}_colors")
     if stored is not None and len(stored) == len(names) and all(is_color_like(color) for color in stored):
         colors = [to_hex(color) for color in stored]
     else:
-        stored, colors = None, _default_colors(adata, key, names, key_added)
+        stored, colors = None, _default_colors(result, key, names, key_added)
     if palette is not None:
         colors = [to_hex(palette.get(name, color)) for name, color in zip(names, colors, strict=True)]
     if not adata.is_view and (stored is None or palette is not None):
@@ -125,15 +131,15 @@ def distinct_colors(n: int) -> list[str]:
     return [to_hex(rgb[i % len(rgb)]) for i in range(n)]
 
 
-def _default_colors(adata: AnnData, key: str, names: Sequence[object], key_added: str) -> list[str]:
-    result = result_of(adata, key_added)
-    if key in [*result.get("levels", []), f"{key_added}_path"]:
+def _default_colors(result: Mapping[str, Any], key: str, names: Sequence[object], key_added: str) -> list[str]:
+    columns = Columns(key_added)
+    if key in [*result.get("levels", []), columns.path]:
         of_node = tree_colors(result["tree"])
         nodes = [str(name).rsplit(">", 1)[-1] for name in names]
         if all(node in of_node for node in nodes):  # else the user has renamed them
             return [of_node[node] for node in nodes]
     numbers = [str(name).removeprefix("D") for name in names]
-    if key == f"{key_added}_domain" and all(number.isdecimal() and int(number) > 0 for number in numbers):
+    if key == columns.domain and all(number.isdecimal() and int(number) > 0 for number in numbers):
         palette = distinct_colors(max(map(int, numbers), default=0))
         return [palette[int(number) - 1] for number in numbers]
     return distinct_colors(len(names))

@@ -12,7 +12,7 @@ from matplotlib.colors import to_rgba_array
 from mpl_toolkits.axes_grid1.anchored_artists import AnchoredSizeBar
 from scipy.spatial import cKDTree
 
-from ._palette import MISSING_COLOR
+from stage_sc.pl._palette import MISSING_COLOR
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -12,21 +12,24 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
-from ._figure import finish, root_figure
-from ._palette import MISSING_COLOR, category_colors
-from ._points import add_scale_bar, cell_spacing, draw_cells, frame_tissue
-from ._read import coordinates, drawn_key, labels, niche_result, result_of, slides
+from stage_sc._input import read_labels
+from stage_sc._result import Columns, label_keys
+from stage_sc.pl._cells import Cells, read_cells
+from stage_sc.pl._figure import finish, root_figure
+from stage_sc.pl._palette import MISSING_COLOR
+from stage_sc.pl._points import add_scale_bar, cell_spacing, draw_cells, frame_tissue
 
 if TYPE_CHECKING:
-    from anndata import AnnData
     from matplotlib.figure import Figure
+
+    from stage_sc._input import Data
 
 # A legend with more entries can be neither read nor matched with colours.
 MOST_ENTRIES = 40
 
 
 def spatial_domains(
-    adata: AnnData,
+    data: Data,
     *,
     keys: str | Sequence[str] | None = None,
     key_added: str = "stage",
@@ -54,8 +57,9 @@ def spatial_domains(
 
     Parameters
     ----------
-    adata
-        Cells with coordinates, and with niches from ``st.tl.stage_niches`` unless `keys` names other labels only.
+    data
+        Cells with coordinates, and with niches from ``st.tl.stage_niches`` unless `keys` names other labels only; or a
+        list or a dictionary of such objects, which are slides of their own.
     keys
         Columns of `obs` to draw, with categories, strings or bools. Default: all levels, and the domains if there are
         any. Put an expert's labels next to the niches with ``keys=["domain", "stage_l1"]``.
@@ -131,12 +135,13 @@ def spatial_domains(
     >>> ax.get_title()
     'layer'
     """
-    keys = _keys(adata, keys, key_added)
-    xy = coordinates(adata, spatial_key, key_added)
-    cells_of = slides(adata, library_key, key_added, libraries)
-    values = {key: labels(adata, key) for key in keys}
+    cells = read_cells(data, key_added, library_key)
+    keys = _keys(cells, keys)
+    xy = cells.coordinates(spatial_key)
+    cells_of = cells.rows(libraries)
+    values = {key: read_labels(cells.adata, key, integers=False) for key in keys}
     shown = np.any(list(cells_of.values()), axis=0)
-    titles = _titles(title, keys, {key: values[key][shown] for key in keys}, adata, key_added)
+    titles = _titles(title, keys, {key: values[key][shown] for key in keys}, cells)
     panels = [(slide, key) for slide in cells_of for key in keys]
     if ax is not None and len(panels) > 1:
         raise ValueError(
@@ -150,7 +155,7 @@ def spatial_domains(
     if ncols is not None and ncols < 1:
         raise ValueError(f"`ncols` must be at least 1, not {ncols}")
 
-    colors = {key: category_colors(adata, key, key_added=key_added, palette=palette) for key in keys}
+    colors = {key: cells.colors(key, palette) for key in keys}
     entries = {key: _entries(values[key][shown], colors[key]) if legend_loc else [] for key in keys}
     by_slide, grid = len(cells_of) > 1, len(cells_of) > 1 and len(keys) > 1
     columns = len(keys) if grid else min(ncols or 4, len(panels))
@@ -161,7 +166,8 @@ def spatial_domains(
         fig, axes = root_figure(ax), [ax]
     # One legend a key: beside its first panel, or after the first row where all panels show one key.
     with_legend = range(columns) if grid else [columns - 1] if by_slide else range(len(panels))
-    scale = _scale(adata, spatial_key or drawn_key(adata, key_added))
+    scales = cells.scales(spatial_key)
+    same = len(set(scales.values())) == 1
     for i, (panel, (slide, key)) in enumerate(zip(axes, panels, strict=True)):
         here = cells_of[slide]
         spacing = cell_spacing(xy[here])
@@ -172,6 +178,7 @@ def spatial_domains(
             panel.set_title(slide if by_slide and not grid else titles[key], fontsize=10)
         if grid and i % columns == 0:
             panel.set_ylabel(slide, fontsize=10)
+        scale = next(iter(scales.values())) if same else scales.get(slide)
         if scale and (i % columns == 0 or not grid):
             add_scale_bar(panel, scale)
         if i in with_legend and entries[key]:
@@ -181,19 +188,9 @@ def spatial_domains(
     return finish(fig, axes, own=ax is None, show=show, save=save, return_fig=return_fig)
 
 
-def _scale(adata: AnnData, spatial_key: str) -> float | None:
-    """Micrometres of a unit of the coordinates, where the graph of these coordinates tells it, and all slides agree."""
-    graph = adata.uns.get("stage_graph")
-    if not isinstance(graph, Mapping) or graph.get("params", {}).get("spatial_key") != spatial_key:
-        return None
-    scales = graph["slides"]["scale"]
-    return float(scales.iloc[0]) if scales.nunique() == 1 else None
-
-
-def _keys(adata: AnnData, keys: str | Sequence[str] | None, key_added: str) -> list[str]:
+def _keys(cells: Cells, keys: str | Sequence[str] | None) -> list[str]:
     if keys is None:
-        domain = f"{key_added}_domain"
-        return [*niche_result(adata, key_added)["levels"], *([domain] if domain in adata.obs else [])]
+        return label_keys(next(iter(cells.tables.by_name.values())), cells.key_added)
     keys = [keys] if isinstance(keys, str) else list(keys)
     if not keys:
         raise ValueError("`keys` is empty: name columns of adata.obs, or leave it out for all levels")
@@ -204,21 +201,20 @@ def _titles(
     title: str | Sequence[str] | None,
     keys: list[str],
     shown: Mapping[str, pd.Categorical],
-    adata: AnnData,
-    key_added: str,
+    cells: Cells,
 ) -> dict[str, str]:
     if title is not None:
         given = [title] if isinstance(title, str) else list(title)
         if len(given) != len(keys):
             raise ValueError(f"`title` needs one text for each of the {len(keys)} keys {keys}, not {len(given)}")
         return dict(zip(keys, given, strict=True))
-    levels = list(result_of(adata, key_added).get("levels", []))
+    levels = list(cells.result.get("levels", []))
     result = {}
     for key in keys:
         n = len(shown[key].remove_unused_categories().categories)
         if key in levels:
             result[key] = f"level {levels.index(key) + 1} · {n} niche{'s' * (n != 1)}"
-        elif key == f"{key_added}_domain":
+        elif key == Columns(cells.key_added).domain:
             result[key] = f"{n} domain{'s' * (n != 1)}"
         else:
             result[key] = key if n <= MOST_ENTRIES else f"{key} · {n} categories"

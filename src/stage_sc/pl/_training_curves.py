@@ -9,7 +9,7 @@ import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.ticker import MaxNLocator
 
-from ._figure import finish
+from stage_sc.pl._figure import finish
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -14,7 +14,7 @@ from anndata import AnnData
 
 from stage_sc._checks import check_name, check_positive
 from stage_sc._compute import one_thread, resolve_device
-from stage_sc._input import read_tables
+from stage_sc._input import Tables, read_tables
 from stage_sc.data import Store
 from stage_sc.model import resolve_model
 from stage_sc.niches import settle_tree
@@ -158,9 +158,10 @@ def fit(
     >>> len(model.history)
     2
     """
-    tables = None if isinstance(data, Store) else read_tables(data)
+    store = data if isinstance(data, Store) else None
+    tables = Tables({}, data) if store else read_tables(data)
     keys = {"spatial_key": spatial_key, "library_key": library_key, "layer": layer}
-    if isinstance(data, Store) and (given := [key for key, value in keys.items() if value is not None]):
+    if store and (given := [key for key, value in keys.items() if value is not None]):
         raise TypeError(f"A store has its own `{given[0]}`: pass it to `st.data.build_store`, not here.")
     if patience is not None:
         check_positive(patience, "patience", integer=True)
@@ -178,8 +179,8 @@ def fit(
     generator = np.random.default_rng(rng)
     vocabulary = None if start is None else start.vocabulary.keys()
     with ExitStack() as scratch:
-        if tables is None:
-            slides = data.slides(chosen, vocabulary=vocabulary)
+        if store:
+            slides = store.slides(chosen, vocabulary=vocabulary)
         else:
             slides = []
             for prefix, part in tables.by_name.items():
