@@ -46,7 +46,7 @@ typehints_defaults = "braces"
 # Names that are imported for type checkers alone cannot be looked up while the pages are built.
 suppress_warnings = ["sphinx_autodoc_typehints.forward_reference", "sphinx_autodoc_typehints.guarded_import"]
 
-myst_enable_extensions = ["colon_fence", "dollarmath"]
+myst_enable_extensions = ["colon_fence", "deflist", "dollarmath"]
 myst_heading_anchors = 3
 nb_execution_mode = "off"
 copybutton_prompt_text = r">>> |\.\.\. |\$ "

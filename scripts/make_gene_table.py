@@ -1,6 +1,6 @@
 """Make the gene table that `stage_sc` ships: Ensembl ids, symbols and the token of every human and mouse gene.
 
-    python scripts/make_gene_table.py human_to_mouse.csv.gz mouse_to_human.csv.gz src/stage_sc/pp/genes.csv.gz
+    python scripts/make_gene_table.py human_to_mouse.csv.gz mouse_to_human.csv.gz src/stage_sc/genes/genes.csv.gz
 
 The two inputs are exports of Ensembl BioMart (https://www.ensembl.org/biomart, database "Ensembl Genes"):
 

@@ -18,8 +18,8 @@ import scipy.sparse as sp
 import stage_sc as st
 
 if TYPE_CHECKING:  # torch takes seconds to import
-    from stage_sc.slides._slide import Slide
     from stage_sc.model import Stage, StageConfig
+    from stage_sc.slides import Slide
 
 EMPTY, ISOLATED = 7, 9
 
@@ -85,8 +85,7 @@ def on_disk(tmp_path_factory) -> Callable[[Slide], Slide]:
     """Writes a slide as it is to files, and gives the same slide on disk."""
 
     def write(slide: Slide) -> Slide:
-        from stage_sc.slides._stored import MatrixWriter, StoredArray
-        from stage_sc.slides._window import boxes_of
+        from stage_sc.slides import MatrixWriter, StoredArray, boxes_of
 
         folder, n = tmp_path_factory.mktemp("slide"), slide.n_cells
         matrices = {"expression": slide.take(np.arange(n)), "graph": slide.graph, "local": slide.local}
@@ -172,10 +171,10 @@ def _assert_same(one: Any, other: Any, where: str = "") -> None:
 
 @pytest.fixture(scope="module")
 def parts(slides):
-    """What the model takes of `slides`."""
-    from stage_sc.slides._slide import read_slides_of
+    """The slides of `slides` as the network reads them."""
+    from stage_sc.slides import read_slides
 
-    return read_slides_of(slides, scaling="standardize")
+    return read_slides(slides, st.model.StageConfig())
 
 
 @pytest.fixture
@@ -183,13 +182,13 @@ def new_model(parts, small_config):
     """Make a model with gene vectors and a tree, not yet trained; the same each time."""
     import torch
 
-    from stage_sc.embed._gene_vectors import gene_prior
+    from stage_sc.embed import coexpression_vectors
     from stage_sc.train._start import grow_tree, initialize_network
 
     def make(**changes: object) -> st.model.Stage:
         genes = sorted({gene for slide in parts for gene in slide.genes})
         model = st.model.Stage(small_config.replace(**changes), genes, [slide.name for slide in parts])
-        model.set_vectors(torch.from_numpy(gene_prior(parts, genes, model.config.dim)))
+        model.set_vectors(torch.from_numpy(coexpression_vectors(parts, genes, model.config.dim)))
         initialize_network(model, parts)
         grow_tree(model, parts, np.random.default_rng(0))
         return model

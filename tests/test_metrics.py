@@ -1,22 +1,26 @@
-"""The metrics against loops over cells, hand-counted examples, the invariances they promise, and round trips."""
+"""Metrics and their table: loops over cells, examples by hand, invariances, containers, real sections, bad input."""
 
 from __future__ import annotations
 
 import itertools
+import logging
 import math
 from collections import Counter
 from fractions import Fraction
+from pathlib import Path
 
 import anndata as ad
 import numpy as np
 import pandas as pd
 import pytest
 from scipy import sparse
+from scipy.spatial import Delaunay
 from scipy.spatial.distance import jensenshannon
 
 import stage_sc.metrics as m
 
 GRAPH = "spatial_connectivities"
+ALL = ["ARI", "NMI", "FIDE", "JSD", "PAS", "ASW"]
 
 
 def random_tissue(seed: int = 0) -> ad.AnnData:
@@ -26,9 +30,7 @@ def random_tissue(seed: int = 0) -> ad.AnnData:
     n = len(slide)
     xy = rng.random((n, 2)) * 100
     truth = np.array(["pia", "deep", "white matter"])[(xy[:, 0] // 34).astype(int)].astype(object)
-    found = (
-        np.where(rng.random(n) < 0.3, rng.integers(0, 4, n), (xy[:, 0] // 30).astype(int)).astype(str).astype(object)
-    )
+    found = np.where(rng.random(n) < 0.3, rng.integers(0, 4, n), xy[:, 0] // 30).astype(int).astype(str).astype(object)
     truth[rng.random(n) < 0.1] = None
     found[rng.random(n) < 0.1] = None
     adjacency = rng.random((n, n)) < 0.08 * rng.random((n, 1))  # directed, unequal degrees
@@ -36,20 +38,14 @@ def random_tissue(seed: int = 0) -> ad.AnnData:
     adjacency[:5] = adjacency[:, :5] = 0.0  # isolated
     graph = sparse.csr_matrix(adjacency)
     graph.data[::7] = 0.0  # stored zeros are no edges
-    obs = pd.DataFrame(
-        {"found": pd.Categorical(found), "truth": truth, "slide": pd.Categorical(slide)},
-        index=[f"c{i}" for i in range(n)],
-    )
-    return ad.AnnData(obs=obs, obsm={"spatial": xy}, obsp={GRAPH: graph})
+    obs = pd.DataFrame({"found": pd.Categorical(found), "truth": truth, "slide": pd.Categorical(slide)})
+    return ad.AnnData(obs=obs.set_index("c" + obs.index.astype(str)), obsm={"spatial": xy}, obsp={GRAPH: graph})
 
 
 def parts(adata: ad.AnnData, key: str) -> list[ad.AnnData]:
     """Slides of the labelled cells."""
     adata = adata[adata.obs[key].notna()]
     return [adata[adata.obs["slide"] == name] for name in sorted(adata.obs["slide"].unique())]
-
-
-# Independent references: loops over cells, edges and pairs
 
 
 def loop_fide(adata: ad.AnnData, key: str) -> float:
@@ -167,16 +163,9 @@ def test_agreement_equals_loops(metric, loop, seed):
 def test_jsd_equals_loops(seed):
     adata = random_tissue(seed)
     assert m.jsd(adata, "found", "slide") == pytest.approx(loop_jsd(adata, "found"), abs=1e-12)
-
-
-def test_jsd_of_two_slides_is_the_squared_jensen_shannon_distance():
-    adata = random_tissue()
-    adata = adata[adata.obs["slide"] != "s1"]
-    shares = pd.crosstab(adata.obs["slide"], adata.obs["found"], normalize="index").to_numpy()
-    assert m.jsd(adata, "found", "slide") == pytest.approx(jensenshannon(*shares, base=2) ** 2, abs=1e-12)
-
-
-# Hand-counted examples
+    two = adata[adata.obs["slide"] != "s1"]
+    shares = pd.crosstab(two.obs["slide"], two.obs["found"], normalize="index").to_numpy()
+    assert m.jsd(two, "found", "slide") == pytest.approx(jensenshannon(*shares, base=2) ** 2, abs=1e-12)
 
 
 def line(labels: list, **columns: list) -> ad.AnnData:
@@ -237,11 +226,8 @@ def test_agreement_by_hand():
         assert metric(adata, "domain", "one") == pytest.approx(0.0)
     assert m.ari(adata, "domain", "across") == pytest.approx(-0.5)
     assert m.nmi(adata, "domain", "across") == pytest.approx(0.0, abs=1e-12)
-
-
-def test_names_may_change_between_slides_only_with_library_key():
     adata = line(list("aabb") * 2, truth=list("xxyyyyxx"), slide=[1] * 4 + [2] * 4)
-    assert m.ari(adata, "domain", "truth", library_key="slide") == 1.0
+    assert m.ari(adata, "domain", "truth", library_key="slide") == 1.0, "names may change between slides"
     assert m.ari(adata, "domain", "truth") < 0.01
 
 
@@ -261,13 +247,12 @@ def test_jsd_range(labels, n_slides, expected):
     assert value >= 0
 
 
-def test_jsd_weighs_slides_alike():
+def test_jsd_of_slides_of_other_sizes_and_without_labels(caplog):
     few, many = list("ab"), list("ab") + list("aabb") * 50
-    adata = line(few + many, slide=["few"] * len(few) + ["many"] * len(many))
-    assert m.jsd(adata, "domain", "slide") == pytest.approx(0.0, abs=1e-12)
-
-
-# Invariances
+    adata = line([*few, *many, None], slide=["few"] * len(few) + ["many"] * len(many) + ["none"])
+    with caplog.at_level(logging.WARNING, logger="stage_sc"):
+        assert m.jsd(adata, "domain", "slide") == pytest.approx(0.0, abs=1e-12)
+    assert "['none']" in caplog.text
 
 
 def figures(adata: ad.AnnData, key: str = "found", **options) -> np.ndarray:
@@ -301,26 +286,22 @@ def test_same_for_any_order_of_cells(max_cells):
     np.testing.assert_allclose(figures(shuffled, max_cells=max_cells), figures(adata, max_cells=max_cells), atol=1e-12)
 
 
-def test_same_after_shift_rotation_and_scaling():
+TURN = np.array([[np.cos(1), -np.sin(1)], [np.sin(1), np.cos(1)]])
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        pytest.param(lambda xy: 3 * xy @ TURN + [1e8, -1e8], id="shift, rotation, scale"),
+        pytest.param(lambda xy: np.column_stack([xy, np.full(len(xy), 5.0)]), id="flat third coordinate"),
+    ],
+)
+def test_same_for_other_coordinates(change):
     adata = random_tissue()
     moved = adata.copy()
-    turn = np.array([[np.cos(1), -np.sin(1)], [np.sin(1), np.cos(1)]])
-    moved.obsm["spatial"] = 3 * adata.obsm["spatial"] @ turn + [1e8, -1e8]
+    moved.obsm["spatial"] = change(adata.obsm["spatial"])
+    moved.obs["slide"] = adata.obs["slide"].cat.add_categories(["no cells"])
     np.testing.assert_allclose(figures(moved), figures(adata), atol=1e-6)
-
-
-def test_slides_without_cells_do_not_count():
-    adata = random_tissue()
-    expected = figures(adata)
-    adata.obs["slide"] = adata.obs["slide"].cat.add_categories(["no cells"])
-    np.testing.assert_allclose(figures(adata), expected, atol=1e-12)
-
-
-def test_flat_third_coordinate_changes_nothing():
-    adata = random_tissue()
-    deep = adata.copy()
-    deep.obsm["spatial"] = np.column_stack([adata.obsm["spatial"], np.full(adata.n_obs, 5.0)])
-    np.testing.assert_allclose(figures(deep), figures(adata), atol=1e-12)
 
 
 @pytest.mark.parametrize("kind", ["h5ad", "zarr"])
@@ -339,3 +320,167 @@ def test_asw_sample():
     assert drawn[0] == m.asw(adata, "found", max_cells=60, rng=np.random.default_rng(0))
     assert len(set(drawn)) > 30
     assert np.mean(drawn) == pytest.approx(full, abs=0.02)
+
+
+@pytest.mark.parametrize("kind", [dict, list])
+def test_several_objects_are_slides_of_one(kind):
+    adata = random_tissue()
+    names = ["s1", "s10", "s2"]
+    data = {name: adata[adata.obs["slide"] == name].copy() for name in names}
+    if kind is list:
+        data, adata.obs["slide"] = list(data.values()), adata.obs["slide"].cat.rename_categories(["0", "1", "2"])
+    expected = m.evaluate(adata, ["found", "truth"], reference="truth", library_key="slide")
+    pd.testing.assert_frame_equal(m.evaluate(data, ["found", "truth"], reference="truth"), expected, rtol=1e-12)
+    for metric in (m.fide, m.pas, m.asw):
+        assert metric(data, "found") == pytest.approx(metric(adata, "found", library_key="slide"), abs=1e-12)
+    for metric in (m.ari, m.nmi):
+        assert metric(data, "found", "truth") == pytest.approx(metric(adata, "found", "truth"), abs=1e-12)
+    assert m.jsd(data, "found") == pytest.approx(m.jsd(adata, "found", "slide"), abs=1e-12)
+
+
+def test_objects_with_slides_of_their_own():
+    adata = random_tissue()
+    table = m.evaluate({"x": adata, "y": adata[:60].copy()}, "found", library_key="slide").loc["found"]
+    assert list(table.index) == ["x/s1", "x/s10", "x/s2", "y/s1", "y/s10", "y/s2", "mean"]
+    alone = m.evaluate(adata, "found", library_key="slide").loc["found"]
+    pd.testing.assert_series_equal(table.loc["x/s10"], alone.loc["s10"], check_names=False)
+
+
+def test_evaluate_is_the_single_metrics(unchanged):
+    adata = random_tissue()
+    with unchanged(adata):
+        table = m.evaluate(adata, ["found", "truth"], reference="truth", library_key="slide")
+    assert list(table.columns) == ALL
+    assert (table.dtypes == np.float64).all()
+    assert list(table.index) == [(key, slide) for key in ("found", "truth") for slide in ("s1", "s10", "s2", "mean")]
+    assert table.index.names == ["key", "slide"]
+    for key in ("found", "truth"):
+        expected = [
+            m.ari(adata, key, "truth", library_key="slide"),
+            m.nmi(adata, key, "truth", library_key="slide"),
+            m.fide(adata, key, library_key="slide"),
+            m.jsd(adata, key, "slide"),
+            m.pas(adata, key, library_key="slide"),
+            m.asw(adata, key, library_key="slide"),
+        ]
+        np.testing.assert_allclose(table.loc[(key, "mean")], expected, atol=1e-12)
+        slide = adata[adata.obs["slide"] == "s10"]
+        alone = m.evaluate(slide, key, reference="truth").loc[key]
+        pd.testing.assert_series_equal(table.loc[(key, "s10")], alone, check_names=False)
+
+
+def test_evaluate_without_reference_or_slides():
+    table = m.evaluate(random_tissue(), "found")
+    assert list(table.index) == ["found"]
+    assert table.index.name == "key"
+    assert list(table.columns[table.notna().iloc[0]]) == ["FIDE", "PAS", "ASW"]
+    one = m.evaluate(line(list("aaaaaabbbbbb"), slide=["only"] * 12), "domain", library_key="slide")
+    assert one["JSD"].isna().all()
+
+
+def test_undefined_becomes_nan_and_leaves_the_mean(caplog):
+    """A second slide of three cells with one domain, no edges and no reference."""
+    big, small = line(list("aaaaaabbbbbb"), truth=list("xxxxxyyyyyyy")), line(["a"] * 3, truth=[None] * 3)
+    small.obsp[GRAPH] = sparse.csr_matrix((3, 3))
+    adata = ad.concat({"big": big, "small": small}, label="slide", index_unique="-", pairwise=True)
+    with caplog.at_level(logging.WARNING, logger="stage_sc"):
+        table = m.evaluate(adata, "domain", reference="truth", library_key="slide").loc["domain"]
+    assert table.loc["small"].isna().all()
+    alone = ["ARI", "NMI", "FIDE", "PAS", "ASW"]
+    pd.testing.assert_series_equal(table.loc["mean", alone], table.loc["big", alone], check_names=False)
+    assert table.loc["big", alone].notna().all()
+    assert table.loc["mean", "JSD"] > 0
+    for name in alone:
+        assert any(message.startswith(f"{name} is not defined") for message in caplog.messages)
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        pytest.param(
+            lambda a: m.fide(a, "nope"), KeyError, "'nope' in adata.obs, which has .*found", id="no label column"
+        ),
+        pytest.param(lambda a: m.ari(a, "found", "nope"), KeyError, "'nope'", id="no reference column"),
+        pytest.param(lambda a: m.pas(a, "found", library_key="nope"), KeyError, "'nope'", id="no slide column"),
+        pytest.param(lambda a: m.fide(a, "found", "nope"), KeyError, "build_graph", id="no graph"),
+        pytest.param(lambda a: m.asw(a, "found", "nope"), KeyError, "'nope'.*spatial", id="no coordinates"),
+        pytest.param(lambda a: m.pas(a, "score"), TypeError, "continuous numbers", id="scores for labels"),
+        pytest.param(lambda a: m.pas(a, "empty"), ValueError, "no label for any of the 125", id="no labels"),
+        pytest.param(lambda a: m.pas(a, "found", library_key="truth"), ValueError, "have no slide", id="unnamed slide"),
+        pytest.param(lambda a: m.asw(a, "found", "holes"), ValueError, "1 of 125 cells have NaN", id="NaN coordinate"),
+        pytest.param(lambda a: m.asw(a, "found", "wide"), ValueError, r"got \(125, 4\)", id="not coordinates"),
+        pytest.param(lambda a: m.pas(a, "found", "point"), ValueError, "for all 125 cells", id="one place"),
+        pytest.param(lambda a: m.asw(a, "found", max_cells=2), ValueError, "`max_cells` is 2", id="tiny sample"),
+        pytest.param(lambda a: m.nmi(a, "left", "right"), ValueError, "nothing to compare", id="no cell in common"),
+        pytest.param(
+            lambda a: m.evaluate(a, "left", reference="right"), ValueError, "nothing to compare", id="none, table"
+        ),
+        pytest.param(lambda a: m.jsd(a, "found", "one"), ValueError, "labels on 1 of the 1", id="one slide"),
+        pytest.param(lambda a: m.evaluate(a, []), ValueError, "`keys` is empty", id="no keys"),
+        pytest.param(lambda a: m.evaluate(a, ["found", "nope"]), KeyError, "'nope'", id="one key wrong"),
+        pytest.param(
+            lambda a: m.evaluate(a, "found", library_key="mean"), ValueError, "called 'mean'", id="slide 'mean'"
+        ),
+    ],
+)
+def test_bad_input_teaches_and_changes_nothing(call, error, message, unchanged):
+    adata = random_tissue()
+    n = adata.n_obs
+    adata.obs["score"] = np.linspace(0, 1, n)
+    adata.obs["empty"] = np.full(n, np.nan)
+    adata.obs["one"] = "one"
+    adata.obs["mean"] = "mean"
+    adata.obs["left"] = pd.Categorical(np.where(np.arange(n) < 9, "a", None))
+    adata.obs["right"] = pd.Categorical(np.where(np.arange(n) < 9, None, "a"))
+    adata.obsm["holes"] = adata.obsm["spatial"].copy()
+    adata.obsm["holes"][3, 1] = np.nan
+    adata.obsm["wide"] = np.ones((n, 4))
+    adata.obsm["point"] = np.ones((n, 2))
+    with unchanged(adata), pytest.raises(error, match=message):
+        call(adata)
+
+
+def delaunay_graph(xy: np.ndarray, longest: float) -> sparse.csr_matrix:
+    """Symmetric graph of the Delaunay edges up to `longest`."""
+    triangles = Delaunay(xy).simplices
+    edges = np.vstack([triangles[:, [0, 1]], triangles[:, [1, 2]], triangles[:, [2, 0]]])
+    edges = np.unique(np.sort(edges, axis=1), axis=0)
+    length = np.linalg.norm(xy[edges[:, 0]] - xy[edges[:, 1]], axis=1)
+    edges = edges[length <= longest]
+    half = sparse.coo_matrix((np.ones(len(edges)), edges.T), shape=(len(xy), len(xy)))
+    return (half + half.T).tocsr()
+
+
+def expert(folder: Path, longest_in_medians: float) -> pd.Series:
+    """Mean row for `obs["domain"]`, on Delaunay graphs cut at a multiple of each section's median edge."""
+    sections = {path.stem: ad.read_h5ad(path) for path in sorted(folder.glob("*.h5ad"))}
+    for section in sections.values():
+        xy = section.obsm["spatial"]
+        ends = delaunay_graph(xy, np.inf).nonzero()
+        median = np.median(np.linalg.norm(xy[ends[0]] - xy[ends[1]], axis=1))
+        section.obsp[GRAPH] = delaunay_graph(xy, longest_in_medians * median)
+    adata = ad.concat(sections, label="section", index_unique="-", pairwise=True)
+    return m.evaluate(adata, "domain", reference="domain", library_key="section").loc[("domain", "mean")]
+
+
+@pytest.mark.parametrize(
+    ("folder", "figures_known"),
+    [
+        ("starmap_mpfc", {"ARI": 1, "NMI": 1, "FIDE": 0.909, "JSD": 0.014, "PAS": 0.029, "ASW": 0.628}),
+        ("osmfish_cortex", {"ARI": 1, "NMI": 1, "FIDE": 0.896, "PAS": 0.011, "ASW": 0.458}),
+        ("xenium_breast_idc", {"ARI": 1, "NMI": 1, "FIDE": 0.894, "PAS": 0.022, "ASW": 0.545}),
+    ],
+)
+def test_expert_labels(dev_data, folder, figures_known):
+    row = expert(dev_data / folder, longest_in_medians=5)
+    assert row[list(figures_known)].round(3).to_dict() == pytest.approx(figures_known)
+
+
+def test_cells_without_expert_label_are_left_out(dev_data):
+    section = ad.read_h5ad(dev_data / "dlpfc_visium" / "151673.h5ad")
+    section.obsp[GRAPH] = delaunay_graph(section.obsm["spatial"], 150.0)
+    labelled = section[section.obs["domain"].notna()]
+    assert labelled.n_obs == section.n_obs - 28
+    pd.testing.assert_frame_equal(
+        m.evaluate(section, "domain", reference="domain"), m.evaluate(labelled, "domain", reference="domain")
+    )

@@ -1,7 +1,8 @@
-"""The schedule: stages, learning rates, trees, patience, an end where training has collapsed."""
+"""The schedule: stages, learning rates, trees, patience, an end where training has collapsed; health metrics."""
 
 from __future__ import annotations
 
+import logging
 from itertools import pairwise
 
 import numpy as np
@@ -9,12 +10,13 @@ import pandas as pd
 import pytest
 import torch
 
+from stage_sc.model import Stage, StageConfig
+from stage_sc.slides import Slide
+from stage_sc.train import _train, train
 from stage_sc.train._epoch import epoch_batches, n_batches
-from stage_sc.slides._slide import Slide
-from stage_sc.model import Stage
-from stage_sc.train import _encode, _train
-from stage_sc.train._start import grow_tree
-from stage_sc.train._train import _rate, _stalled, train
+from stage_sc.train._health import Health, has_collapsed, warn_if_collapsed
+from stage_sc.train._start import calibrate_slides, grow_tree
+from stage_sc.train._train import _rate, _stalled
 
 
 class TestTrain:
@@ -33,6 +35,7 @@ class TestTrain:
         distance = np.abs(self.prototypes(model) - before).max()
         assert distance > 1e-3 if moves else distance < 1e-6
         assert (model.embedder.vectors - vectors).abs().max() > 1e-4
+        np.testing.assert_allclose(model.tree.prototypes.detach().norm(dim=1).numpy(), 1, atol=1e-6)
         assert model.tree.prototypes.requires_grad
         assert not model.training
 
@@ -47,22 +50,11 @@ class TestTrain:
             assert len(grown) == times
             assert model.tree.parent.equal(parents) or not keep_tree
 
-    def test_whitening_and_content_are_computed_once(self, parts, new_model, monkeypatch):
-        """For every slide before the first epoch, and when its content is first needed."""
-        seen, plain = [], _encode.hop_means
-
-        def spy(slide: Slide, *arguments: object) -> object:
-            seen.append(slide.name)
-            return plain(slide, *arguments)
-
-        model = new_model(batch_size=50)
-        monkeypatch.setattr(_encode, "hop_means", spy)
-        assert len(self.trained(model, parts)) == 4
-        assert sorted(seen) == ["slide1", "slide1", "slide2", "slide2"]
-        assert seen[:2] == ["slide1", "slide2"]
-        seen.clear()
-        self.trained(new_model(reconstruction_weight=0.0), parts)
-        assert seen.count("slide1") == 3  # new_model looks at it twice
+    def test_whitening_is_computed_once(self, parts, new_model, monkeypatch):
+        calls = []
+        monkeypatch.setattr(_train, "calibrate_slides", lambda *a: calls.append(1) or calibrate_slides(*a))
+        self.trained(new_model(epochs=2, warmup_epochs=1, batch_size=500), parts)
+        assert calls == [1]
 
     def test_queue_is_emptied_when_the_tree_is_new(self, parts, new_model):
         """One batch of each slide per epoch: of four that would fit, two of the joint stage are left."""
@@ -80,8 +72,8 @@ class TestTrain:
                 return super().step(*arguments, **named)
 
         monkeypatch.setattr(torch.optim, "Adam", Recorder)
-        self.trained(new_model(epochs=5, warmup_epochs=3, batch_size=30, learning_rate=0.02), parts)
-        n_steps = 5 * 2 * 7  # 200 cells in batches of 30 at most
+        self.trained(new_model(epochs=5, warmup_epochs=3, batch_size=60, learning_rate=0.02), parts)
+        n_steps = 5 * 2 * 4  # 200 cells in batches of 60 at most
         np.testing.assert_allclose(rates, [0.02 * _rate(number, n_steps) for number in range(n_steps)])
 
     @pytest.mark.parametrize("slides_per_batch", [1, 2])
@@ -113,16 +105,11 @@ class TestTrain:
         for name, value in model.state_dict().items():
             torch.testing.assert_close(value, before[name], rtol=0, atol=1e-6)
 
-    def test_prototypes_end_with_length_one(self, parts, new_model):
-        model = new_model(epochs=1, warmup_epochs=0, learning_rate=0.1)
-        self.trained(model, parts)
-        np.testing.assert_allclose(model.tree.prototypes.detach().norm(dim=1).numpy(), 1, atol=1e-6)
-
     @pytest.mark.parametrize("loss", ["stalled", "falling"])
     def test_patience(self, parts, new_model, monkeypatch, loss):
         """Each stage ends by itself, and the joint one begins where the warm-up ends early."""
         monkeypatch.setattr(_train, "_stalled", lambda history, patience: loss == "stalled" and len(history) % 3 == 0)
-        history = self.trained(new_model(epochs=12, warmup_epochs=7), parts, patience=2)
+        history = self.trained(new_model(epochs=12, warmup_epochs=7, batch_size=500), parts, patience=2)
         expected = ["warm-up"] * 3 + ["joint"] * 3 if loss == "stalled" else ["warm-up"] * 7 + ["joint"] * 5
         assert history["stage"].tolist() == expected
         assert history.index.tolist() == list(range(len(expected)))
@@ -136,7 +123,7 @@ class TestTrain:
         history = self.trained(model, parts)
         assert history["stage"].tolist() == ["warm-up"] * 2
         assert history["cosine"].min() > 0.999
-        assert "collapsed after 2 of 12 epochs" in caplog.text
+        assert "collapsed" in caplog.text
         assert model.tree.parent.equal(parents)
         assert not model.training
 
@@ -173,3 +160,77 @@ def test_rate(n_steps):
     if n_steps > 1:
         assert _rate(middle, n_steps) == pytest.approx(0.505)
         assert _rate(n_steps, n_steps) == _rate(2 * n_steps, n_steps) == pytest.approx(0.01)
+
+
+class TestHealth:
+    def test_by_loops(self):
+        rng = np.random.default_rng(0)
+        health, counts, cosines = Health(5), np.zeros(5), []
+        for size in (4, 7, 1):
+            h = torch.nn.functional.normalize(torch.from_numpy(rng.normal(size=(size, 3))), dim=1)
+            scores = torch.from_numpy(rng.normal(size=(size, 5)))
+            scores[:, 2] = -5
+            health.update({"loss": torch.tensor(float(size)), "swav": torch.tensor(1.0)}, h, scores)
+            for row in scores:
+                counts[int(row.argmax())] += 1
+            pairs = [float(a @ b) for one, a in enumerate(h) for b in h[:one]]
+            cosines.append(np.mean(pairs or 0))
+        metrics = health.summary()
+        share = counts[counts > 0] / 12
+        assert metrics["loss"] == 4
+        assert metrics["swav"] == 1
+        assert metrics["cosine"] == pytest.approx(np.mean(cosines))
+        assert metrics["entropy"] == pytest.approx(-(share * np.log(share)).sum() / np.log(5))
+        assert metrics["used"] == (counts > 0).sum() < 5
+
+
+def row(cosine: float = 0.5, used: int = 100) -> dict[str, float]:
+    return {"cosine": cosine, "used": used}
+
+
+GOOD, ALIKE, UNUSED = row(), row(cosine=0.99), row(used=4)
+
+
+@pytest.mark.parametrize(
+    ("metrics", "collapsed"),
+    [
+        (row(), False),
+        (row(cosine=0.98), False),
+        (row(cosine=0.981), True),
+        (row(used=5), False),
+        (row(used=4), True),
+        (row(used=1), True),
+        (row(cosine=float("nan")), True),
+    ],
+)
+def test_one_epoch(metrics, collapsed, caplog):
+    history = [GOOD, metrics]
+    assert has_collapsed(history, 100, patience=1) is collapsed
+    warn_if_collapsed(history, StageConfig(levels=(100,), epochs=7, warmup_epochs=2))
+    assert bool(caplog.records) is collapsed
+    warn_if_collapsed([], StageConfig())
+    assert len(caplog.records) == collapsed
+    if collapsed:
+        assert caplog.records[0].levelno == logging.WARNING
+        for told in ("2 of 7 epochs", f"{metrics['cosine']:.3f}", f"{metrics['used']} of 100 leaves"):
+            assert told in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("history", "ends"),
+    [
+        ([], False),
+        ([ALIKE], False),
+        ([ALIKE, UNUSED], True),
+        ([GOOD, ALIKE, ALIKE], True),
+        ([ALIKE, GOOD, ALIKE], False),
+        ([ALIKE, ALIKE, GOOD], False),
+    ],
+)
+def test_training_ends_after_two_collapsed_epochs_in_a_row(history, ends):
+    assert has_collapsed(history, 100) is ends
+
+
+@pytest.mark.parametrize(("n_leaves", "used", "collapsed"), [(4, 2, False), (4, 1, True), (1, 1, False)])
+def test_small_trees(n_leaves, used, collapsed):
+    assert has_collapsed([row(used=used)], n_leaves, patience=1) is collapsed

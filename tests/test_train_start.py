@@ -17,14 +17,14 @@ from scipy.spatial import cKDTree
 import stage_sc as st
 import stage_sc.embed._gene_vectors as prior
 from stage_sc.data import _window
-from stage_sc.slides._slide import Slide, read_slides_of
-from stage_sc.slides._window import sample
-from stage_sc.model import Stage, StageConfig
-from stage_sc.train import _start
-from stage_sc.train._adapt import CELLS_PER_LEAF, adapt
 from stage_sc.embed._common_factors import PanelCovariance, common_factors
 from stage_sc.embed._encode import calibrate, encode_slide
-from stage_sc.embed._gene_vectors import gene_prior, cluster_leaves
+from stage_sc.embed._gene_vectors import cluster_leaves, gene_prior
+from stage_sc.model import Stage, StageConfig
+from stage_sc.slides._slide import Slide, read_slides_of
+from stage_sc.slides._window import sample
+from stage_sc.train import _start
+from stage_sc.train._adapt import CELLS_PER_LEAF, adapt
 from stage_sc.train._start import calibrate_slides, encode_slides, grow_tree, initialize_network
 
 

@@ -8,14 +8,13 @@ import numpy as np
 import pytest
 import torch
 
-from stage_sc.slides._batch import sample_partners
-from stage_sc.train._epoch import GlobalBatch, Part
-from stage_sc.slides._slide import Slide
+from stage_sc.embed import ContextCache, encode_slide
 from stage_sc.model import Stage
-from stage_sc.nn._sinkhorn import sinkhorn
-from stage_sc.train._chance import Purpose, generator_at
-from stage_sc.embed._encode import Contents, encode_slide
+from stage_sc.nn import sinkhorn
+from stage_sc.slides import Slide, sample_partners
+from stage_sc.train._epoch import GlobalBatch, Part
 from stage_sc.train._processes import Processes
+from stage_sc.train._random import Purpose, generator_at
 from stage_sc.train._start import calibrate_slides
 from stage_sc.train._step import Pairs, embed_pairs, pair_losses, set_gradients
 
@@ -36,7 +35,7 @@ def batch_of(parts: list[Slide], *counts: int) -> GlobalBatch:
 
 
 def pairs_of(model: Stage, parts: list[Slide], batch: GlobalBatch, place: tuple[int, ...] = PLACE) -> Pairs:
-    return embed_pairs(model, batch, calibrate_slides(model, parts), place, ALONE, Contents())
+    return embed_pairs(model, batch, calibrate_slides(model, parts), place, ALONE, ContextCache())
 
 
 def softmax(x: np.ndarray) -> np.ndarray:
@@ -48,7 +47,7 @@ class TestPairs:
     @pytest.mark.parametrize("counts", [(60, 0), (0, 60), (50, 30)], ids=str)
     @pytest.mark.parametrize("whiten", [True, False])
     def test_without_augmentation_they_are_those_of_whole_slides(self, parts, new_model, counts, whiten):
-        """Rows of the cells, of partners from the ring, and of the content; each slide in its place."""
+        """Rows of the cells, of partners from the ring, and of the context; each slide in its place."""
         model = new_model(panel_fraction=1.0, noise_scale=0.0, noise_rate=1e12, whiten=whiten)
         batch = batch_of(parts, *counts)
         pairs = pairs_of(model, parts, batch)
@@ -61,7 +60,7 @@ class TestPairs:
             for got, expected in (
                 (pairs.h_i, encoded.h[part.centres]),
                 (pairs.h_j, encoded.h[partners]),
-                (pairs.content, encoded.content[part.centres]),
+                (pairs.context, encoded.context[part.centres]),
             ):
                 torch.testing.assert_close(got[part.rows].detach(), expected, atol=1e-5, rtol=0)
             assert (pairs.slides[part.rows] == part.number).all()
@@ -90,30 +89,24 @@ class TestPairs:
         assert (one.h_i - other.h_i).abs().max() > 1e-3
         assert (one.h_j - other.h_j).abs().max() > 1e-3
 
-    def test_a_process_without_rows(self, parts, new_model):
-        model = new_model()
-        pairs = pairs_of(model, parts, GlobalBatch(30, []))
-        assert pairs.h_i.shape == (30, 16)
-        assert not pairs.h_i.requires_grad
+    @pytest.mark.parametrize("weight", [0.0, 1.0])
+    def test_contexts_only_where_they_are_predicted(self, parts, new_model, monkeypatch, weight):
+        computed, plain = [], ContextCache.of
 
-    @pytest.mark.parametrize("anchor", [0.0, 1.0])
-    def test_no_anchor_no_content(self, parts, new_model, monkeypatch, anchor):
-        computed, plain = [], Contents.of
-
-        def spy(contents: Contents, *arguments: object) -> torch.Tensor:
+        def spy(contexts: ContextCache, *arguments: object) -> torch.Tensor:
             computed.append(arguments[1])
-            return plain(contents, *arguments)
+            return plain(contexts, *arguments)
 
-        monkeypatch.setattr(Contents, "of", spy)
-        pairs = pairs_of(new_model(reconstruction_weight=anchor), parts, batch_of(parts, 30))
-        assert (pairs.content is None) == (not computed) == (not anchor)
+        monkeypatch.setattr(ContextCache, "of", spy)
+        pairs = pairs_of(new_model(reconstruction_weight=weight), parts, batch_of(parts, 30))
+        assert (pairs.context is None) == (not computed) == (not weight)
 
 
 def test_chance_tells_purposes_and_places_apart():
     places = [(1, 0, 0), (0, 1, 0), (0, 0, 1), (1, 1, 1), (2**61, 0, 1), (2**61 + 1, 0, 1)]
-    keys = [(what, *place) for what in Draw for place in places]
-    assert len({tuple(chance(*key).random(3)) for key in keys}) == len(keys)
-    assert (generator_at(Purpose.VIEWS, 1, 2, 3, 4).random(5) == generator_at(Purpose.VIEWS, 1, 2, 3, 4).random(5)).all()
+    keys = [(what, *place) for what in Purpose for place in places]
+    assert len({tuple(generator_at(*key).random(3)) for key in keys}) == len(keys)
+    assert all((generator_at(*key).random(5) == generator_at(*key).random(5)).all() for key in keys)
 
 
 class TestLosses:
@@ -144,9 +137,8 @@ class TestLosses:
             for level in range(1, len(path)):
                 children = np.flatnonzero(parent == path[level - 1] + offsets[level - 1])
                 assert path[level] + offsets[level] in children
-                odds = {node: np.exp(scores[level][cell, node - offsets[level]] / model.config.temperature)
-                        for node in children}  # fmt: skip
-                total -= math.log(odds[path[level] + offsets[level]] / sum(odds.values()))
+                odds = np.exp(scores[level][cell, children - offsets[level]] / model.config.temperature)
+                total -= math.log(odds[children == path[level] + offsets[level]].item() / odds.sum())
         return total / len(paths)
 
     @pytest.mark.parametrize("joint", [False, True])
@@ -155,7 +147,7 @@ class TestLosses:
         "changes",
         [
             pytest.param({}, id="default"),
-            pytest.param({"reconstruction_weight": 0.0, "swav_levels": "leaves"}, id="leaves alone, no anchor"),
+            pytest.param({"reconstruction_weight": 0.0, "swav_levels": "leaves"}, id="leaves alone, no reconstruction"),
             pytest.param({"reconstruction_weight": 3.0, "path_weight": 0.7, "swav_weight": 0.3}, id="weights"),
             pytest.param({"levels": (9,)}, id="one level"),
         ],
@@ -170,14 +162,14 @@ class TestLosses:
             assert not got.requires_grad
             np.testing.assert_allclose(got.numpy(), expected, atol=1e-5)
         levels = range(n_levels) if config.swav_levels == "all" else [n_levels - 1]
-        expected = {"swapped": np.mean([self.swapped(model, one[level], other[level]) for level in levels])}
-        total = config.swav_weight * expected["swapped"]
+        expected = {"swav": np.mean([self.swapped(model, one[level], other[level]) for level in levels])}
+        total = config.swav_weight * expected["swav"]
         if config.reconstruction_weight:
             weight, bias = (part.detach().numpy() for part in (model.decoder.weight, model.decoder.bias))
-            content = pairs.content.numpy()
-            error = pairs.h_i.detach().numpy() @ weight.T + bias - content
-            expected["anchor"] = (error**2).sum() / (content**2).sum()
-            total += config.reconstruction_weight * expected["anchor"]
+            context = pairs.context.numpy()
+            error = pairs.h_i.detach().numpy() @ weight.T + bias - context
+            expected["reconstruction"] = (error**2).sum() / (context**2).sum()
+            total += config.reconstruction_weight * expected["reconstruction"]
         if joint and n_levels > 1:
             draws = generator_at(Purpose.PATHS, *PLACE).random((len(pairs.h_i), n_levels), dtype=np.float32)
             paths = model.tree.sample_paths(
@@ -211,7 +203,7 @@ class TestLosses:
         assert (np.isneginf(cosine) == ~active).all()
         one, other = (self.cosines(model, h, active) for h in (pairs.h_i, pairs.h_j))
         expected = np.mean([self.swapped(model, a, b) for a, b in zip(one, other, strict=True)])
-        assert float(losses["swapped"].detach()) == pytest.approx(expected, rel=2e-4)
+        assert float(losses["swav"].detach()) == pytest.approx(expected, rel=2e-4)
         assert np.isfinite(float(losses["loss"].detach()))
 
 
@@ -231,9 +223,11 @@ class TestGradients:
         assert all(one.allclose(parameter.grad) for one, parameter in zip(before, model.parameters(), strict=True))
 
     def test_nothing_to_train(self, parts, new_model):
-        """A process without rows, in a warm-up without anchor."""
+        """A process without rows, in a warm-up without reconstruction."""
         model = new_model(reconstruction_weight=0.0)
         model.tree.prototypes.requires_grad_(False)
-        losses, _ = pair_losses(model, pairs_of(model, parts, GlobalBatch(30, [])), PLACE, joint=False)
+        pairs = pairs_of(model, parts, GlobalBatch(30, []))
+        assert pairs.h_i.shape == (30, 16)
+        losses, _ = pair_losses(model, pairs, PLACE, joint=False)
         set_gradients(model, losses["loss"], ALONE)
         assert all(parameter.grad is None for parameter in model.parameters())

@@ -13,8 +13,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from stage_sc.model._checkpoint import model_digest
-from stage_sc.model._pretrained import resolve_model
+from stage_sc.model import resolve_model
 
 from .scenarios import Scenario, read_scenarios
 
@@ -60,7 +59,7 @@ class Run:
 def digest_of(checkpoint: str | None) -> str | None:
     """Digest of a checkpoint, or of the bundled model; None where the file is not there, as its run will say."""
     try:
-        return model_digest(resolve_model(checkpoint))
+        return resolve_model(checkpoint).digest
     except FileNotFoundError:
         return None
 

@@ -1,4 +1,4 @@
-"""Spatial niches of tissue, the same names on every slide.
+"""Spatial niches of tissue at several scales, for one or many slides.
 
 >>> import scanpy as sc, stage_sc as st            # doctest: +SKIP
 >>> adata = sc.read_h5ad("slide.h5ad")             # doctest: +SKIP

@@ -1,4 +1,4 @@
-"""Where and with how many threads to compute."""
+"""Device and number of threads of a computation."""
 
 from __future__ import annotations
 
@@ -12,28 +12,17 @@ from stage_sc._checks import check_choice
 
 
 def resolve_device(device: str) -> torch.device:
-    """Return the device that a user named; ``"auto"`` takes a GPU where there is one.
-
-    Raises
-    ------
-    TypeError
-        If it is no string.
-    ValueError
-        If this machine has no such device.
-    """
+    """Return the device of a name; ``"auto"`` takes a GPU where there is one."""
     if not isinstance(device, str):
         raise TypeError(f"`device` must be a string, got {device!r}.")
-    present = ["auto", "cpu"]
-    present += ["cuda", "gpu"] if torch.cuda.is_available() else []
-    check_choice(device, "device", present)
-    if device in ("auto", "gpu"):
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return torch.device(device)
+    gpu = torch.cuda.is_available()
+    check_choice(device, "device", ["auto", "cpu", *(["cuda", "gpu"] if gpu else [])])
+    return torch.device("cuda" if gpu and device != "cpu" else "cpu")
 
 
 @contextmanager
 def one_thread(*, blas: bool = False) -> Iterator[None]:
-    """Let torch (and numpy, with `blas`) use one thread: small networks are faster so, and sums the same everywhere."""
+    """Limit torch (and numpy, with `blas`) to one thread: faster for small networks, and the same sums everywhere."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import anndata as ad
@@ -27,33 +28,14 @@ def read_table(
     layer: str | None = None,
     table_key: str | None = None,
 ) -> AnnData:
-    """Read what a graph and a model need of a file; expression is a dask array, of which nothing is read yet.
+    """Read names, coordinates, slides and genes of the cells with coordinates; ``X`` is a dask array, not read yet.
 
-    Parameters
-    ----------
-    path
-        An .h5ad file, a zarr folder of AnnData, or a zarr folder of SpatialData.
-    spatial_key, library_key, layer
-        Coordinates, column of the slide, layer of the counts; nothing else is read.
-    table_key
-        Table of a SpatialData folder. ``None``: the only one.
-
-    Returns
-    -------
-    Cells that have coordinates; counts are in ``X``. Names of the cells are those of the file.
-
-    Raises
-    ------
-    FileNotFoundError
-        If there is no such file.
-    ValueError
-        If it is no such file, or has several tables.
-    KeyError
-        If a key names nothing.
+    `path` is an .h5ad file, a zarr folder of AnnData, or a zarr folder of SpatialData, of which `table_key` names the
+    table (default: the only one). `spatial_key`, `library_key` and `layer` name coordinates, slide and counts; nothing
+    else is read.
     """
     group = _table(_open(path), path, table_key)
-    where = ("layers", layer) if layer else ("X",)
-    X = read_elem_lazy(_get(group, where, path))
+    X = read_elem_lazy(_get(group, ("layers", layer) if layer else ("X",), path))
     xy = read_elem(_get(group, ("obsm", spatial_key), path))
     xy = xy.to_numpy() if isinstance(xy, pd.DataFrame) else np.asarray(xy)
     index = str(group["obs"].attrs["_index"])
@@ -61,12 +43,12 @@ def read_table(
     if library_key is not None:
         obs[library_key] = pd.Series(read_elem(_get(group, ("obs", library_key), path)), index=obs.index)
     adata = ad.AnnData(X, obs=obs, var=read_elem(group["var"]), obsm={spatial_key: xy})
-    placed = np.isfinite(xy.astype(np.float64)).all(axis=1)
-    return adata if placed.all() else adata[placed].copy()
+    finite = np.isfinite(xy.astype(np.float64)).all(axis=1)
+    return adata if finite.all() else adata[finite].copy()
 
 
 def existing(files: Iterable[str | os.PathLike[str]]) -> list[Path]:
-    """Return paths, and raise if there are none, or if one does not exist."""
+    """Return at least one path, and raise if one does not exist."""
     paths = [Path(file) for file in files]
     if not paths:
         raise ValueError("`files` is empty.")
@@ -97,7 +79,7 @@ def _table(group: Any, path: Path, table_key: str | None) -> Any:
 
 
 def _get(group: Any, keys: tuple[str, ...], path: Path) -> Any:
-    """Go down to an element; the error says what there is instead."""
+    """Element below a group; the error lists those that exist."""
     for key in keys:
         if key not in group:
             present = ", ".join(map(repr, sorted(group.keys()))) or "nothing"
@@ -107,16 +89,14 @@ def _get(group: Any, keys: tuple[str, ...], path: Path) -> Any:
 
 
 def stamp(path: Path) -> tuple[int, int]:
-    """Size of a file, or of all files in a folder, and when the last one was changed."""
+    """Size of a file, or of all files in a folder, and time of the last change in ns."""
     stats = [one.stat() for one in (path.rglob("*") if path.is_dir() else [path]) if one.is_file()]
     return sum(one.st_size for one in stats), max((one.st_mtime_ns for one in stats), default=0)
 
 
 def write_whole(path: Path, write: Callable[[Path], Any]) -> None:
-    """Write a file beside its place and move it there, so that no reader sees a part of it; remove it on an error."""
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    try:
+    """Write a file in a temporary folder beside its place and move it there, so that no reader sees a part of it."""
+    with TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as folder:
+        part = Path(folder) / path.name
         write(part)
         part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)

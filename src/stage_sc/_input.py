@@ -1,6 +1,6 @@
-"""One way in: any container of slides as named AnnData objects, and the columns and matrices that are read from them.
+"""One way in: any container of slides as named AnnData objects, and the columns and matrices read from these.
 
-To support another container, extend `read_tables` (and `Tables.like`, which gives results back in the same form).
+To support another container, extend `read_tables` and `Tables.like`, which returns results in the same form.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ class Tables(NamedTuple):
     """The AnnData objects of a container."""
 
     by_name: dict[str, AnnData]
-    """Keys of a dictionary, positions in a list, or ``""`` for a single object."""
+    """Objects by their keys in a dictionary or positions in a list, or ``""`` for a single object."""
     given: Any
     """The container."""
 
     def like(self, parts: Sequence[AnnData]) -> Any:
-        """Return objects, one for each of `by_name`, in a container of the same kind."""
+        """Put one object for each of `by_name` into a container of the same kind."""
         if isinstance(self.given, AnnData):
             return parts[0]
         return dict(zip(self.given, parts, strict=True)) if isinstance(self.given, Mapping) else list(parts)
@@ -54,21 +54,9 @@ class SlideCodes(NamedTuple):
 
 
 def read_tables(data: Any, name: str = "data") -> Tables:
-    """Name the AnnData objects of a container.
+    """Name the AnnData objects of a container: an AnnData, or a list or a dictionary of these.
 
-    Parameters
-    ----------
-    data
-        An AnnData, or a list or a dictionary of these.
-    name
-        Name of the argument, for error messages.
-
-    Raises
-    ------
-    TypeError
-        For anything else; the message says how to get an AnnData.
-    ValueError
-        If it is empty, or if two keys have the same text.
+    `name` is that of the argument, for error messages.
     """
     if isinstance(data, Mapping):
         named = [(str(key), part) for key, part in data.items()]
@@ -91,7 +79,7 @@ def check_anndata(adata: Any, name: str = "adata") -> None:
     if isinstance(adata, AnnData):
         if not isinstance(adata.obs, pd.DataFrame):
             raise TypeError(
-                f"`{name}.obs` is a {type(adata.obs).__name__}, which was not read from disk yet. Read all but the "
+                f"`{name}.obs` is a {type(adata.obs).__name__}, not read from disk yet. Read all but the "
                 f"expression: `AnnData({name}.X, obs={name}.obs.to_memory(), var={name}.var.to_memory(), "
                 f"obsm=dict({name}.obsm))`."
             )
@@ -106,25 +94,9 @@ def check_anndata(adata: Any, name: str = "adata") -> None:
 
 
 def read_slide_codes(adata: AnnData, library_key: str | None = None) -> SlideCodes:
-    """Read which slide every cell belongs to.
+    """Read the slide of every cell from a column of ``adata.obs`` (categorical, strings or integers).
 
-    Parameters
-    ----------
-    adata
-        Cells.
-    library_key
-        Column of ``adata.obs`` (categorical, strings or integers). ``None`` or ``""``: all cells are one slide.
-
-    Returns
-    -------
-    Names (sorted, so that the order of categories does not matter) and codes.
-
-    Raises
-    ------
-    KeyError
-        If the column does not exist.
-    ValueError
-        If it has missing values.
+    ``None`` or ``""``: all cells are one slide. Names are sorted, so that the order of categories does not matter.
     """
     if library_key is None or library_key == "":
         return SlideCodes([""], np.zeros(adata.n_obs, dtype=np.intp))
@@ -143,25 +115,10 @@ def read_slide_codes(adata: AnnData, library_key: str | None = None) -> SlideCod
 
 
 def read_coordinates(adata: AnnData, spatial_key: str = "spatial", *, finite: bool = True) -> np.ndarray:
-    """Read the coordinates of all cells, ``(n_cells, 2 or 3)`` float64 in the unit of the data; always a copy.
+    """Copy the coordinates of all cells, ``(n_cells, 2 or 3)`` float64 in the unit of the data.
 
-    Parameters
-    ----------
-    adata
-        Cells.
-    spatial_key
-        Entry of ``adata.obsm``: an array or a data frame with two or three columns.
-    finite
-        Refuse NaN and infinite values.
-
-    Raises
-    ------
-    KeyError
-        If ``adata.obsm[spatial_key]`` does not exist.
-    TypeError
-        If it does not hold numbers.
-    ValueError
-        If it has another shape, or NaN or infinite values.
+    ``adata.obsm[spatial_key]`` is an array or a data frame. NaN and infinite values are refused unless
+    ``finite=False``.
     """
     if spatial_key not in adata.obsm:
         present = ", ".join(map(repr, adata.obsm)) or "nothing"
@@ -190,48 +147,33 @@ def read_coordinates(adata: AnnData, spatial_key: str = "spatial", *, finite: bo
 def planar_coordinates(
     adata: AnnData, spatial_key: str, library_key: str | None, *, prefix: str = ""
 ) -> tuple[np.ndarray, SlideCodes]:
-    """Read coordinates and slides, and check that every slide can be triangulated.
+    """Read coordinates, ``(n_cells, 2)`` float64 as stored, and slides; refuse slides that cannot be triangulated.
 
-    Parameters
-    ----------
-    adata
-        Cells.
-    spatial_key, library_key
-        See `read_coordinates` and `read_slide_codes`. A third coordinate that is constant on each slide is dropped.
-    prefix
-        Name of the object, put before the names of its slides in messages.
-
-    Returns
-    -------
-    ``(n_cells, 2)`` float64 coordinates as stored, and the slides.
-
-    Raises
-    ------
-    KeyError, TypeError
-        As `read_coordinates` and `read_slide_codes`.
-    ValueError
-        As these; and for a slide with fewer than 4 cells, all cells on one line, or a varying third coordinate.
+    These have fewer than 4 cells, all cells on one line, or a varying third coordinate; one that is constant on each
+    slide is dropped. `prefix` is the name of the object, put before the names of its slides in messages.
     """
     xy = read_coordinates(adata, spatial_key)
     slides = read_slide_codes(adata, library_key)
     if adata.n_obs == 0:
         raise ValueError(f"{about(prefix)}`adata` has no cells.")
     for name, rows in slides.rows().items():
-        here, where = xy[rows], about(slide_name(prefix, name))
-        if len(here) < 4:
-            raise ValueError(f"{where}{len(here)} cells are too few for a neighbourhood graph, which needs at least 4.")
-        if here.shape[1] == 3 and np.ptp(here[:, 2]) > 0:
+        plane, depth, where = xy[rows, :2], xy[rows, 2:], about(slide_name(prefix, name))
+        if len(plane) < 4:
             raise ValueError(
-                f"{where}the third coordinate in `adata.obsm[{spatial_key!r}]` varies from {here[:, 2].min():g} to "
-                f"{here[:, 2].max():g}. Graphs are built in the plane: name the sections with `library_key`, or keep "
-                f'two columns: `adata.obsm["xy"] = adata.obsm[{spatial_key!r}][:, :2]` and `spatial_key="xy"`.'
+                f"{where}{len(plane)} cells are too few for a neighbourhood graph, which needs at least 4."
             )
-        extent = np.linalg.svd(here[:, :2] - here[:, :2].mean(axis=0), compute_uv=False)
-        if extent[1] <= 1e-9 * max(extent[0], np.abs(here[:, :2]).max()):
-            place = "on one line" if np.ptp(here[:, :2], axis=0).any() else "at the same place"
+        if depth.size and np.ptp(depth) > 0:
             raise ValueError(
-                f"{where}all {len(here)} cells lie {place} (`adata.obsm[{spatial_key!r}]`), where no neighbourhoods "
-                "exist. Are these really the coordinates of the cells?"
+                f"{where}the third coordinate in `adata.obsm[{spatial_key!r}]` varies from {depth.min():g} to "
+                f"{depth.max():g}. Graphs are built in the plane: name the sections with `library_key`, or keep two "
+                f'columns: `adata.obsm["xy"] = adata.obsm[{spatial_key!r}][:, :2]` and `spatial_key="xy"`.'
+            )
+        extent = np.linalg.svd(plane - plane.mean(axis=0), compute_uv=False)
+        if extent[1] <= 1e-9 * max(extent[0], np.abs(plane).max()):
+            place = "on one line" if np.ptp(plane, axis=0).any() else "at the same place"
+            raise ValueError(
+                f"{where}all {len(plane)} cells lie {place} (`adata.obsm[{spatial_key!r}]`), but a graph needs "
+                "coordinates in a plane. Are these the coordinates of the cells?"
             )
     if xy.shape[1] == 3:
         logger.info("The third coordinate is constant on each slide and was left out.")
@@ -239,15 +181,7 @@ def planar_coordinates(
 
 
 def read_labels(adata: AnnData, key: str, *, integers: bool = True) -> pd.Categorical:
-    """Read ``adata.obs[key]`` as categories; strings, bools and (unless forbidden) integers are taken as such.
-
-    Raises
-    ------
-    KeyError
-        If the column does not exist.
-    TypeError
-        If it holds continuous numbers, or integers where these are not taken as names.
-    """
+    """Read categories, strings, bools or (unless ``integers=False``) integers of ``adata.obs[key]`` as categories."""
     if key not in adata.obs:
         raise KeyError(f"no column {key!r} in adata.obs, which has {list(adata.obs.columns)}")
     column = adata.obs[key]
@@ -268,15 +202,7 @@ def read_labels(adata: AnnData, key: str, *, integers: bool = True) -> pd.Catego
 
 
 def read_matrix(adata: AnnData, layer: str | None = None) -> Any:
-    """Return the matrix of `layer`, or ``adata.X``, as it is stored.
-
-    Raises
-    ------
-    KeyError
-        If the layer does not exist.
-    ValueError
-        If ``adata.X`` is ``None``.
-    """
+    """Return the matrix of `layer`, or ``adata.X``, as it is stored."""
     if layer is None:
         if adata.X is None:
             raise ValueError("`adata.X` is None. Pass `layer`, the entry of `adata.layers` with the counts.")
@@ -290,15 +216,8 @@ def read_matrix(adata: AnnData, layer: str | None = None) -> Any:
 def to_csr(X: Any) -> sp.csr_matrix:
     """Copy expression into memory as csr float32 with sorted indices and without explicit zeros.
 
-    Parameters
-    ----------
-    X
-        ``(n_cells, n_genes)``: csr, csc, dense, of any numeric dtype; a view, a dask array, a matrix on disk.
-
-    Raises
-    ------
-    ValueError
-        If there are negative, NaN or infinite values.
+    `X` is csr, csc or dense, of any numeric dtype; a view, a dask array, or a matrix on disk. Negative, NaN and
+    infinite values are refused.
     """
     if hasattr(X, "compute"):  # dask
         X = X.compute()
@@ -325,16 +244,10 @@ def to_csr(X: Any) -> sp.csr_matrix:
 def join_tables(
     tables: Tables, library_key: str | None, *, obsm: Sequence[str] = (), obsp: Sequence[str] = ()
 ) -> AnnData:
-    """Join the annotations of several objects, without expression; the slides are in ``obs["slide"]``.
+    """Join the annotations of the objects of a container, without expression; slides are in ``obs["slide"]``.
 
-    Parameters
-    ----------
-    tables
-        Objects of one container. A single object is returned as it is.
-    library_key
-        Column of ``obs`` that names the slides of every object, where it has several.
-    obsm, obsp
-        Entries that are joined too; those that an object lacks are left out.
+    A single object is returned as it is. `library_key` names the slides of objects with several; the entries `obsm` and
+    `obsp` are joined where they exist.
     """
     if isinstance(tables.given, AnnData):
         return tables.given
@@ -351,10 +264,10 @@ def join_tables(
 
 
 def slide_name(prefix: str, name: str) -> str:
-    """Name of a slide: that of its object, a slash and its own, as far as there are any."""
+    """Name of a slide: ``"object/slide"``, or either where the other is empty."""
     return f"{prefix}/{name}".strip("/")
 
 
 def about(slide: str) -> str:
-    """Start of a log line or an error about one slide."""
+    """Beginning of a message about one slide."""
     return f"Slide {slide!r}: " if slide else ""

@@ -1,4 +1,4 @@
-"""One result out: the layout of what labelling writes into an AnnData, written and read here alone."""
+"""One result out: the layout of labels in an AnnData, written and read here alone."""
 
 from __future__ import annotations
 
@@ -28,60 +28,35 @@ class Labels(NamedTuple):
     flag: np.ndarray
     """``(n,)`` int8, position in `FLAGS`."""
     nodes: np.ndarray
-    """``(n, L)`` int64 node of every level."""
+    """``(n, L)`` int64 node at every level."""
     confidence: np.ndarray
-    """``(n,)`` float32."""
+    """``(n,)`` float32 in [0, 1]."""
     domain: np.ndarray | None = None
     """``(n,)`` int64, counted from 0 over all data labelled together."""
 
 
-class Columns(NamedTuple):
-    """Names of the results under one `key_added`."""
+class Columns:
+    """Names of the results under one `key_added`: columns of ``obs``, and the embedding in ``obsm``."""
 
-    key: str
-
-    def level(self, number: int) -> str:
-        """Column of ``obs`` with the niches of a level, counted from 1."""
-        return f"{self.key}_l{number}"
-
-    @property
-    def path(self) -> str:
-        """Column of ``obs`` with the paths."""
-        return f"{self.key}_path"
-
-    @property
-    def domain(self) -> str:
-        """Column of ``obs`` with the domains."""
-        return f"{self.key}_domain"
-
-    @property
-    def confidence(self) -> str:
-        """Column of ``obs`` with the confidence."""
-        return f"{self.key}_confidence"
-
-    @property
-    def flag(self) -> str:
-        """Column of ``obs`` with the flags."""
-        return f"{self.key}_flag"
-
-    @property
-    def embedding(self) -> str:
-        """Entry of ``obsm`` with the embeddings."""
-        return f"X_{self.key}"
+    def __init__(self, key: str) -> None:
+        self.path, self.domain = f"{key}_path", f"{key}_domain"
+        self.confidence, self.flag = f"{key}_confidence", f"{key}_flag"
+        self.level_prefix, self.embedding = f"{key}_l", f"X_{key}"
 
     def is_level(self, name: object) -> bool:
-        """Whether a column of ``obs`` is that of a level."""
-        return isinstance(name, str) and name.startswith(f"{self.key}_l") and name[len(self.key) + 2 :].isdigit()
+        """Tell columns of levels from others."""
+        prefix = self.level_prefix
+        return isinstance(name, str) and name.startswith(prefix) and name.removeprefix(prefix).isdigit()
 
 
 def read_result(adata: AnnData, key_added: str = "stage") -> Mapping[str, Any]:
-    """Return ``uns[key_added]``: ``params``, ``model``, ``levels``, ``tree``; empty where something else is there."""
+    """Return ``uns[key_added]`` with ``params``, ``model``, ``levels`` and ``tree``; empty if it is no result."""
     found = adata.uns.get(key_added)
     return found if isinstance(found, Mapping) and "tree" in found else {}
 
 
 def require_result(adata: AnnData, key_added: str = "stage") -> Mapping[str, Any]:
-    """Return ``uns[key_added]``, or raise a KeyError that names the call which writes it."""
+    """Return ``uns[key_added]``, or raise a KeyError that names the call to make."""
     result = read_result(adata, key_added)
     if not result:
         call = "st.tl.stage_niches(adata" + (")" if key_added == "stage" else f", key_added={key_added!r})")
@@ -90,41 +65,33 @@ def require_result(adata: AnnData, key_added: str = "stage") -> Mapping[str, Any
 
 
 def label_keys(adata: AnnData, key_added: str = "stage") -> list[str]:
-    """Columns of ``obs`` with the niches of all levels and, where there are any, the domains."""
+    """Columns of ``obs`` with the niches of all levels and, if any, the domains."""
     domain = Columns(key_added).domain
     return [*require_result(adata, key_added)["levels"], *([domain] if domain in adata.obs else [])]
 
 
-def read_flags(adata: AnnData, key_added: str) -> np.ndarray:
-    """Return ``(n_cells,)`` positions in `FLAGS`."""
-    return pd.Categorical(adata.obs[Columns(key_added).flag], categories=FLAGS).codes
-
-
 def children_of(tree: pd.DataFrame) -> dict[str, list[str]]:
-    """Children of each node in the order of the table of a result; those of level 1 under the empty name."""
+    """Children of each node in the order of the table `tree` of a result; level 1 is under the empty name."""
     grouped = tree.groupby(tree["parent"].astype(str), sort=False)
     return {str(parent): [str(node) for node in nodes] for parent, nodes in grouped.groups.items()}
 
 
 def check_key(parts: Sequence[AnnData], key_added: str) -> None:
-    """Raise unless results can be written under `key_added` without replacing anything else in ``uns``."""
+    """Raise unless `key_added` is a name that is free, or has a result, in the ``uns`` of every part."""
     check_name(key_added, "key_added")
     for adata in parts:
         if key_added in adata.uns and not read_result(adata, key_added):
-            raise ValueError(f"`key_added`: `uns[{key_added!r}]` holds something else already: choose another name.")
+            raise ValueError(f"`key_added`: `uns[{key_added!r}]` exists and is no result: choose another name.")
 
 
 def write_labels(adata: AnnData, labels: Labels, model: Stage, digest: str, params: dict[str, Any]) -> None:
-    """Write niches, paths, confidence, flags, embedding, tree and domains under ``params["key_added"]``.
-
-    Columns of the result before, and their colours, are removed.
-    """
-    columns, tree = Columns(params["key_added"]), model.tree
-    back = np.argsort(labels.cells)
-    labels = Labels(**{name: column[back] for name, column in labels._asdict().items() if column is not None})
+    """Write labels under ``params["key_added"]``; columns of the previous result, and their colours, are removed."""
+    key, tree = params["key_added"], model.tree
+    columns, rows = Columns(key), np.argsort(labels.cells)
+    labels = Labels(**{name: values[rows] for name, values in labels._asdict().items() if values is not None})
     order = depth_first(tree)
     names = np.array(node_names(np.arange(tree.n_nodes)), dtype=object)
-    levels = [columns.level(number + 1) for number in range(labels.nodes.shape[1])]
+    levels = [f"{columns.level_prefix}{number + 1}" for number in range(labels.nodes.shape[1])]
     written: dict[str, Any] = {
         name: _categorical(nodes, order, names) for name, nodes in zip(levels, labels.nodes.T, strict=True)
     }
@@ -132,9 +99,8 @@ def write_labels(adata: AnnData, labels: Labels, model: Stage, digest: str, para
     written[columns.confidence] = labels.confidence.astype(np.float32)
     written[columns.flag] = pd.Categorical.from_codes(labels.flag, FLAGS).remove_unused_categories()
     if labels.domain is not None:
-        n_domains = params["n_domains"]
-        names = np.array([f"D{number + 1}" for number in range(n_domains)], dtype=object)
-        written[columns.domain] = _categorical(labels.domain, np.arange(n_domains), names)
+        numbers = np.arange(params["n_domains"])
+        written[columns.domain] = _categorical(labels.domain, numbers, np.array([f"D{n + 1}" for n in numbers], object))
     for name in list(adata.obs.columns):
         if name in written or name == columns.domain or columns.is_level(name):
             del adata.obs[name]
@@ -142,7 +108,7 @@ def write_labels(adata: AnnData, labels: Labels, model: Stage, digest: str, para
     for name, values in written.items():
         adata.obs[name] = values
     adata.obsm[columns.embedding] = labels.embedding
-    adata.uns[columns.key] = {
+    adata.uns[key] = {
         "params": params,
         "model": {"name": model.name, "digest": digest, "version": model.version},
         "levels": levels,
@@ -151,10 +117,10 @@ def write_labels(adata: AnnData, labels: Labels, model: Stage, digest: str, para
 
 
 def tree_table(model: Stage, nodes: np.ndarray) -> pd.DataFrame:
-    """One row per node, used or not: its level (1 is the coarsest), its parent ("" at level 1), its number of cells.
+    """One row per node, used or not: level (1 is the coarsest), parent ("" at level 1), number of cells.
 
-    Of a model that was trained from another (`init`), also ``init_node``, the node of that model that most of the
-    node's training cells were in ("" where there are none), and ``init_share``, the fraction of these cells.
+    For a model trained from another (`init`) also ``init_node``, the node of that model with most of the node's
+    training cells ("" without any), and ``init_share``, the fraction of these cells.
     """
     tree = model.tree
     columns = {
@@ -173,7 +139,7 @@ def node_names(nodes: np.ndarray) -> list[str]:
 
 
 def depth_first(tree: PrototypeTree) -> np.ndarray:
-    """All nodes so that those with a common parent follow each other, within every level."""
+    """Nodes, level by level, with those of a common parent side by side."""
     parent = tree.parent.numpy()
     rank = np.empty(tree.n_nodes, dtype=np.int64)
     order = []
@@ -186,7 +152,7 @@ def depth_first(tree: PrototypeTree) -> np.ndarray:
 
 
 def _categorical(values: np.ndarray, order: np.ndarray, names: np.ndarray) -> pd.Categorical:
-    """Names as a categorical of those in use, in the given order."""
+    """Categorical of the names in use, in the given order."""
     used = order[np.isin(order, values)]
     position = np.full(int(order.max()) + 1, -1)
     position[used] = np.arange(len(used))
@@ -194,7 +160,7 @@ def _categorical(values: np.ndarray, order: np.ndarray, names: np.ndarray) -> pd
 
 
 def _path_names(tree: PrototypeTree) -> np.ndarray:
-    """Names of all nodes from the root to each node, joined by ``>``."""
+    """Path of each node: names from the root to the node, joined by ``>``."""
     names: list[str] = []
     for node, parent in enumerate(tree.parent.tolist()):  # parents have smaller numbers
         names.append(f"{names[parent]}>N{node}" if parent >= 0 else f"N{node}")

@@ -17,18 +17,7 @@ EXPERT = "domain"
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Label the cells of a file, or of simulated tissue, with niches; write pictures and the labelled data.
-
-    Parameters
-    ----------
-    argv
-        Arguments of the command line, without the program's name. ``None``: those of the process.
-
-    Raises
-    ------
-    SystemExit
-        If the file cannot be read or used; the message says why.
-    """
+    """Label the cells of a file, or of simulated tissue, with niches; write pictures and the labelled data."""
     options = _parser().parse_args(argv)
     try:
         with warnings.catch_warnings():
@@ -61,7 +50,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _run(options: argparse.Namespace) -> None:
     if options.input is None:
-        print("Input: simulated cortex (two made-up slides; nothing in it was measured).")
+        print("Input: simulated cortex (two slides, no measured data).")
         adata = st.datasets.simulate_tissue(2000, n_slides=2, lesion="slide2", batch_effect=0.3)
         library_key = options.library_key or "slide"
     else:
@@ -91,10 +80,10 @@ slides            {slides}
 cells             {adata.n_obs:,}
 genes recognised  {genes.n_matched:,} of {genes.n_genes:,}
 niches            {", ".join(n_niches)} ({", ".join(levels)})
-domains           {n_domains or "not asked for (--n-domains)"}
+domains           {n_domains or "none (see --n-domains)"}
 seconds           {graph_done - start:.1f} graph, {niches_done - graph_done:.1f} niches""")
     if with_expert:
-        print(f"\nAgreement with obs[{EXPERT!r}] (1 perfect, 0 chance for ARI), all slides at once:")
+        print(f"\nAgreement with obs[{EXPERT!r}] (1 perfect; ARI: 0 by chance), all slides together:")
         print(_agreement(adata, found).to_string(float_format="{:.2f}".format))
 
     options.out.mkdir(parents=True, exist_ok=True)
@@ -112,10 +101,9 @@ Written to {options.out}:
 
 
 def _has_expert(adata: ad.AnnData) -> bool:
-    """Whether `obs` has labels to compare with: two or more, and no measured values."""
-    return (
-        EXPERT in adata.obs and not pd.api.types.is_numeric_dtype(adata.obs[EXPERT]) and adata.obs[EXPERT].nunique() > 1
-    )
+    """Find at least two labels to compare with, which are not measured values."""
+    labels = adata.obs.get(EXPERT)
+    return labels is not None and not pd.api.types.is_numeric_dtype(labels) and labels.nunique() > 1
 
 
 def _agreement(adata: ad.AnnData, keys: Sequence[str]) -> pd.DataFrame:

@@ -24,8 +24,8 @@ import anndata as ad
 import numpy as np
 
 import stage_sc as st
-from stage_sc.train._adapt import adapt
-from stage_sc.model._pretrained import resolve_model
+from stage_sc.model import resolve_model
+from stage_sc.train import adapt_config
 
 UNCHANGED = ("co-expression", "default")  # vectors, variant
 MODES = ("zero-shot", "fine-tune", "fit", "untrained")
@@ -49,7 +49,7 @@ def label(
     if (config and mode == "zero-shot") or (mode in ("zero-shot", "fine-tune") and (vectors, variant) != UNCHANGED):
         raise ValueError(f"mode {mode!r} takes its configuration and vectors from a model")
     prior = partial(random_vectors, np.random.default_rng(seed))
-    with patch("stage_sc.tl._fit.gene_prior", prior) if vectors == "random" else nullcontext():
+    with patch("stage_sc.train._start.coexpression_vectors", prior) if vectors == "random" else nullcontext():
         model = trained(sections, seed, mode, checkpoint, config or {}, variant)
     st.tl.stage_niches(sections, model=model, n_domains=n_domains, settle=settle)
     levels = sections[0].uns["stage"]["levels"]
@@ -75,6 +75,6 @@ def trained(
         base = start.config
     else:
         base = st.model.StageConfig.paper() if variant == "paper" else st.model.StageConfig()
-    config = adapt(base, n_cells, tuning=start is not None).replace(**changes)
+    config = adapt_config(base, n_cells, tuning=start is not None).replace(**changes)
     epochs = 0 if mode == "untrained" else None
     return st.tl.fit(sections, init=start, config=config, epochs=epochs, rng=seed, progress=False)

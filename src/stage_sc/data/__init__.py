@@ -1,4 +1,4 @@
-"""From AnnData and files to what the model takes: slides, stores of many slides, batches of them."""
+"""Stores: many slides on disk, for training on more data than memory holds."""
 
 from stage_sc.data._store import Store, build_store
 

@@ -20,24 +20,10 @@ BLOCK = 16_384
 def hop_means(
     slide: Slide, vectors: Tensor, hops: int, graph: Blocks | None = None, block: int = BLOCK
 ) -> tuple[Tensor, Tensor]:
-    """Mean over one hop and over `hops` hops of cells embedded with `vectors` (equation 17), not whitened.
+    """Means of cells embedded with `vectors` over one hop and over `hops` hops (equation 17), not whitened.
 
-    Parameters
-    ----------
-    slide
-        In memory or on disk.
-    vectors
-        ``(P, dim)`` float32, of the genes of the slide; their device is that of the computation.
-    hops
-        Number of hops, at least 1.
-    graph
-        Rows of the slide's graph, `block` at a time. ``None``: they are cut here.
-    block
-        Cells at a time.
-
-    Returns
-    -------
-    Two ``(n, dim)`` float32 tensors.
+    `vectors` is ``(P, dim)`` float32, for the genes of the slide; the computation is on its device. `graph` are the
+    rows of the slide's graph, `block` at a time (default: cut here). Both results are ``(n, dim)`` float32.
     """
     device, n_genes = vectors.device, len(slide.genes)
     graph = graph or row_blocks(slide.graph, block, device)
@@ -46,14 +32,14 @@ def hop_means(
     z = torch.empty(slide.n_cells, vectors.shape[1], device=device)
     for cells, rows in slide.blocks(block):
         z[cells] = embed_cells(Sparse(rows).to(device), panel, view, vectors)
-    near = far = smooth(z, graph)
+    one_hop = all_hops = smooth(z, graph)
     for _ in range(hops - 1):
-        far = smooth(far, graph)
-    return near, far
+        all_hops = smooth(all_hops, graph)
+    return one_hop, all_hops
 
 
 def initial_vectors(model: Stage, slide: Slide) -> Tensor:
-    """Vectors of the genes of a slide at the start of training, which contexts are computed with."""
+    """Vectors of the genes of a slide at the start of training, from which contexts are computed."""
     return model.initial_vectors[[model.vocabulary[gene] for gene in slide.genes]]
 
 
@@ -65,11 +51,16 @@ class ContextCache:
 
     @torch.no_grad()
     def of(self, model: Stage, slide: Slide, panel: Panel) -> Tensor:
-        """``(n, dim)`` contexts on the CPU; wrong at the border of a window, where no centre is."""
+        """``(n, dim)`` float32 contexts, on the CPU; those at the border of a window are not valid."""
         if slide not in self._known:
-            _, far = hop_means(slide, initial_vectors(model, slide), model.config.context_hops)
-            self._known[slide] = (far if panel.whitening is None else far @ panel.whitening.to(far.device)).cpu()
+            _, means = hop_means(slide, initial_vectors(model, slide), model.config.context_hops)
+            self._known[slide] = apply_whitening(means, panel).cpu()
         return self._known[slide]
+
+
+def apply_whitening(means: Tensor, panel: Panel) -> Tensor:
+    """Whitened means of cells; the means themselves for a panel without whitening."""
+    return means if panel.whitening is None else means @ panel.whitening.to(means.device)
 
 
 def row_blocks(matrix: Matrix, size: int, device: torch.device) -> Blocks:

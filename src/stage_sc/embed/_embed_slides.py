@@ -32,14 +32,14 @@ class Embeddings(NamedTuple):
 
 
 def embed_slides(model: Stage, slides: list[Slide], device: torch.device, *, domains: bool) -> Embeddings:
-    """Embed all cells; contexts are those of the slides' own axes where `domains` are wanted."""
+    """Embed all cells; with `domains`, contexts are those by the principal axes of each slide."""
     network = model if device.type == "cpu" else deepcopy(model).to(device)
     parts = []
     for slide in slides:
         if coexpression_correlation(model, slide) < UNLIKE:
             logger.warning(
-                "%r is unlike the slides that the model was trained on: coexpression of genes differs from what the "
-                "model has learnt. Niches may mean little; compare with a model of your own (`st.tl.fit`).",
+                "%r is unlike the slides that the model was trained on: its genes are coexpressed in other ways. "
+                "Niches may be meaningless; compare with a model trained on your slides (`st.tl.fit`).",
                 slide.name,
             )
         encoded = encode_slide(network, slide)

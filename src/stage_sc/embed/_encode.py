@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from stage_sc.embed._context import BLOCK, cut_rows, hop_means, initial_vectors, row_blocks
+from stage_sc.embed._context import BLOCK, apply_whitening, cut_rows, hop_means, initial_vectors, row_blocks
 from stage_sc.nn import Panel, Sparse, Stage, attend_all, smooth, whitening
 from stage_sc.slides import Slide, slide_panel
 
@@ -32,29 +32,18 @@ class Encoded(NamedTuple):
 
 @torch.no_grad()
 def encode_slide(model: Stage, slide: Slide, panel: Panel | None = None, *, block: int = BLOCK) -> Encoded:
-    """Embed all cells of a slide, each once, layer by layer.
+    """Embed all cells of a slide, each once, layer by layer, on the device of the model.
 
-    Parameters
-    ----------
-    model
-        Its device is that of the computation.
-    slide
-        In memory or on disk: blocks of it are read, expression twice.
-    panel
-        From `calibrate`, for a part of a slide. ``None``: of this slide.
-    block
-        Cells at a time. The result does not depend on it (to rounding).
-
-    Notes
-    -----
-    Five ``(n, dim)`` float32 arrays at a time, and one block: 0.6 GB for a million cells with ``dim=32``.
+    Expression of a slide on disk is read twice, in blocks. `panel` is from `calibrate` for a part of a slide (default:
+    that of this slide). The number of cells in a `block` changes the result by rounding only. Memory: five
+    ``(n, dim)`` float32 arrays and one block, 0.6 GB for a million cells with ``dim=32``.
     """
     device = model.tree.parent.device
     graph, local = row_blocks(slide.graph, block, device), partial(cut_rows, slide.local, block, device)
-    near, far = hop_means(slide, initial_vectors(model, slide), model.config.context_hops, graph, block)
-    panel = _calibrated(model, slide, near, far) if panel is None else panel.to(device)
-    context = (far if panel.whitening is None else far @ panel.whitening).cpu()
-    z = near  # its memory is free now
+    one_hop, all_hops = hop_means(slide, initial_vectors(model, slide), model.config.context_hops, graph, block)
+    panel = _whitened_panel(model, slide, one_hop, all_hops) if panel is None else panel.to(device)
+    context = apply_whitening(all_hops, panel).cpu()
+    z = one_hop  # reuse its memory
     for cells, rows in slide.blocks(block):
         z[cells] = model.embed(Sparse(rows).to(device), panel)
     for layer in model.encoder.layers:
@@ -70,14 +59,14 @@ def encode_slide(model: Stage, slide: Slide, panel: Panel | None = None, *, bloc
 
 @torch.no_grad()
 def calibrate(model: Stage, slide: Slide, cells: Tensor | slice = slice(None)) -> Panel:
-    """Genes of a slide with the whitening that follows from some of its cells, on the model's device."""
-    near, far = hop_means(slide, initial_vectors(model, slide), model.config.context_hops)
-    return _calibrated(model, slide, near[cells], far[cells])
+    """Panel of a slide with the whitening computed from some of its cells, on the model's device."""
+    one_hop, all_hops = hop_means(slide, initial_vectors(model, slide), model.config.context_hops)
+    return _whitened_panel(model, slide, one_hop[cells], all_hops[cells])
 
 
-def _calibrated(model: Stage, slide: Slide, near: Tensor, far: Tensor) -> Panel:
+def _whitened_panel(model: Stage, slide: Slide, one_hop: Tensor, all_hops: Tensor) -> Panel:
     panel, config = slide_panel(slide, model.vocabulary), model.config
     if config.whiten:
-        map_ = whitening(near, far, persistence=config.persistence, ridge=config.whitening_ridge)
+        map_ = whitening(one_hop, all_hops, persistence=config.persistence, ridge=config.whitening_ridge)
         panel = panel._replace(whitening=map_)
-    return panel.to(near.device)
+    return panel.to(one_hop.device)

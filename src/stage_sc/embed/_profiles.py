@@ -1,4 +1,4 @@
-"""Neighbourhood profiles: mean scaled expression around cells, and its covariance."""
+"""Neighbourhood profiles: mean scaled expression over two hops around cells, and its covariance."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ def profile_covariance(slide: Slide, n_cells: int, genes: np.ndarray | slice = s
     return product / len(cells) - np.outer(mean, mean)
 
 
-def profiles_of(slide: Slide, cells: np.ndarray, genes: np.ndarray | slice) -> Iterator[np.ndarray]:
-    """Mean scaled expression of genes over two hops around cells, ``(b, P)`` float32 for a block of cells at a time."""
+def profiles_of(slide: Slide, cells: np.ndarray, genes: np.ndarray | slice = slice(None)) -> Iterator[np.ndarray]:
+    """Profiles of cells in blocks, ``(b, P)`` float32."""
     for part in np.array_split(cells, math.ceil(len(cells) / BLOCK)):
         reached = np.unique(slide.graph[np.unique(slide.graph[part].indices)].indices)
-        near = (select_columns(slide.graph[reached], reached) != 0).astype(np.float32)
-        near = sp.diags_array(1 / np.maximum(np.diff(near.indptr), 1)).astype(np.float32) @ near
-        around = near[np.searchsorted(reached, part)] @ near @ slide.take(reached)[:, genes]
-        yield (around.toarray() - slide.mean[genes]) / slide.scale[genes]
+        adjacency = (select_columns(slide.graph[reached], reached) != 0).astype(np.float32)
+        mean = sp.diags_array(1 / np.maximum(np.diff(adjacency.indptr), 1)).astype(np.float32) @ adjacency
+        expression = mean[np.searchsorted(reached, part)] @ mean @ slide.take(reached)[:, genes]
+        yield (expression.toarray() - slide.mean[genes]) / slide.scale[genes]

@@ -13,25 +13,25 @@ from stage_sc.slides import Slide
 
 # Numbers of cells and genes of a slide from which the score is computed.
 N_CELLS, N_GENES = 1000, 400
-# Slides below this correlation are reported.
+# Correlation below which a slide is reported.
 UNLIKE = 0.05
 
 
 def coexpression_correlation(model: Stage, slide: Slide) -> float:
-    """Correlation, over pairs of genes, of the coexpression on a slide with that learnt by a model; near 0 if unlike.
+    """Correlation over pairs of genes between their coexpression on a slide and in a model; about 0 if unlike.
 
-    The coexpression of two genes is the correlation of their neighbourhood profiles on the slide, and the cosine of
-    their initial vectors in the model.
+    Coexpression is the correlation of neighbourhood profiles on the slide, and the cosine of initial vectors in the
+    model.
     """
     vectors = initial_vectors(model, slide).double().numpy()
     known = np.flatnonzero(np.square(vectors).sum(axis=1) > 0)
     genes = known[:: math.ceil(len(known) / N_GENES) or 1]
-    seen = _correlation(profile_covariance(slide, N_CELLS, genes))
-    learnt = _correlation(vectors[genes] @ vectors[genes].T)
+    on_slide = _correlation(profile_covariance(slide, N_CELLS, genes))
+    in_model = _correlation(vectors[genes] @ vectors[genes].T)
     pairs = np.triu_indices(len(genes), 1)
-    if len(pairs[0]) < 2 or not seen[pairs].std() or not learnt[pairs].std():
+    if len(pairs[0]) < 2 or not on_slide[pairs].std() or not in_model[pairs].std():
         return 0.0
-    return float(np.corrcoef(seen[pairs], learnt[pairs])[0, 1])
+    return float(np.corrcoef(on_slide[pairs], in_model[pairs])[0, 1])
 
 
 def _correlation(covariance: np.ndarray) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""The public function: coordinates to neighbourhood matrices in ``obsp``."""
+"""Public function `build_graph`: neighbourhood matrices in ``obsp`` from coordinates."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from anndata import AnnData
 from stage_sc._checks import check_positive
 from stage_sc._input import planar_coordinates, read_tables, slide_name
 from stage_sc.graph._platforms import Mode
-from stage_sc.graph._state import write_graph
+from stage_sc.graph._state import copy_graph, graph_view, write_graph
 from stage_sc.graph._units import GraphOptions, resolve_settings
 
 
@@ -28,74 +28,69 @@ def build_graph(
     sigma: float | None = None,
     copy: bool = False,
 ) -> AnnData | list[AnnData] | dict[str, AnnData] | None:
-    r"""Connect every cell with its neighbours: Delaunay graph and local neighbourhood.
+    r"""Build the Delaunay graph and the local neighbourhoods of the cells.
 
-    The Delaunay graph (edges up to `radius`) is what the encoder passes messages on. The local neighbourhood of a cell
-    is what its niche is read from. The ring around it is where training looks for a second view of the same niche: only
-    its size is written down, because rings hold most pairs of all and are found again in a moment.
-    Slides are never connected with each other. The result does not depend on the order of the cells.
+    The encoder passes messages along the Delaunay graph (edges up to `radius`). The niche of a cell is derived from its
+    local neighbourhood. In training a second view of the same niche is drawn from the view ring around it, of which
+    only the size is stored. Slides are never connected. The result does not depend on the order of the cells.
 
     Parameters
     ----------
-    adata
-        Cells or spots, with coordinates in ``adata.obsm[spatial_key]``. Only these (and `library_key`) are read: views
-        and backed objects work, and ``adata.X`` may be empty.
+    data
+        Cells or spots with coordinates in ``adata.obsm[spatial_key]``; or a list or a dictionary of such objects. Only
+        the coordinates and `library_key` are read: views and backed objects work, ``adata.X`` may be empty.
     spatial_key
         Entry of ``adata.obsm`` with the coordinates: ``(n_cells, 2)``, or three columns of which the third is constant
         on each slide.
     library_key
-        Column of ``adata.obs`` that names the slide (section, field of view) of each cell. ``None``: all cells are one
-        slide.
+        Column of ``adata.obs`` with the slide (section, field of view) of each cell. ``None``: one slide per object.
     technology
-        Name of the platform, such as ``"xenium"``, ``"cosmx"`` or ``"visium_hd"``; an unknown name gives an error that
-        lists all. Only needed where the coordinates leave doubt: it tells the pixel size of an instrument and the pitch
-        of a grid. ``None``: regular grids are recognised from the coordinates, everything else is taken as cells.
+        Name of the platform, e.g. ``"xenium"``, ``"cosmx"`` or ``"visium_hd"`` (an error lists all), which sets the
+        pixel size of the instrument and the pitch of the grid. ``None``: regular grids are recognised from the
+        coordinates, other layouts are taken as cells.
     scale
-        µm per unit of the coordinates, for all slides or as ``{slide: scale}``. ``None``: inferred for each slide.
-        Where the median distance to the nearest cell is 2.5-30 units, the unit is taken as µm; a hexagonal grid is
-        scaled to 100 µm; otherwise the scale is chosen that makes this distance 10 µm, and a warning says so.
+        µm per unit of the coordinates, for all slides or as ``{slide: scale}``. ``None``: inferred for each slide. If
+        the median distance to the nearest cell is 2.5-30 units, the unit is µm; a hexagonal grid is scaled to 100 µm;
+        otherwise the distance is scaled to 10 µm, with a warning.
     radius
-        Longest edge of the Delaunay graph in µm. Long edges cross holes in the tissue. Not used for grids.
+        Longest edge of the Delaunay graph, µm. Long edges cross holes in the tissue. Not used for grids.
     mode
-        ``"radius"``: neighbourhoods are all cells within a distance (the paper's definition). ``"hops"``: within a
-        number of steps on the Delaunay graph, which suits data whose density differs a lot. ``None``: radius for cells,
-        hops for grids.
+        ``"radius"``: neighbourhoods within a distance (as in the paper). ``"hops"``: within a number of steps on the
+        Delaunay graph, for tissue of very uneven density. ``None``: radius for cells, hops for grids.
     local
         Size of the local neighbourhood: µm (default 25), or hops (default 2; 1 on a hexagonal grid).
     view
-        Outer limit of the view ring: µm (default 50 or twice `local`; the ring holds distances above `local`), or the
+        Outer limit of the view ring: µm (default 50 or twice `local`; the ring is all distances above `local`), or the
         exact number of hops (default 2; 3 on square grids).
     sigma
-        Bandwidth of the weights in µm. ``None``: the median edge length of the graph, for each slide, which adapts it
-        to the platform's resolution. Larger values make far cells count more.
+        Bandwidth of the weights, µm; larger values give distant cells more weight. ``None``: median edge length of the
+        graph on each slide.
     copy
-        Return a changed copy instead of writing into `adata`.
+        Return a changed copy and leave `data` as it is.
 
     Returns
     -------
     ``None``, or the changed copy if ``copy=True``. Sets the following fields:
 
     ``adata.obsp["spatial_connectivities"]``, ``adata.obsp["spatial_distances"]``
-        csr float32 and float64: the Delaunay graph built by squidpy, and its edge lengths in µm. Cells at exactly the
-        same place are connected with each other at distance 0.
+        csr float32 and float64: Delaunay graph of squidpy and its edge lengths in µm; 0 between cells at one place.
     ``adata.obsp["local_connectivities"]``
-        csr float32, weights of the local neighbourhood; the cell itself has weight 1.
+        csr float32: weights of the local neighbourhoods, 1 on the diagonal.
     ``adata.uns["spatial_neighbors"]``
         squidpy's entry.
     ``adata.uns["stage_graph"]``
-        ``"params"``: the arguments but `scale`; ``"slides"``: a data frame of what was used and found on each slide
-        (scale, layout, sizes, isolated cells …); ``"fingerprint"``: digest of the coordinates, by which a graph that no
-        longer belongs to its cells is noticed.
+        ``"params"``: arguments except `scale`; ``"slides"``: data frame of scale, layout, sizes, isolated cells … of
+        each slide; ``"fingerprint"``: digest of the coordinates, by which stale graphs are detected.
 
     Raises
     ------
     KeyError
         If the coordinates or the slide column do not exist.
     TypeError
-        If `adata` is no AnnData or an argument has the wrong type.
+        If `data` holds no AnnData or an argument has the wrong type.
     ValueError
         For NaN or infinite coordinates, a slide with fewer than 4 cells or with all cells on one line, missing slides,
-        varying third coordinates, or a bad argument. Nothing is written in these cases.
+        varying third coordinates, or an invalid argument. Nothing is written in these cases.
 
     Notes
     -----
@@ -104,9 +99,8 @@ def build_graph(
     :math:`w_{uv} = \exp(-d(u, v)^2 / 2 \sigma^2)`. The exponent is rounded to four decimals, so that rotated or
     shifted coordinates give identical weights.
 
-    The triangulation takes most of the time: a slide of 100,000 cells about one second on one core. Memory is that of
-    the stored pairs: where cells lie 7 µm from the nearest other, about 6 edges and 20 local cells per cell, 12 and 8
-    bytes each (while building, some 50).
+    About one second for 100,000 cells on one core, mostly the triangulation. Memory is that of the stored pairs: with
+    7 µm to the nearest cell, about 6 edges and 20 local cells per cell, 12 and 8 bytes each (some 50 while building).
 
     Examples
     --------
@@ -120,12 +114,9 @@ def build_graph(
     options = GraphOptions(technology, mode, radius, local, view, sigma)
     options.check()
     tables = read_tables(data)
-    read = [
-        planar_coordinates(part, spatial_key, library_key, prefix=prefix) for prefix, part in tables.by_name.items()
-    ]
+    read = [planar_coordinates(part, spatial_key, library_key, prefix=key) for key, part in tables.by_name.items()]
     names = [
-        [slide_name(prefix, name) for name in slides.names]
-        for prefix, (_, slides) in zip(tables.by_name, read, strict=True)
+        [slide_name(key, name) for name in slides.names] for key, (_, slides) in zip(tables.by_name, read, strict=True)
     ]
     scales = _scale_of_each_slide(scale, [name for part in names for name in part])
     settings = [
@@ -134,13 +125,16 @@ def build_graph(
     ]
     tables = tables.copy() if copy else tables
     params = {"spatial_key": spatial_key, "library_key": library_key or "", **asdict(options)}
-    for part, (xy, slides), chosen in zip(tables.by_name.values(), read, settings, strict=True):
-        write_graph(part, xy, slides, chosen, dict(params))
+    views = [graph_view(part) for part in tables.by_name.values()]  # nothing is written before all graphs are built
+    for view, (xy, slides), chosen in zip(views, read, settings, strict=True):
+        write_graph(view, xy, slides, chosen, dict(params))
+    for view, part in zip(views, tables.by_name.values(), strict=True):
+        copy_graph(view, part)
     return tables.given if copy else None
 
 
 def _scale_of_each_slide(scale: float | Mapping[str, float] | None, names: list[str]) -> dict[str, float | None]:
-    """µm per unit of every slide; ``None`` where it is to be inferred."""
+    """µm per unit of every slide by name; ``None``: inferred."""
     if not isinstance(scale, Mapping):
         if scale is not None:
             check_positive(scale, "scale")

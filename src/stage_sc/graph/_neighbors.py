@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,7 +14,7 @@ from scipy.spatial import cKDTree
 from stage_sc.graph._platforms import GRID_NEIGHBOURS
 from stage_sc.graph._units import SlideSettings, distinct_places, sorted_places
 
-# Radii are closed with this slack, so that rounding after a rotation or shift cannot move a pair across a boundary.
+# Factor on radii, so that rounding after a rotation or shift moves no pair across the boundary.
 SLACK = 1 + 1e-9
 MAX_MEAN_NEIGHBOURS = 1000
 
@@ -25,27 +23,18 @@ class SlideGraph(NamedTuple):
     """Neighbourhoods of one slide: symmetric ``(n, n)`` csr matrices."""
 
     edges: sp.csr_matrix
-    """float64 lengths in µm of the edges of the Delaunay (or grid) graph; cells at one place are joined at 0."""
+    """float64 lengths in µm of the edges of the Delaunay (or grid) graph, 0 between cells at one place."""
     local: sp.csr_matrix
-    """float32 Gaussian weights of the local neighbourhoods; includes every cell with itself."""
+    """float32 Gaussian weights of the local neighbourhoods, 1 on the diagonal."""
     sigma: float
-    """Bandwidth of the weights in µm."""
+    """Bandwidth of the weights, µm."""
     squidpy_entry: dict[str, Any]
 
 
 def slide_graph(xy: np.ndarray, settings: SlideSettings) -> SlideGraph:
-    """Delaunay (or grid) graph and local neighbourhoods of one slide.
+    """Delaunay (or grid) graph and local neighbourhoods (equations 1 and 18 of the paper) of one slide.
 
-    Parameters
-    ----------
-    xy
-        ``(n, 2)`` float64 coordinates in µm.
-    settings
-        Layout, mode and sizes.
-
-    Notes
-    -----
-    Equations 1 and 18 of the STAGE paper for mode ``"radius"``. O(n log n) time; memory is that of the pairs.
+    `xy` is ``(n, 2)`` float64 in µm. O(n log n) time; memory is that of the pairs.
     """
     adjacency, entry = _adjacency(xy, settings)
     edges = _lengths(adjacency, xy)
@@ -53,7 +42,8 @@ def slide_graph(xy: np.ndarray, settings: SlideSettings) -> SlideGraph:
     if settings.mode == "radius":
         local = _within_radius(xy, settings.local, settings.view, sigma)
     else:
-        local = _lengths(_within_hops(adjacency, int(settings.local)), xy)
+        itself = sp.identity(len(xy), dtype=bool, format="csr")
+        local = _lengths(_within_hops(itself, adjacency, int(settings.local)), xy)
         weights = gaussian_weights(local.data, sigma)
         local = sp.csr_matrix((weights, local.indices, local.indptr), shape=local.shape, copy=False)
     return SlideGraph(edges, local, sigma, entry)
@@ -66,33 +56,17 @@ def ring(
     cells: np.ndarray,
     sizes: tuple[str, float, float, float],
 ) -> sp.csr_matrix:
-    """View rings of some cells.
+    """View rings of some cells (equations 2 and 19), ``(B, n)`` float32 Gaussian weights (equation 20), rows sorted.
 
-    Parameters
-    ----------
-    xy
-        ``(n, 2)`` float64 coordinates in µm.
-    tree
-        Of `xy`.
-    adjacency
-        ``(n, n)`` pattern of the graph.
-    cells
-        ``(B,)`` cells whose rings are wanted.
-    sizes
-        Mode, local and view size, and σ of the weights.
-
-    Returns
-    -------
-    ``(B, n)`` float32 Gaussian weights of equation 20, rows sorted; a cell with nobody in its ring has an empty row.
-
-    Notes
-    -----
-    Equations 2 and 19. Rings are not stored, because they hold most pairs and serve in training alone.
+    `xy` is ``(n, 2)`` float64 in µm, `tree` its index, `adjacency` the ``(n, n)`` pattern of the graph, and `sizes` are
+    mode, local and view size, and σ. Rings are not stored: they include most pairs and are used in training only.
     """
     mode, local, view, sigma = sizes
     if mode == "hops":
-        reach = _reach(adjacency[cells].astype(bool), adjacency, int(view))  # weights could vanish in products
-        pairs = _rings(reach, cells, len(xy)).tocoo()
+        itself = sp.csr_matrix((np.ones(len(cells), bool), (np.arange(len(cells)), cells)), (len(cells), len(xy)))
+        inner = _within_hops(itself, adjacency, int(view) - 1)
+        outer = _within_hops(inner, adjacency, 1)
+        pairs = (outer.astype(np.int8) - inner.astype(np.int8)).tocoo()
         rows, cols = pairs.row, pairs.col
         distance = _distances(xy, cells[rows], cols)
     else:
@@ -103,26 +77,26 @@ def ring(
 
 
 def gaussian_weights(distance: np.ndarray, sigma: float) -> np.ndarray:
-    """``exp(-d² / 2σ²)`` (equation 20 of the STAGE paper), float32 and above 0.
+    """``exp(-d² / 2σ²)`` (equation 20 of the paper), float32 and above 0.
 
     The exponent is computed in float64 and rounded to four decimals: rotating or shifting the coordinates changes
-    distances in the last bits only, and so leaves every weight as it is, to the bit. The relative error is below 5e-5.
+    distances in the last bits only, and weights not at all. The relative error is below 5e-5.
     """
     exponent = np.round(np.square(distance / sigma) / 2, 4)
     return np.exp(-np.minimum(exponent, 80.0)).astype(np.float32)
 
 
 def _adjacency(xy: np.ndarray, settings: SlideSettings) -> tuple[sp.csr_matrix, dict[str, Any]]:
-    """Symmetric boolean adjacency between cells, without the diagonal, from squidpy's builders."""
-    # Cells at one place would be isolated in a triangulation: triangulate the places, then connect the cells of a place
-    # with each other and with those of neighbouring places. Sorted places make ties independent of the cell order, and
-    # Qhull is faster where points that follow each other are near each other.
+    """Symmetric boolean adjacency of cells, without the diagonal, from squidpy's builders."""
+    # Cells at one place would be isolated in a triangulation: places are triangulated, then the cells of a place are
+    # connected with each other and with those of neighbouring places. Sorted places make ties independent of the order
+    # of the cells, and Qhull is faster if consecutive points are close.
     places, place = distinct_places(xy)
-    near = cKDTree(places).indices
-    places, place = places[near], np.argsort(near)[place]
+    spatial = cKDTree(places).indices
+    places, place = places[spatial], np.argsort(spatial)[place]
     graph, entry = _squidpy_graph(places, settings)
     if settings.layout == "cells":
-        graph = _with_nearest(graph, places, settings.radius)
+        graph = _connect_lone_places(graph, places, settings.radius)
     else:
         graph = (graph + graph.T).astype(bool)
     if len(places) == len(xy):
@@ -135,8 +109,8 @@ def _adjacency(xy: np.ndarray, settings: SlideSettings) -> tuple[sp.csr_matrix, 
     return graph.astype(bool), entry
 
 
-def _with_nearest(graph: sp.csr_matrix, places: np.ndarray, radius: float) -> sp.csr_matrix:
-    """Put places that Qhull left out, because they are closer to another than its precision, back beside that one.
+def _connect_lone_places(graph: sp.csr_matrix, places: np.ndarray, radius: float) -> sp.csr_matrix:
+    """Connect places that Qhull omitted (closer to another than its precision) with their nearest place.
 
     The edge to the nearest place is part of every Delaunay triangulation.
     """
@@ -150,52 +124,44 @@ def _with_nearest(graph: sp.csr_matrix, places: np.ndarray, radius: float) -> sp
 
 
 def permute(matrix: sp.csr_matrix, order: np.ndarray) -> sp.csr_matrix:
-    """``matrix[order][:, order]`` of a symmetric matrix, with sorted rows: its transpose is itself, and as sorted."""
+    """``matrix[order][:, order]`` of a symmetric matrix, with sorted rows (its transpose by csc, which sorts)."""
     inverse = np.empty(len(order), dtype=np.int32)
     inverse[order] = np.arange(len(order), dtype=np.int32)
     rows = matrix[order]
-    mixed = sp.csr_matrix((rows.data, inverse[rows.indices], rows.indptr), shape=rows.shape, copy=False)
-    turned = mixed.tocsc()
+    unsorted = sp.csr_matrix((rows.data, inverse[rows.indices], rows.indptr), shape=rows.shape, copy=False)
+    turned = unsorted.tocsc()
     return sp.csr_matrix((turned.data, turned.indices, turned.indptr), shape=rows.shape, copy=False)
 
 
 def _squidpy_graph(places: np.ndarray, settings: SlideSettings) -> tuple[sp.csr_matrix, dict[str, Any]]:
-    """Let squidpy connect distinct places; its entry for ``uns`` comes in a form that can be written to disk."""
-    import squidpy as sq  # seconds to import, and only needed here
+    """Adjacency of distinct places by squidpy, and its entry for ``uns`` in a form that can be written to disk."""
+    import squidpy as sq  # takes seconds
 
     # Centred, because Qhull lifts points to x² + y² and would lose the digits of coordinates far from the origin.
-    light = AnnData(
+    adata = AnnData(
         obs=pd.DataFrame(index=pd.RangeIndex(len(places)).astype(str)),
         obsm={"spatial": places - places.mean(axis=0)},
     )
-    with _quiet("spatialdata._logging"):  # which squidpy logs to: a line for every slide
+    log = logging.getLogger("spatialdata._logging")  # squidpy logs a line per slide to it
+    level = log.level
+    log.setLevel(logging.WARNING)
+    try:
         if settings.layout == "cells":
-            sq.gr.spatial_neighbors_delaunay(light, radius=settings.radius * SLACK)
+            sq.gr.spatial_neighbors_delaunay(adata, radius=settings.radius * SLACK)
         else:
-            n_neighs = min(GRID_NEIGHBOURS[settings.layout], len(places) - 1)
-            sq.gr.spatial_neighbors_grid(light, n_neighs=n_neighs)
-    entry = dict(light.uns["spatial_neighbors"])
-    # A tuple cannot be written to h5ad.
+            sq.gr.spatial_neighbors_grid(adata, n_neighs=min(GRID_NEIGHBOURS[settings.layout], len(places) - 1))
+    finally:
+        log.setLevel(level)
+    entry = dict(adata.uns["spatial_neighbors"])
+    # Tuples cannot be written to h5ad.
     entry["params"] = {key: list(v) if isinstance(v, tuple) else v for key, v in entry["params"].items()}
     if "radius" in entry["params"]:
         entry["params"]["radius"] = [0.0, float(settings.radius)]
-    return light.obsp["spatial_connectivities"].astype(bool).tocsr(), entry
-
-
-@contextmanager
-def _quiet(name: str) -> Iterator[None]:
-    """Only warnings of the logger `name` within the block."""
-    other = logging.getLogger(name)
-    level = other.level
-    other.setLevel(logging.WARNING)
-    try:
-        yield
-    finally:
-        other.setLevel(level)
+    return adata.obsp["spatial_connectivities"].astype(bool).tocsr(), entry
 
 
 def _within_radius(xy: np.ndarray, local: float, view: float, sigma: float) -> sp.csr_matrix:
-    """Weights of all pairs within `local`, and of the cells with themselves."""
+    """Weights of all pairs within `local`, and 1 on the diagonal."""
     tree = cKDTree(xy)
     sample = sorted_places(xy)
     sample = sample[:: max(1, len(sample) // 512)]
@@ -216,32 +182,15 @@ def _within_radius(xy: np.ndarray, local: float, view: float, sigma: float) -> s
     )
 
 
-def _within_hops(adjacency: sp.csr_matrix, local: int) -> sp.csr_matrix:
-    """Pattern of the pairs at most `local` hops apart, and of the cells with themselves."""
-    itself = sp.identity(adjacency.shape[0], dtype=bool, format="csr")
-    return _reach(itself + adjacency, adjacency, local)[-1]
-
-
-def _reach(near: sp.csr_matrix, adjacency: sp.csr_matrix, hops: int) -> list[sp.csr_matrix]:
-    """Who is at most 1, 2 … `hops` hops away, from who is at most one hop away."""
-    reach = [near]
-    for _ in range(hops - 1):
-        reach.append((reach[-1] @ adjacency + reach[-1]).astype(bool))
-    return reach
-
-
-def _rings(reach: list[sp.csr_matrix], cells: np.ndarray, n: int) -> sp.csr_matrix:
-    """Who is in the last of `reach` and not in the one before; nobody is in his own ring."""
-    itself = sp.csr_matrix((np.ones(len(cells), np.int8), (np.arange(len(cells)), cells)), shape=(len(cells), n))
-    inner = [part.astype(np.int8) for part in reach[-2:-1]]
-    inside = sum(inner, itself).astype(bool).astype(np.int8)
-    outside = (reach[-1].astype(np.int8) + itself).astype(bool).astype(np.int8) - inside
-    outside.eliminate_zeros()
-    return outside
+def _within_hops(pattern: sp.csr_matrix, adjacency: sp.csr_matrix, hops: int) -> sp.csr_matrix:
+    """Boolean `pattern` of pairs, extended by the pairs at most `hops` hops further."""
+    for _ in range(hops):
+        pattern = (pattern @ adjacency + pattern).astype(bool)
+    return pattern
 
 
 def sorted_csr(rows: np.ndarray, cols: np.ndarray, values: np.ndarray, shape: tuple[int, int]) -> sp.csr_matrix:
-    """Distinct pairs as csr with sorted rows; explicit zeros stay. Two counting sorts, first by column, then by row."""
+    """Distinct pairs as csr with sorted rows, by two counting sorts; explicit zeros stay."""
     pairs = sp.coo_matrix((values, (rows, cols)), shape=shape)
     pairs.has_canonical_format = True  # nothing to add up
     return pairs.tocsc().tocsr()
@@ -255,7 +204,7 @@ def _lengths(pattern: sp.csr_matrix, xy: np.ndarray) -> sp.csr_matrix:
 
 
 def _median_edge(lengths: np.ndarray) -> float:
-    """Median length of the edges between different places, rounded so that rotations give the same value to the bit."""
+    """Median length of the edges between different places, rounded to be the same to the bit after a rotation."""
     lengths = lengths[lengths > 0]
     return float(f"{np.median(lengths):.5g}") if len(lengths) else 10.0
 

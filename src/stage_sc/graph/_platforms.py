@@ -1,4 +1,4 @@
-"""What is known about each technology: how its measurements lie in the plane, and what its unit is."""
+"""Presets of technologies: layout of the measurements and unit of the coordinates."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ Mode = Literal["radius", "hops"]
 
 @dataclass(frozen=True)
 class Platform:
-    """Presets of one technology; `build_graph` arguments that the user gives win over them."""
+    """Presets of one technology; arguments of `build_graph` have precedence."""
 
     layout: Layout | None = None
-    """Free positions, or the grid of the spots; ``None``: look at the coordinates."""
+    """Cells at free positions, or a grid of spots; ``None``: recognised from the coordinates."""
     pitch: tuple[float, ...] = ()
-    """µm between neighbouring spots of the grid; several where the maker sells several, the usual one first."""
+    """Distances between neighbouring spots of a grid that are sold, µm, the usual one first."""
     pixel: float | None = None
-    """µm per pixel of the instrument's images, tried when the coordinates cannot be µm."""
+    """µm per pixel of the images, tried if the coordinates cannot be µm."""
     unit: float = 1.0
-    """µm per unit of the coordinates that the instrument's software writes."""
+    """µm per unit of the coordinates in the output of the instrument."""
 
 
 PLATFORMS: dict[str, Platform] = {
@@ -33,34 +33,26 @@ PLATFORMS: dict[str, Platform] = {
     "seqfish": Platform("cells", pixel=0.103),
     "verafish": Platform("cells"),
     "slide_seq": Platform("cells"),
-    # Squares of 0.5 µm, binned (a grid) or summed over segmented cells (free positions); always counted in squares.
+    # Unit is a square of 0.5 µm; squares are binned (a grid) or summed over segmented cells (free positions).
     "stereo_seq": Platform(unit=0.5),
     "visium": Platform("hexagonal", pitch=(100.0,)),
     "visium_hd": Platform("square", pitch=(8.0, 16.0, 2.0)),
 }
 
-# Neighbourhoods by layout. Free positions: the paper's 25 and 50 µm. Grids: hops, because 25 µm holds no second Visium
-# spot, and of square bins 2 hops of 8 µm are the paper's 25 µm (5 x 5 bins) and the third hop begins its ring.
+# (mode, local, view) by layout. Cells: 25 and 50 µm as in the paper. Grids: hops, as Visium spots are 100 µm apart; on
+# square bins of 8 µm 2 hops (5 x 5 bins) correspond to 25 µm.
 NEIGHBOURHOODS: dict[Layout, tuple[Mode, float, float]] = {
     "cells": ("radius", 25.0, 50.0),
     "hexagonal": ("hops", 1, 2),
     "square": ("hops", 2, 3),
 }
-# (local, view) where the user asks for a mode that is not the preset of the layout.
+# (local, view) if the mode asked for is not the preset of the layout.
 MODE_DEFAULTS: dict[Mode, tuple[float, float]] = {"radius": (25.0, 50.0), "hops": (2, 2)}
 GRID_NEIGHBOURS: dict[Layout, int] = {"hexagonal": 6, "square": 8}
 
 
 def find_platform(technology: str | None) -> Platform:
-    """Look a technology up by name; case, spaces, ``-`` and ``_`` do not matter.
-
-    Raises
-    ------
-    TypeError
-        If `technology` is not a string.
-    ValueError
-        If it is not known; the message lists the valid names.
-    """
+    """Look up a technology by name (a ValueError if unknown); case, spaces, ``-`` and ``_`` are ignored."""
     if technology is None:
         return Platform()
     if not isinstance(technology, str):

@@ -1,10 +1,11 @@
-"""The graph in an AnnData: written, checked against the coordinates when read, rebuilt where it is stale."""
+"""Graph of an AnnData: written, compared with the coordinates when read, rebuilt if stale."""
 
 from __future__ import annotations
 
 import hashlib
 import logging
 from collections.abc import Mapping
+from dataclasses import asdict, fields
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,7 +19,9 @@ from stage_sc.graph._units import GraphOptions, SlideSettings, resolve_settings
 
 logger = logging.getLogger("stage_sc.pp")
 
+# Entries of ``obsp`` and of ``uns``.
 KEYS = ("spatial_connectivities", "spatial_distances", "local_connectivities")
+UNS_KEYS = ("stage_graph", "spatial_neighbors")
 
 
 class Graph(NamedTuple):
@@ -33,7 +36,7 @@ class Graph(NamedTuple):
 def write_graph(
     adata: AnnData, xy: np.ndarray, slides: SlideCodes, settings: list[SlideSettings], params: dict[str, Any]
 ) -> Graph:
-    """Build the graph of every slide and store all of it; `adata` is touched only when everything has succeeded."""
+    """Build the graphs of all slides and write them; `adata` is changed only after all of them succeeded."""
     parts, rows = [], []
     for (name, cells), chosen in zip(slides.rows().items(), settings, strict=True):
         part = slide_graph(xy[cells] * chosen.scale, chosen)
@@ -55,29 +58,12 @@ def write_graph(
 
 
 def read_graph(adata: AnnData, *, spatial_key: str | None = None, library_key: str | None = None) -> Graph:
-    """Read the graph that `build_graph` wrote; rebuild it where it no longer belongs to the cells.
+    """Read the graph of `build_graph` (a KeyError without one), and rebuild it if it is stale.
 
-    Subsetting cuts edges, and coordinates or slides may have been changed by hand. Both are noticed by the fingerprint
-    of the coordinates, by the number of edges, and by comparing every stored edge length with the coordinates. The
-    graph is then rebuilt in place with the recorded parameters, and a warning says so. Reordered cells need no rebuild.
-
-    Parameters
-    ----------
-    adata
-        Cells with a graph.
-    spatial_key, library_key
-        As in `build_graph`. ``None``: those that the graph was built with. Others lead to a rebuild.
-
-    Returns
-    -------
-    The matrices.
-
-    Raises
-    ------
-    KeyError
-        If there is no graph.
-    ValueError
-        If a rebuild meets coordinates that `build_graph` refuses.
+    Subsetting cuts edges, and coordinates or slides may have been changed. Both are detected by the fingerprint of the
+    coordinates, the number of edges and the length of every edge. The graph is then rebuilt in place with the recorded
+    parameters, with a warning. Reordered cells need no rebuild. The keys are those of `build_graph`; ``None``: as
+    recorded, others lead to a rebuild.
     """
     if "stage_graph" not in adata.uns or any(key not in adata.obsp for key in KEYS):
         raise KeyError("There is no neighbourhood graph in `adata.obsp` yet: run `st.pp.build_graph(adata)` first.")
@@ -87,65 +73,58 @@ def read_graph(adata: AnnData, *, spatial_key: str | None = None, library_key: s
     params["library_key"] = library_key or params["library_key"]
     xy, slides = planar_coordinates(adata, params["spatial_key"], params["library_key"])
     table = state["slides"]
-    lengths_hold = _lengths_hold(adata.obsp["spatial_distances"], xy, slides, table)
+    lengths_agree = _lengths_agree(adata.obsp["spatial_distances"], xy, slides, table)
     whole = adata.obsp["spatial_connectivities"].nnz == table["n_edges"].sum()
-    if lengths_hold and whole and fingerprint(xy, slides) == state["fingerprint"]:
+    if lengths_agree and whole and fingerprint(xy, slides) == state["fingerprint"]:
         return Graph(*(sp.csr_matrix(adata.obsp[key]) for key in KEYS[1:]))
     logger.warning(
         "The graph in `adata.obsp` does not belong to these cells any more (cells were removed, or coordinates or "
         "slides changed): rebuilding it with the recorded parameters."
     )
-    # Where cells were only removed, the fewer neighbours of the others say nothing about unit, layout and bandwidth.
-    if lengths_hold and len(xy) < table["n_cells"].sum():
-        names = list(SlideSettings.__dataclass_fields__)
+    # Removing cells changes the spacing, but not unit, layout and bandwidth of the slide.
+    if lengths_agree and len(xy) < table["n_cells"].sum():
+        names = [field.name for field in fields(SlideSettings)]
         settings = [SlideSettings(**row) for row in table.loc[slides.names, names].to_dict("records")]
     else:
-        options = GraphOptions(**{name: params[name] for name in GraphOptions.__dataclass_fields__})
+        options = GraphOptions(**{field.name: params[field.name] for field in fields(GraphOptions)})
         settings = resolve_settings(xy, slides, options, _scales(table, slides.names))
     return write_graph(adata, xy, slides, settings, params)
 
 
 def _scales(table: pd.DataFrame, names: list[str]) -> list[float | None]:
-    """Scales that were given for slides; one that was given for all of them holds for slides of other names too."""
+    """Scales that were given for slides; a single one given for all slides applies to slides of other names too."""
     given = {str(name): float(row["scale"]) for name, row in table.iterrows() if row["scale_given"]}
-    of_all = set(given.values()) if len(given) == len(table) else set()
-    scales = [given.get(name, next(iter(of_all)) if len(of_all) == 1 else None) for name in names]
+    common = next(iter(given.values())) if len(given) == len(table) and len(set(given.values())) == 1 else None
+    scales = [given.get(name, common) for name in names]
     unknown = [name for name, scale in zip(names, scales, strict=True) if scale is None]
     if given and unknown:
         logger.warning(
-            "The `scale` given for other slides does not say that of %s, which is estimated: run `st.pp.build_graph` "
-            "again with `scale`.",
+            "No `scale` was given for %s, which is estimated: run `st.pp.build_graph` again with `scale`.",
             ", ".join(map(repr, unknown)),
         )
     return scales
 
 
 def graph_view(adata: AnnData) -> AnnData:
-    """Return a light AnnData with the graph and what it is made from, where `read_graph` can rebuild it.
-
-    Parameters
-    ----------
-    adata
-        Cells; the matrices are shared, and nothing is written to them.
-    """
+    """Return an AnnData without expression, in which `read_graph` can rebuild the graph; matrices are shared."""
     return AnnData(
         obs=adata.obs.copy(),
         obsm=dict(adata.obsm),
         obsp={key: adata.obsp[key] for key in KEYS if key in adata.obsp},
-        uns={key: adata.uns[key] for key in ("stage_graph", "spatial_neighbors") if key in adata.uns},
+        uns={key: adata.uns[key] for key in UNS_KEYS if key in adata.uns},
     )
 
 
-def copy_graph(light: AnnData, adata: AnnData) -> None:
-    """Write the graph of a `graph_view` to the AnnData that it stands for."""
+def copy_graph(view: AnnData, adata: AnnData) -> None:
+    """Write the graph of a `graph_view` to its AnnData."""
     for key in KEYS:
-        adata.obsp[key] = light.obsp[key]
-    for key in ("stage_graph", "spatial_neighbors"):
-        adata.uns[key] = light.uns[key]
+        adata.obsp[key] = view.obsp[key]
+    for key in UNS_KEYS:
+        adata.uns[key] = view.uns[key]
 
 
 def graph_scale(adata: AnnData, spatial_key: str) -> dict[str, float]:
-    """µm per unit of the coordinates of each slide, by its name; empty without a graph of these coordinates."""
+    """µm per unit of the coordinates of each slide by name; empty without a graph of these coordinates."""
     graph = adata.uns.get("stage_graph")
     if not isinstance(graph, Mapping) or graph.get("params", {}).get("spatial_key") != spatial_key:
         return {}
@@ -153,7 +132,7 @@ def graph_scale(adata: AnnData, spatial_key: str) -> dict[str, float]:
 
 
 def fingerprint(xy: np.ndarray, slides: SlideCodes) -> str:
-    """Digest of the coordinates and slides of all cells, the same for any order of the cells."""
+    """Digest of the coordinates and slides of all cells, independent of the order of the cells."""
     order = np.lexsort((xy[:, 1], xy[:, 0], slides.codes))
     digest = hashlib.sha256(repr((len(xy), slides.names)).encode())
     digest.update(slides.codes[order].astype("<i8").tobytes())
@@ -161,8 +140,8 @@ def fingerprint(xy: np.ndarray, slides: SlideCodes) -> str:
     return digest.hexdigest()[:32]
 
 
-def _lengths_hold(distances: Any, xy: np.ndarray, slides: SlideCodes, table: pd.DataFrame) -> bool:
-    """Whether every stored edge joins cells of one slide and is as long as the coordinates say."""
+def _lengths_agree(distances: Any, xy: np.ndarray, slides: SlideCodes, table: pd.DataFrame) -> bool:
+    """Test if every stored edge connects cells of one slide and its length agrees with the coordinates."""
     if not set(slides.names) <= set(table.index):
         return False
     scale = table.loc[slides.names, "scale"].to_numpy(dtype=float)[slides.codes]
@@ -174,7 +153,7 @@ def _lengths_hold(distances: Any, xy: np.ndarray, slides: SlideCodes, table: pd.
 
 
 def _assemble(parts: list[tuple[np.ndarray, sp.csr_matrix]]) -> sp.csr_matrix:
-    """Put the matrices of all slides into one of all cells; explicit zeros stay."""
+    """Join the matrices of all slides; explicit zeros stay."""
     if len(parts) == 1:
         return parts[0][1]
     n = sum(len(cells) for cells, _ in parts)
@@ -184,17 +163,12 @@ def _assemble(parts: list[tuple[np.ndarray, sp.csr_matrix]]) -> sp.csr_matrix:
 
 
 def _describe(name: str, chosen: SlideSettings, part: SlideGraph, n: int) -> dict[str, Any]:
+    """Row of the table of slides."""
     degree, in_local = np.diff(part.edges.indptr), np.diff(part.local.indptr) - 1
     return {
         "slide": name,
         "n_cells": n,
-        "scale": chosen.scale,
-        "scale_given": chosen.scale_given,
-        "layout": chosen.layout,
-        "mode": chosen.mode,
-        "radius": float(chosen.radius),
-        "local": float(chosen.local),
-        "view": float(chosen.view),
+        **asdict(chosen),
         "sigma": part.sigma,
         "n_edges": part.edges.nnz,
         "mean_degree": round(float(degree.mean()), 2),
@@ -205,7 +179,7 @@ def _describe(name: str, chosen: SlideSettings, part: SlideGraph, n: int) -> dic
 
 
 def _log_table(table: pd.DataFrame) -> None:
-    """Say what was built, and warn where most neighbourhoods are empty."""
+    """Log a summary, and warn if most local neighbourhoods are empty."""
     n = int(table["n_cells"].sum())
     logger.info(
         "Graph of %d cells on %d slide(s): %.1f cells in a local neighbourhood on average; %d cells are isolated. "
@@ -216,7 +190,7 @@ def _log_table(table: pd.DataFrame) -> None:
     if len(sparse):
         row = table.loc[sparse[0]]
         logger.warning(
-            "%d slide(s), e.g. %r: %d of %d cells have nobody in their local neighbourhood. Check `scale` (%g here), "
-            'or pass mode="hops".',
+            "%d slide(s), e.g. %r: %d of %d cells have an empty local neighbourhood. Check `scale` (%g here), or "
+            'pass mode="hops".',
             *(len(sparse), sparse[0], row["no_local"], row["n_cells"], row["scale"]),
         )

@@ -1,4 +1,4 @@
-"""From the coordinates of one slide to its unit, its layout and the neighbourhoods that fit them."""
+"""Unit, layout and neighbourhoods of one slide from its coordinates."""
 
 from __future__ import annotations
 
@@ -15,37 +15,38 @@ from stage_sc.graph._platforms import MODE_DEFAULTS, NEIGHBOURHOODS, Layout, Mod
 
 logger = logging.getLogger("stage_sc.pp")
 
-# Median distance to the nearest cell that passes as µm. Sections of Xenium, CosMx, MERFISH, osmFISH and seqFISH+ lie at
-# 3.4-13.5; pixels of the same instruments begin at about 33 (Xenium, 0.2125 µm) and lie at 150-175 for STARmap.
+# Range of the median distance to the nearest cell that is taken as µm. Measured: 3.4-13.5 µm on sections of Xenium,
+# CosMx, MERFISH, osmFISH and seqFISH+; from 33 pixels (Xenium, 0.2125 µm) to 150-175 pixels (STARmap).
 MICRON_SPACING = (2.5, 30.0)
 USUAL_SPACING = 10.0
-# Outside this range (µm) no technology measures cells or spots: the scale that was given must be wrong.
+# Range of this distance over all technologies, µm; outside of it a given scale must be wrong.
 SANE_SPACING = (2.0, 200.0)
 MIN_GRID_PLACES = 16
 
 
 @dataclass(frozen=True)
 class SlideSettings:
-    """Everything that decides the graph of one slide."""
+    """Parameters that determine the graph of one slide."""
 
     scale: float
     """µm per unit of the coordinates."""
     scale_given: bool
-    """Whether the user said so."""
+    """True if given by the user."""
     layout: Layout
     mode: Mode
     radius: float
     """Longest Delaunay edge, µm."""
     local: float
-    """µm (mode "radius") or hops (mode "hops")."""
+    """Size of the local neighbourhood, µm (mode "radius") or hops (mode "hops")."""
     view: float
+    """Outer limit of the view ring, in the same unit."""
     sigma: float | None
-    """Bandwidth of the Gaussian weights, µm; ``None``: the median edge of the slide."""
+    """Bandwidth of the Gaussian weights, µm; ``None``: median edge of the slide."""
 
 
 @dataclass(frozen=True)
 class GraphOptions:
-    """The arguments of `build_graph` that decide sizes, as given; ``None`` leaves the choice to the data."""
+    """Arguments of `build_graph` as given; ``None``: chosen from the data."""
 
     technology: str | None
     mode: Mode | None
@@ -55,7 +56,7 @@ class GraphOptions:
     sigma: float | None
 
     def check(self) -> None:
-        """Raise a TypeError or ValueError for an argument that makes no sense."""
+        """Raise a TypeError or ValueError for an invalid argument."""
         find_platform(self.technology)
         check_positive(self.radius, "radius")
         if self.mode is not None:
@@ -69,19 +70,10 @@ class GraphOptions:
 
 
 def measure_spacing(places: np.ndarray) -> tuple[float, Layout]:
-    """Median distance to the nearest place, and whether the places form a grid.
+    """Median distance to the nearest place and layout of ``(n_places, 2)`` distinct places.
 
-    A grid has a constant distance to the nearest place (four of five within 5 % of the median; cells vary by 30 %). The
-    next distance is 1.73 times as long on a hexagonal grid and 1.41 times on a square one, with or without holes.
-
-    Parameters
-    ----------
-    places
-        ``(n_places, 2)`` distinct positions.
-
-    Returns
-    -------
-    The spacing in the unit of `places`, and the layout.
+    On a grid the distance to the nearest place is constant (80 % within 5 % of the median; cells vary by 30 %), with or
+    without holes. The next distance is 1.73 times as long on a hexagonal grid and 1.41 times on a square one.
     """
     tree = cKDTree(places)
     nearest = tree.query(places, 2)[0][:, 1]  # column 0 is the place itself
@@ -97,18 +89,18 @@ def measure_spacing(places: np.ndarray) -> tuple[float, Layout]:
 
 
 def sorted_places(xy: np.ndarray) -> np.ndarray:
-    """``(n_places, 2)`` sorted places: ``np.unique(axis=0)``, ten times as fast."""
+    """``np.unique(xy, axis=0)``, ten times as fast."""
     return np.unique(_as_complex(xy)).view(np.float64).reshape(-1, 2)
 
 
 def distinct_places(xy: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """``(n_places, 2)`` sorted places, and the place of every cell: ``np.unique(axis=0)``, five times as fast."""
+    """``np.unique(xy, axis=0, return_inverse=True)``, five times as fast."""
     places, place = np.unique(_as_complex(xy), return_inverse=True)
     return places.view(np.float64).reshape(-1, 2), place
 
 
 def _as_complex(xy: np.ndarray) -> np.ndarray:
-    """Places as complex numbers, which numpy sorts by real part, then imaginary part."""
+    """Places as complex numbers, which numpy sorts by real, then imaginary part; -0.0 becomes 0.0."""
     return np.ascontiguousarray(xy + 0.0).view(np.complex128).ravel()
 
 
@@ -119,34 +111,14 @@ def resolve_settings(
     scales: Sequence[float | None],
     names: Sequence[str] | None = None,
 ) -> list[SlideSettings]:
-    """Decide unit, layout and neighbourhoods of every slide, and say in the log what was guessed.
+    """Choose unit, layout and neighbourhoods of every slide, and log guesses.
 
-    Parameters
-    ----------
-    xy
-        ``(n_cells, 2)`` coordinates in the unit of the data.
-    slides
-        Slide of every cell.
-    options
-        What the user asked for.
-    scales
-        µm per unit of each slide, ``None`` where it is to be inferred.
-    names
-        Names of the slides in messages. ``None``: their own.
-
-    Returns
-    -------
-    Settings in the order of ``slides.names``.
-
-    Raises
-    ------
-    ValueError
-        If `local` and `view` do not fit the mode of a slide.
+    `xy` is in the unit of the data, `scales` are µm per unit of each slide (``None``: inferred), and `names` those of
+    the slides in messages. A ValueError if `local` and `view` of `options` do not fit the mode of a slide.
     """
-    rows = slides.rows().values()
     return [
-        _resolve_slide(sorted_places(xy[here]), options, scale, name)
-        for here, scale, name in zip(rows, scales, names or slides.names, strict=True)
+        _resolve_slide(sorted_places(xy[cells]), options, scale, name)
+        for cells, scale, name in zip(slides.rows().values(), scales, names or slides.names, strict=True)
     ]
 
 
@@ -165,7 +137,7 @@ def _resolve_slide(places: np.ndarray, options: GraphOptions, given: float | Non
     if options.mode is not None and options.mode != mode:
         mode = options.mode
         local, view = MODE_DEFAULTS[mode]
-    if options.local is not None:  # where only `local` is given, `view` grows with it
+    if options.local is not None:  # `view` grows with it unless given
         local = options.local
         view = 2 * local if mode == "radius" else max(view, local)
     view = view if options.view is None else options.view
@@ -174,15 +146,15 @@ def _resolve_slide(places: np.ndarray, options: GraphOptions, given: float | Non
             f"{about(slide)}local={local:g} and view={view:g} do not fit mode={mode!r} on a {layout} layout: "
             f"`view` must reach farther than `local`, and hops are whole numbers. Pass `mode` too."
         )
-    return SlideSettings(scale, given is not None, layout, mode, options.radius, local, view, options.sigma)
+    radius, local, view = float(options.radius), float(local), float(view)
+    return SlideSettings(scale, given is not None, layout, mode, radius, local, view, options.sigma)
 
 
 def _infer_scale(spacing: float, layout: Layout, platform: Platform, slide: str) -> float:
     """µm per unit from the median distance to the nearest cell."""
     pitches = platform.pitch or ((100.0,) if layout == "hexagonal" else ())
-    for pitch in pitches:  # a grid of known pitch in µm
-        if abs(spacing - pitch) <= 0.03 * pitch:
-            return 1.0
+    if any(abs(spacing - pitch) <= 0.03 * pitch for pitch in pitches):
+        return 1.0
     if pitches:
         scale = _rounded(pitches[0] / spacing)
         logger.warning(
@@ -196,10 +168,7 @@ def _infer_scale(spacing: float, layout: Layout, platform: Platform, slide: str)
     if low <= spacing <= high:
         return 1.0
     if platform.pixel is not None and low <= spacing * platform.pixel <= high:
-        logger.info(
-            "%scoordinates look like pixels of %g µm: scale=%g.",
-            *(about(slide), platform.pixel, platform.pixel),
-        )
+        logger.info("%scoordinates look like pixels: scale=%g.", about(slide), platform.pixel)
         return platform.pixel
     scale = _rounded(USUAL_SPACING / spacing)
     logger.warning(

@@ -20,12 +20,7 @@ MISSING = -1
 
 
 def read(
-    data: Any,
-    library_key: str | None,
-    *,
-    obsm: Sequence[str] = (),
-    obsp: Sequence[str] = (),
-    at_once: bool = False,
+    data: Any, library_key: str | None, *, obsm: Sequence[str] = (), obsp: Sequence[str] = (), at_once: bool = False
 ) -> tuple[AnnData, dict[str, np.ndarray]]:
     """Join the objects of a container, and find the rows of each slide by its name.
 

@@ -5,18 +5,17 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import Any
 
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
+from stage_sc._files import write_whole
 from stage_sc.nn import Stage, StageConfig, content_digest
 
 FORMAT = "stage_sc checkpoint"
 FORMAT_VERSION = 4
 SUFFIX = ".safetensors"
-# Names in format 3, which is read too. Values that it does not name were constants, equal to the present defaults.
+# Names in format 3, which is read too. Fields that it lacks were constants, equal to the present defaults.
 FORMAT_3_FIELDS = {
     "lift": "constant_component",
     "swap_levels": "swav_levels",
@@ -37,19 +36,19 @@ def save_checkpoint(model: Stage, path: str | os.PathLike[str], *, half: bool = 
     model
         From `stage_sc.tl.fit`.
     path
-        File to write; ``.safetensors`` is appended where it is missing. A file that exists is replaced, at once.
+        File to write; ``.safetensors`` is appended where it is missing. An existing file is replaced.
     half
         Store numbers in 16 bits: half the size, and embeddings that differ by about 1e-3.
 
     Returns
     -------
-    The file written. It holds the weights, and as JSON in its header the configuration, the vocabulary, the names of
-    the training slides, the version of the package and a digest of weights, configuration, vocabulary and slides.
+    Path of the file. It holds the weights, and in its header (JSON) the configuration, the vocabulary, the names of the
+    training slides, the version of the package, and a digest of weights, configuration, vocabulary and slides.
 
     Raises
     ------
     OSError
-        If the file cannot be written; one that was there is then as it was.
+        If the file cannot be written; an existing file is then unchanged.
 
     Examples
     --------
@@ -76,9 +75,8 @@ def save_checkpoint(model: Stage, path: str | os.PathLike[str], *, half: bool = 
         "slides": model.slides,
     }
     header["digest"] = content_digest(header, tensors)
-    temporary = path.with_name(path.name + ".part")
-    temporary.write_bytes(save(tensors, metadata={"stage_sc": json.dumps(header, sort_keys=True)}))
-    temporary.replace(path)
+    content = save(tensors, metadata={"stage_sc": json.dumps(header, sort_keys=True)})
+    write_whole(path, lambda part: part.write_bytes(content))
     return path
 
 
@@ -92,15 +90,14 @@ def load_checkpoint(path: str | os.PathLike[str]) -> Stage:
 
     Returns
     -------
-    The model, on the CPU and ready for inference. Its embeddings are those of the model that was saved, to the bit
-    (unless it was saved with ``half=True``).
+    The model, on the CPU and ready for inference. Embeddings are the same to the bit, unless saved with ``half=True``.
 
     Raises
     ------
     FileNotFoundError
         If there is no such file.
     ValueError
-        If it is no checkpoint of this package, was written in a format that this version does not know, or is damaged.
+        If it is no checkpoint of this package, has a format that this version does not know, or is damaged.
 
     Examples
     --------
@@ -121,11 +118,14 @@ def load_checkpoint(path: str | os.PathLike[str]) -> Stage:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}
     except SafetensorError as error:
-        raise ValueError(f"{str(path)!r} cannot be read as a safetensors file: {error}.") from error
+        raise ValueError(
+            f"{str(path)!r} cannot be read as a safetensors file: {error}. A model is written by "
+            "`stage_sc.model.save_checkpoint`; `fit(checkpoint=)` writes the state of a training."
+        ) from error
     if "stage_sc" not in metadata:
         raise ValueError(
             f"{str(path)!r} is a safetensors file, but no model of stage_sc: write one with "
-            "`stage_sc.model.save_checkpoint` (what `fit(checkpoint=)` writes is the state of a training)."
+            "`stage_sc.model.save_checkpoint`."
         )
     try:
         header = dict(json.loads(metadata["stage_sc"]))
@@ -133,7 +133,7 @@ def load_checkpoint(path: str | os.PathLike[str]) -> Stage:
         raise ValueError(f"{str(path)!r} is damaged: its header cannot be read ({error}).") from error
     if header.get("format_version") not in (3, FORMAT_VERSION):
         raise ValueError(
-            f"{str(path)!r} has checkpoint format {header.get('format_version')}, this version of stage_sc reads the "
+            f"{str(path)!r} has checkpoint format {header.get('format_version')}, but this version of stage_sc reads "
             f"formats 3 and {FORMAT_VERSION}. It was written by stage_sc {header.get('package_version')}: install that."
         )
     missing = sorted(HEADER - set(header))
@@ -141,20 +141,15 @@ def load_checkpoint(path: str | os.PathLike[str]) -> Stage:
         raise ValueError(f"{str(path)!r} is damaged: its header lacks {', '.join(missing)}.")
     digest = header.pop("digest")
     if content_digest(header, tensors) != digest:
-        raise ValueError(f"{str(path)!r} is damaged: its content does not have the digest {digest}. Get it again.")
+        raise ValueError(f"{str(path)!r} is damaged: its content does not have the digest {digest}. Download it again.")
+    config = header["config"]
     if header["format_version"] == 3:
-        header["config"], tensors = _from_format_3(header["config"], tensors)
-    config = StageConfig.from_dict(header["config"])
-    model = Stage(config, header["genes"], header["slides"], header["name"], header["package_version"])
+        config = {FORMAT_3_FIELDS.get(name, name): value for name, value in config.items()}
+        if config.get("linkage") == "content":
+            config["linkage"] = "context"
+        tensors = {FORMAT_3_TENSORS.get(name, name): value for name, value in tensors.items()}
+    model = Stage(
+        StageConfig.from_dict(config), header["genes"], header["slides"], header["name"], header["package_version"]
+    )
     model.load_state_dict({name: v.float() if v.is_floating_point() else v for name, v in tensors.items()})
     return model.eval()
-
-
-def _from_format_3(
-    config: dict[str, Any], tensors: dict[str, torch.Tensor]
-) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
-    """Present names of the fields and tensors of a checkpoint of format 3."""
-    config = {FORMAT_3_FIELDS.get(name, name): value for name, value in config.items()}
-    if config.get("linkage") == "content":
-        config["linkage"] = "context"
-    return config, {FORMAT_3_TENSORS.get(name, name): value for name, value in tensors.items()}

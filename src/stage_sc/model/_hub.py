@@ -1,9 +1,8 @@
-"""Models on the Hugging Face hub, by an address that always means the same file."""
+"""Models on the Hugging Face hub, by an address that always names the same file."""
 
 from __future__ import annotations
 
 import re
-from pathlib import Path
 
 from stage_sc.model._checkpoint import load_checkpoint
 from stage_sc.nn import Stage
@@ -16,21 +15,8 @@ ADDRESS = re.compile(r"hf://(?P<repo>[^/@#]+/[^/@#]+)(@(?P<revision>[^/#]*))?/(?
 def load_from_hub(address: str) -> Stage:
     """Download a checkpoint, unless it has been downloaded before, and read it.
 
-    Parameters
-    ----------
-    address
-        ``hf://OWNER/REPO@COMMIT/FILE.safetensors``, where the commit is named by all its 40 digits. ``#DIGEST`` at the
-        end is compared with the digest of the model, which `stage_sc.tl.stage_niches` writes to
-        ``uns["stage"]["model"]``.
-
-    Raises
-    ------
-    ImportError
-        If huggingface_hub is not installed.
-    OSError
-        If the file cannot be downloaded.
-    ValueError
-        If the address has another form, if the file is no checkpoint, or if the model has another digest.
+    The commit is given by its 40 digits. ``#DIGEST``, where given, must be the digest of the model, which
+    `stage_sc.tl.stage_niches` writes to ``uns["stage"]["model"]``.
     """
     found = ADDRESS.fullmatch(address)
     if found is None:
@@ -39,18 +25,10 @@ def load_from_hub(address: str) -> Stage:
     if not re.fullmatch("[0-9a-f]{40}", revision or ""):
         raise ValueError(
             f"{address!r} names the revision {revision or 'by default'}, which can come to mean another file. Name the "
-            f"commit by its 40 digits, as the page of {repo!r} lists them: {FORM}."
+            f"commit by its 40 digits, as listed on the page of {repo!r}: {FORM}."
         )
     if digest is not None and not re.fullmatch("[0-9a-f]{16}", digest):
         raise ValueError(f"{address!r} ends with the digest {digest!r}, but digests have 16 digits from 0 to f.")
-    model = load_checkpoint(_download(repo, revision, file))
-    if digest is not None and model.digest != digest:
-        raise ValueError(f"{address!r} holds another model: its digest is {model.digest}, not {digest}.")
-    return model
-
-
-def _download(repo: str, revision: str, file: str) -> Path:
-    """Return where a file of a repository is on this machine; one that is not there yet is downloaded."""
     try:
         from huggingface_hub import hf_hub_download
     except ImportError as error:
@@ -58,4 +36,7 @@ def _download(repo: str, revision: str, file: str) -> Path:
             "Models by the name `hf://…` need huggingface_hub: run `pip install huggingface_hub`, or download the file "
             "yourself and pass its path."
         ) from error
-    return Path(hf_hub_download(repo_id=repo, filename=file, revision=revision))
+    model = load_checkpoint(hf_hub_download(repo_id=repo, filename=file, revision=revision))
+    if digest is not None and model.digest != digest:
+        raise ValueError(f"{address!r} holds another model: its digest is {model.digest}, not {digest}.")
+    return model

@@ -1,4 +1,4 @@
-"""The model that comes with the package, and models by their names."""
+"""The bundled model, and models by their names."""
 
 from __future__ import annotations
 
@@ -21,27 +21,14 @@ def load_bundled() -> Stage:
 
 
 def resolve_model(model: Stage | str | os.PathLike[str] | None) -> Stage:
-    """Return the model that a user means.
+    """Return a model given as such, as the path of a checkpoint, or as an address on the Hugging Face hub.
 
-    Parameters
-    ----------
-    model
-        A model; the path of a checkpoint; ``hf://OWNER/REPO@COMMIT/FILE.safetensors`` for one on the Hugging Face hub;
-        ``None`` or ``"bundled"`` for the one that comes with the package.
-
-    Raises
-    ------
-    TypeError
-        For anything else.
-    FileNotFoundError, ValueError
-        As `stage_sc.model.load_checkpoint`.
-    ImportError, OSError, ValueError
-        As `stage_sc.model._hub.load_from_hub`.
+    ``None`` and ``"bundled"`` are the bundled model.
     """
-    if model is None or (isinstance(model, str) and model == "bundled"):
-        return load_bundled()
     if isinstance(model, Stage):
         return model
+    if model is None or (isinstance(model, str) and model == "bundled"):
+        return load_bundled()
     if isinstance(model, str) and model.startswith(PREFIX):
         return load_from_hub(model)
     if isinstance(model, str | os.PathLike):

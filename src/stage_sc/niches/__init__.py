@@ -1,4 +1,4 @@
-"""Labels: the tree settles on the cells of a call, domains are found, and every cell is assigned."""
+"""Niches and domains: the tree settles on the cells of a call, domains are found, and every cell is assigned."""
 
 from stage_sc.niches._assign import Partition, assign_labels, find_partition
 from stage_sc.niches._domains import Domains, find_domains

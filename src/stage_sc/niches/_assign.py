@@ -1,10 +1,11 @@
-"""Where labels are decided: one tree and one set of domains for all cells of a call, then the label of every cell."""
+"""The decision on labels: one tree and one set of domains for all cells of a call, then the label of every cell."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from copy import deepcopy
+from itertools import starmap
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -22,20 +23,20 @@ class Embedded(Protocol):
     """Embeddings of the cells of one AnnData, in memory (`stage_sc.embed.Embeddings`) or in a file."""
 
     @property
-    def cells(self) -> np.ndarray: ...  # noqa: D102
+    def cells(self) -> np.ndarray: ...
 
     @property
-    def niche(self) -> np.ndarray: ...  # noqa: D102
+    def niche(self) -> np.ndarray: ...
 
     @property
-    def context(self) -> np.ndarray: ...  # noqa: D102
+    def context(self) -> np.ndarray: ...
 
     @property
-    def flag(self) -> np.ndarray: ...  # noqa: D102
+    def flag(self) -> np.ndarray: ...
 
 
 class Partition(NamedTuple):
-    """What the names of niches and domains stand for in one call."""
+    """Tree and domains of one call, which define the names of its labels."""
 
     tree: PrototypeTree
     domains: Domains | None
@@ -47,38 +48,23 @@ class Partition(NamedTuple):
         return hashlib.sha256(b"".join(tensor.cpu().numpy().tobytes() for tensor in tensors)).hexdigest()[:16]
 
 
-def in_turn(function: Callable[..., Any], tasks: Sequence[tuple[Any, ...]]) -> list[Any]:
-    """Results of tasks, one after the other."""
-    return [function(*task) for task in tasks]
-
-
 def find_partition(
     model: Stage,
     items: Sequence[Embedded],
     *,
     settle: bool,
     n_domains: int | None,
-    run: Callable[[Callable[..., Any], Sequence[tuple[Any, ...]]], list[Any]] = in_turn,
+    run: Callable[[Callable[..., Any], Iterable[tuple[Any, ...]]], Iterable[Any]] = starmap,
 ) -> Partition:
-    """Settle the tree of a model on the cells of all items, and find domains, from samples of the cells.
+    """Settle the tree of a model on a sample of the cells of all items, and find domains of another sample.
 
-    Parameters
-    ----------
-    model
-        It is not changed.
-    items
-        Embeddings, one for every AnnData.
-    settle
-        ``False``: the tree of the model as it is.
-    n_domains
-        Number of domains; ``None``: none.
-    run
-        Computes tasks (a function and the arguments of every call), e.g. on a cluster.
+    The model is not changed. ``settle=False`` takes its tree as it is, ``n_domains=None`` finds no domains. `run` calls
+    a function with the arguments of every task and returns the results in order, e.g. from a cluster.
     """
-    n_cells = sum(run(_n_cells, [(item,) for item in items]))
+    n_cells = sum(len(item.flag) for item in items)
 
     def sample(name: str, size: int) -> Tensor:
-        cells = sort_cells(torch.cat(run(_sample, [(item, name, n_cells, size) for item in items])))
+        cells = sort_cells(torch.cat(list(run(_sample, [(item, name, n_cells, size) for item in items]))))
         return cells if len(cells) else torch.from_numpy(getattr(items[0], name)[:1])
 
     config, tree, domains = model.config, model.tree, None
@@ -92,17 +78,13 @@ def find_partition(
 
 def assign_labels(model: Stage, partition: Partition, item: Embedded, device: torch.device) -> Labels:
     """Assign every cell to its path through the tree, and to its domain."""
-    config, niche = model.config, torch.from_numpy(item.niche).to(device)
+    config, niche = model.config, item.niche  # an item may be a file: read it once
     tree = partition.tree if device.type == "cpu" else deepcopy(partition.tree).to(device)
-    nodes, confidence = tree.assign(niche, how=config.assignment, temperature=config.temperature)
-    domain = None
-    if partition.domains is not None:
-        domain = partition.domains.nearest(torch.from_numpy(item.context)).numpy()
-    return Labels(item.cells, item.niche, item.flag, nodes.cpu().numpy(), confidence.cpu().numpy(), domain)
-
-
-def _n_cells(item: Embedded) -> int:
-    return len(item.flag)
+    h = torch.from_numpy(niche).to(device)
+    nodes, confidence = tree.assign(h, how=config.assignment, temperature=config.temperature)
+    domains = partition.domains
+    domain = None if domains is None else domains.nearest(torch.from_numpy(item.context)).numpy()
+    return Labels(item.cells, niche, item.flag, nodes.cpu().numpy(), confidence.cpu().numpy(), domain)
 
 
 def _sample(item: Embedded, name: str, n_cells: int, size: int) -> Tensor:

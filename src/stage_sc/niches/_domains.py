@@ -19,11 +19,11 @@ from stage_sc.nn import StageConfig, leaf_order, weighted_ward
 
 logger = logging.getLogger("stage_sc.tl")
 
-# Number of cells that are compared with all centres at a time.
+# Number of cells compared with all centres at a time.
 BLOCK = 8192
-# Components with a smaller fraction of the largest variance are left out.
+# Minimum variance of a component, as a fraction of the largest.
 EMPTY = 1e-6
-# Solutions whose criterion differs by less are the same.
+# Minimum difference of the criterion between two solutions.
 SAME = 1e-4
 # Maximum number of rounds of a refinement.
 MAX_ROUNDS = 200
@@ -35,7 +35,7 @@ class Domains(NamedTuple):
     metric: Tensor
     """``(d, r)`` float32 linear map of contexts, of which r components vary."""
     centres: Tensor
-    """``(m, r)`` float32 mapped mean context of every domain; similar domains have near numbers."""
+    """``(m, r)`` float32 mapped mean context of every domain; in the order of a hierarchy, so that neighbours are similar."""
 
     def nearest(self, context: Tensor) -> Tensor:
         """``(n,)`` int64 domain of every cell, from its ``(n, d)`` context."""
@@ -57,17 +57,8 @@ def find_domains(sample: Tensor, n_domains: int, config: StageConfig) -> Domains
     .. math:: A = (1 - \rho) W_\rho^{-1} + \rho\, \tfrac{\mathrm{tr}\, W_\rho^{-1}}{r} I,
 
     centres and covariance follow, until no cell moves. The criterion is concave in W, so no step increases it. The
-    refined solution with the lowest criterion is returned.
-
-    Parameters
-    ----------
-    sample
-        ``(n, d)`` float32 contexts.
-    n_domains
-        Number of domains; fewer are found, with a warning, only where fewer cells differ.
-    config
-        `domain_starts` is the number of K-means runs, `domain_refined` that of solutions refined, `domain_shrinkage` is
-        ρ.
+    refined solution with the lowest criterion is returned. `sample` is ``(n, d)`` float32; where fewer than `n_domains`
+    cells differ, as many domains are found, and a warning is logged.
     """
     variance = sample.double().var(dim=0, correction=0)
     varies = variance >= EMPTY * variance.max()
@@ -77,19 +68,14 @@ def find_domains(sample: Tensor, n_domains: int, config: StageConfig) -> Domains
     if distinct < n_domains:
         logger.warning("%d domains were asked for, but only %d cells differ.", n_domains, distinct)
         n_domains = distinct
-    with threadpool_limits(1):  # sums in one order, whatever the machine
-        groups = [
-            np.unique(fit.labels_, return_inverse=True)[1] for fit in _kmeans(part, n_domains, config.domain_starts)
-        ]
-        most = max(int(group.max()) + 1 for group in groups)  # fewer where cells differ by rounding alone
+    with threadpool_limits(1):  # sums in one order on every machine
+        runs = _kmeans(part, n_domains, config.domain_starts)
+        most = max(int(domain.max()) + 1 for domain in runs)  # fewer where cells differ by rounding alone
         if most < n_domains:
             logger.warning("%d domains were asked for, but cells differ enough for %d only.", n_domains, most)
-        whole = [group for group in groups if group.max() + 1 == most]
-        solutions = sorted(
-            (Solution.of(cells, group, config.domain_shrinkage) for group in whole), key=Solution.criterion
-        )
-        refined = [_refine(cells, start) for start in _different(solutions)[: config.domain_refined]]
-        best = min(refined, key=Solution.criterion)
+        starts = [Solution.of(cells, domain, config.domain_shrinkage) for domain in runs if domain.max() + 1 == most]
+        starts = _different(sorted(starts, key=Solution.criterion))[: config.domain_refined]
+        best = min((_refine(cells, start) for start in starts), key=Solution.criterion)
     metric = best.metric()
     centres = best.centres @ metric
     if most > 2:
@@ -99,11 +85,12 @@ def find_domains(sample: Tensor, n_domains: int, config: StageConfig) -> Domains
     return Domains(padded, torch.from_numpy(centres).float())
 
 
-def _kmeans(cells: np.ndarray, n_domains: int, n_starts: int) -> list[KMeans]:
-    n_starts = n_starts if n_domains > 1 else 1
+def _kmeans(cells: np.ndarray, n_domains: int, n_starts: int) -> list[np.ndarray]:
+    """Labels of all runs, numbered without gaps."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # of fewer clusters: `find_domains` says so, once
-        return [KMeans(n_domains, n_init=1, random_state=seed).fit(cells) for seed in range(n_starts)]
+        warnings.simplefilter("ignore", ConvergenceWarning)  # of fewer clusters: `find_domains` warns once
+        runs = (KMeans(n_domains, n_init=1, random_state=seed) for seed in range(n_starts if n_domains > 1 else 1))
+        return [np.unique(run.fit_predict(cells), return_inverse=True)[1] for run in runs]
 
 
 class Solution(NamedTuple):
@@ -112,17 +99,17 @@ class Solution(NamedTuple):
     domain: np.ndarray
     centres: np.ndarray
     within: np.ndarray
-    """``(d, d)`` covariance around the centres, with a small ridge."""
+    """``(r, r)`` covariance around the centres, with a small ridge."""
     shrinkage: float
 
     @classmethod
     def of(cls, cells: np.ndarray, domain: np.ndarray, shrinkage: float) -> Solution:
-        """Centres and covariance of domains that all have cells."""
+        """Compute centres and covariance of domains without gaps in their numbers."""
         total = np.stack([np.bincount(domain, column) for column in cells.T], axis=1)
         centres = total / np.bincount(domain)[:, None]
-        apart = cells - centres[domain]
+        residual = cells - centres[domain]
         ridge = max(1e-6 * cells.var(axis=0).mean(), 1e-12)
-        within = apart.T @ apart / len(cells) + ridge * np.eye(cells.shape[1])
+        within = residual.T @ residual / len(cells) + ridge * np.eye(cells.shape[1])
         return cls(domain, centres, within, shrinkage)
 
     def criterion(self) -> float:
@@ -130,10 +117,10 @@ class Solution(NamedTuple):
         return float(np.linalg.slogdet(_shrink(self.within, self.shrinkage))[1])
 
     def metric(self) -> np.ndarray:
-        """Linear map after which distances are those of the gradient of the criterion."""
+        """Root of A: a linear map after which Euclidean distances are those of the criterion's gradient."""
         inverse = np.linalg.inv(_shrink(self.within, self.shrinkage))
-        found: np.ndarray = np.linalg.cholesky(_shrink(inverse, self.shrinkage))
-        return found
+        root: np.ndarray = np.linalg.cholesky(_shrink(inverse, self.shrinkage))
+        return root
 
 
 def _shrink(matrix: np.ndarray, shrinkage: float) -> np.ndarray:
@@ -143,7 +130,7 @@ def _shrink(matrix: np.ndarray, shrinkage: float) -> np.ndarray:
 
 
 def _different(solutions: list[Solution]) -> list[Solution]:
-    """Return the first of a sorted list that differ in the criterion."""
+    """Solutions of a sorted list that differ in the criterion, the first of each kind."""
     kept = solutions[:1]
     for solution in solutions:
         if solution.criterion() > kept[-1].criterion() + SAME:
@@ -160,8 +147,8 @@ def _refine(cells: np.ndarray, solution: Solution) -> Solution:
         metric = solution.metric()
         domain, distance = pairwise_distances_argmin_min(cells @ metric, solution.centres @ metric)
         for lost in np.setdiff1d(solution.domain, domain):
-            others = np.bincount(domain)[domain] > 1  # cells that are not the last of theirs
-            domain[np.argmax(np.where(others, distance, -1))] = lost
+            movable = np.bincount(domain)[domain] > 1  # not the last cell of its domain
+            domain[np.argmax(np.where(movable, distance, -1))] = lost
         if (domain == solution.domain).all():
             break
         solution = Solution.of(cells, domain, solution.shrinkage)

@@ -1,4 +1,4 @@
-"""Prototypes of a tree move to the cells of a call."""
+"""Settling: prototypes of a tree move to the cells of a call."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch.nn.functional import normalize
 
 from stage_sc.nn import PrototypeTree, StageConfig
 
-logger = logging.getLogger("stage_sc.train")
+logger = logging.getLogger("stage_sc.tl")
 
 # Maximum number of rounds.
 MAX_ROUNDS = 50
@@ -18,24 +18,16 @@ MAX_ROUNDS = 50
 
 @torch.no_grad()
 def settle_tree(tree: PrototypeTree, h: Tensor, config: StageConfig) -> None:
-    r"""Move every prototype to the mean of the cells whose path contains it, under a prior (MAP spherical K-means).
+    r"""Move every prototype, in place, to the mean of the cells whose path contains it, under a prior.
 
-    With :math:`m_k^0` the initial prototype, :math:`\kappa` its prior weight as a fraction of the n cells, and
-    :math:`h_i` the embeddings of the cells whose path contains the node k,
+    This is MAP spherical K-means. With :math:`m_k^0` the initial prototype, :math:`\kappa` its prior weight as a
+    fraction of the n cells (`prior_weight`), and :math:`h_i` the niche embeddings ``(n, dim)`` of the cells whose path
+    contains node k,
 
     .. math:: m_k \propto \kappa n \, m_k^0 + \sum_{i : k \in path(i)} h_i,
 
     until no path changes. Nodes with few cells stay near their prior and lose these cells to nodes with many, so that
     the number of niches in use follows the number of cells. Numbers and parents of nodes are kept.
-
-    Parameters
-    ----------
-    tree
-        Its prototypes are changed in place.
-    h
-        ``(n, dim)`` niche embeddings of the cells, or of a sample of them.
-    config
-        `prior_weight` is κ, `assignment` the way through the tree.
     """
     prior = config.prior_weight * len(h) * normalize(tree.prototypes, dim=1)
     paths = tree.paths(h, how=config.assignment)
@@ -44,7 +36,7 @@ def settle_tree(tree: PrototypeTree, h: Tensor, config: StageConfig) -> None:
         for nodes in paths.T:
             total.index_add_(0, nodes, h)
         tree.prototypes.copy_(normalize(total, dim=1))
-        before, paths = paths, tree.paths(h, how=config.assignment)
-        if torch.equal(paths, before):
+        previous, paths = paths, tree.paths(h, how=config.assignment)
+        if torch.equal(paths, previous):
             break
     logger.info("%d of %d leaves are in use.", len(paths[:, -1].unique()), tree.levels[-1])

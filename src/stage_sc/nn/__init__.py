@@ -1,4 +1,4 @@
-"""The network and its losses: tensors only. What the other packages use of it is listed here."""
+"""The network and its losses, on tensors only. Other packages import from here."""
 
 from stage_sc.nn._attention import Block, Blocks, attend_all, smooth
 from stage_sc.nn._augment import Panel, View, clean_view, draw_view

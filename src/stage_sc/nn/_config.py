@@ -4,29 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
-from typing import Any, Literal
+from itertools import pairwise
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from stage_sc._checks import check_choice, check_positive
 
-CHOICES = {
-    "scaling": ("none", "center", "standardize"),
-    "swav_levels": ("leaves", "all"),
-    "linkage": ("context", "cosine"),
-    "selection": ("prototype", "slide"),
-    "assignment": ("path", "top-down"),
-}
-POSITIVE_INTEGERS = (
-    *("dim", "n_heads", "context_hops", "axes_cells", "sinkhorn_iterations", "queue_length", "queue_rank"),
-    *("batch_size", "slides_per_batch", "settle_cells", "domain_cells", "domain_starts", "domain_refined"),
+# Numbers must be above 0, these may be 0 too.
+MAY_BE_ZERO = (
+    *("n_layers", "epochs", "warmup_epochs", "smoothing", "swav_weight", "reconstruction_weight", "path_weight"),
+    *("constant_component", "noise_scale", "persistence", "min_sd", "whitening_ridge", "prior_weight"),
+    "domain_shrinkage",
 )
-# These may be 0 too.
-INTEGERS = ("n_layers", "epochs", "warmup_epochs", "smoothing")
-POSITIVE = ("temperature", "epsilon", "learning_rate", "noise_rate")
-# These may be 0 too.
-WEIGHTS = (
-    *("swav_weight", "reconstruction_weight", "path_weight", "constant_component", "noise_scale", "persistence"),
-    *("min_sd", "whitening_ridge", "prior_weight"),
-)
+# At most 1.
 FRACTIONS = ("panel_fraction", "min_fraction", "selection_threshold", "domain_shrinkage")
 
 
@@ -34,8 +23,8 @@ FRACTIONS = ("panel_fraction", "min_fraction", "selection_threshold", "domain_sh
 class StageConfig:
     """All parameters that decide labels: network, context, tree, losses, schedule, domains.
 
-    Defaults are the paper's (its Table 2) where no other value was measured to be better; `paper` gives the variant as
-    it is printed. The method page of the documentation lists every difference.
+    Defaults are those of the paper (Table 2) unless another value was measured to be better; `paper` gives the
+    configuration as printed. The method page of the documentation lists all differences.
     """
 
     dim: int = 32
@@ -47,27 +36,27 @@ class StageConfig:
     """Number of attention heads of a layer; must divide `dim`."""
     constant_component: float = 1.0
     """Constant component of embeddings before they are scaled to length 1, in units of their initial root mean square.
-    With 0, cells near the average of a slide would be separated by noise alone."""
+    With 0, noise alone would separate cells that are close to the average of a slide."""
     scaling: Literal["none", "center", "standardize"] = "standardize"
     """Scaling of log-normalised expression per slide and gene: none, minus the mean, or z-scores."""
     min_sd: float = 1e-3
     """Lower bound of the standard deviation in z-scores."""
     context_hops: int = 6
-    """Number of hops over which embedded cells are averaged to give the context of a cell."""
+    """Number of hops over which embedded cells are averaged to the context of a cell."""
     axes_cells: int = 5000
     """Maximum number of cells from which the principal axes of a slide are computed."""
     whiten: bool = True
-    """Whiten embedded cells on each slide, which makes slides of any panel and platform comparable. The map depends on
-    the initial gene vectors, and is the same in training and inference."""
+    """Whitening of embedded cells per slide, which makes slides of any panel and platform comparable. It is computed
+    from the initial gene vectors, in training as in inference."""
     whitening_ridge: float = 0.01
     """Ridge of the whitening, as a fraction of the mean variance."""
     persistence: float = 0.5
-    """Exponent γ of the variance that persists over `context_hops`, see `stage_sc.nn.whitening`; 0: directions count
-    equally."""
+    """Exponent γ of the variance that persists over `context_hops`, see `stage_sc.nn.whitening`; 0: all directions have
+    equal weight."""
     levels: tuple[int, ...] = (8, 64, 512)
     """Number of prototypes of every level of the tree, from the coarsest to the leaves."""
     linkage: Literal["context", "cosine"] = "context"
-    """Grouping of leaves: by the mean context of their cells, or by the angle between prototypes."""
+    """Grouping of leaves by the mean context of their cells, or by the angle between prototypes."""
     temperature: float = 0.1
     """Temperature τ of softmax over prototypes."""
     epsilon: float = 0.05
@@ -89,38 +78,38 @@ class StageConfig:
     noise_scale: float = 0.05
     """Standard deviation σ of the factor that a gene is multiplied by in a view."""
     selection: Literal["prototype", "slide"] = "prototype"
-    """A slide keeps a prototype if its weight is near that of the prototype's best slide, or of the slide's best
+    """Selection of prototypes per slide: by their weight relative to the prototype's best slide, or to the slide's best
     prototype (equation 12)."""
     selection_threshold: float = 0.99
-    """Threshold θ of that selection."""
+    """Threshold θ of the selection."""
     min_fraction: float = 0.3
     """Minimum fraction of a level's prototypes that a slide keeps."""
     queue_length: int = 2
-    """Number of batches of a slide from which its prototype weights are computed (T of equation 11)."""
+    """Number T of batches of a slide from which prototype weights are computed (equation 11)."""
     queue_rank: int = 3
-    """Rank of the score that is the weight of a prototype in a batch."""
+    """Rank, among the cells of a batch, of the score that is a prototype's weight."""
     learning_rate: float = 1e-4
     """Peak learning rate of Adam; linear rise over the first twentieth of the steps, then cosine decay to a
     hundredth."""
     batch_size: int = 256
     """Number of cells in a batch."""
     slides_per_batch: int = 1
-    """Number of slides in a batch, with equal numbers of cells. With one slide per process, each process computes
-    whole slides."""
+    """Number of slides in a batch, with equal numbers of cells. With a multiple of the number of
+    processes, no slide is split between processes."""
     cells_per_slide: int | None = None
-    """Maximum number of cells of a slide in an epoch, drawn anew each time, which limits the weight of large slides;
-    ``None``: all."""
+    """Maximum number of cells of a slide in an epoch, drawn anew in each; limits the weight of large slides; ``None``:
+    all."""
     cells_per_epoch: int | None = None
     """Maximum number of cells of all slides in an epoch; ``None``: all."""
     epochs: int = 60
-    """Number of passes over the training cells; 0 gives an untrained network with a tree."""
+    """Number of passes over the training cells; 0: an untrained network with a tree."""
     warmup_epochs: int = 33
-    """Number of epochs, of these, with the local loss only and a fixed tree."""
+    """Number of these epochs with the local loss only and a fixed tree."""
     smoothing: int = 4
     """Number of hops over which the embeddings of a trained network are averaged before niches are assigned; 0: niches
     of single cells."""
     assignment: Literal["path", "top-down"] = "path"
-    """Path of a cell: greatest sum of cosines over the levels (each level has half the weight of the one below), or the
+    """Path of a cell: the greatest sum of cosines over the levels (each with half the weight of the one below), or the
     nearest child from node to node."""
     prior_weight: float = 0.04
     """Prior weight of a prototype when the tree settles, as a fraction of the cells."""
@@ -129,41 +118,31 @@ class StageConfig:
     domain_cells: int = 10_000
     """Approximate number of cells from which domains are found."""
     domain_starts: int = 99
-    """Number of K-means runs."""
+    """Number of K-means runs of the domains."""
     domain_refined: int = 5
     """Number of K-means solutions refined by the criterion of the domains."""
     domain_shrinkage: float = 0.25
-    """Shrinkage ρ of the covariance within domains towards a sphere: 1 is K-means, 0 a free covariance."""
+    """Shrinkage ρ of the covariance within domains towards a sphere; 1: K-means, 0: a free covariance."""
 
     def __post_init__(self) -> None:
-        """Refuse values that no model can have."""
+        """Raise for invalid values."""
         if isinstance(self.levels, str) or not isinstance(self.levels, Iterable):
             raise TypeError(f"`levels` must be a sequence of integers, e.g. (8, 64, 512), got {self.levels!r}.")
         for level in self.levels:
             check_positive(level, "levels", integer=True)
         object.__setattr__(self, "levels", tuple(int(level) for level in self.levels))
-        for name, choices in CHOICES.items():
-            check_choice(getattr(self, name), name, choices)
-        if not isinstance(self.whiten, bool):
-            raise TypeError(f"`whiten` must be True or False, got {self.whiten!r}.")
-        for name in POSITIVE_INTEGERS:
-            check_positive(getattr(self, name), name, integer=True)
-        for name in INTEGERS:
-            if getattr(self, name) != 0:
-                check_positive(getattr(self, name), name, integer=True)
-        for name in ("cells_per_slide", "cells_per_epoch"):
-            if getattr(self, name) is not None:
-                check_positive(getattr(self, name), name, integer=True)
-        for name in POSITIVE:
-            check_positive(getattr(self, name), name)
-        for name in WEIGHTS:
-            if getattr(self, name) != 0:
-                check_positive(getattr(self, name), name)
-        for name in FRACTIONS:
-            if getattr(self, name) != 0 or name != "domain_shrinkage":
-                check_positive(getattr(self, name), name)
-            if getattr(self, name) > 1:
-                raise ValueError(f"`{name}` is a fraction and must be at most 1, got {getattr(self, name)!r}.")
+        for name, type_ in TYPES.items():
+            value = getattr(self, name)
+            if get_origin(type_) is Literal:
+                check_choice(value, name, get_args(type_))
+            elif type_ is bool and not isinstance(value, bool):
+                raise TypeError(f"`{name}` must be True or False, got {value!r}.")
+            elif type_ in (int, float) and not (name in MAY_BE_ZERO and value == 0):
+                check_positive(value, name, integer=type_ is int)
+            elif type_ == int | None and value is not None:
+                check_positive(value, name, integer=True)
+            if name in FRACTIONS and value > 1:
+                raise ValueError(f"`{name}` is a fraction and must be at most 1, got {value!r}.")
         if self.epochs and self.warmup_epochs > self.epochs:
             raise ValueError(
                 f"`warmup_epochs` must not be above `epochs`, got {self.warmup_epochs} and {self.epochs}: pass both."
@@ -172,16 +151,16 @@ class StageConfig:
             raise ValueError(f"`dim` must be a multiple of `n_heads`, got {self.dim} and {self.n_heads}.")
         if not self.levels:
             raise ValueError("`levels` needs at least one level.")
-        for upper, lower in zip(self.levels, self.levels[1:], strict=False):
+        for upper, lower in pairwise(self.levels):
             if lower < 2 * upper:
                 raise ValueError(f"Every prototype needs two children, but `levels` has {lower} below {upper}.")
 
     @classmethod
     def paper(cls, **changes: Any) -> StageConfig:
-        """Return the variant as printed, with `changes`.
+        """Return the configuration as printed in the paper, with `changes`.
 
-        Log-normalised expression without scaling or whitening, no constant component, no reconstruction loss; a tree
-        by cosine linkage, the local loss on leaves alone, prototypes selected by slide, top-down paths of single cells.
+        Log-normalised expression without scaling or whitening, no constant component, no reconstruction loss; a tree by
+        cosine linkage, the local loss on leaves only, prototypes selected by slide, top-down paths of single cells.
         """
         printed = {
             "scaling": "none",
@@ -201,19 +180,16 @@ class StageConfig:
         return replace(self, **changes)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return what a JSON file can hold."""
+        """Return all values as types of JSON."""
         return {**asdict(self), "levels": list(self.levels)}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> StageConfig:
-        """Read what `to_dict` wrote.
-
-        Raises
-        ------
-        ValueError
-            If there are fields that this version does not know.
-        """
+        """Invert `to_dict`; a ValueError names fields that this version does not know."""
         unknown = set(values) - {field.name for field in fields(cls)}
         if unknown:
             raise ValueError(f"Unknown fields {sorted(unknown)}: written by another version of stage_sc?")
         return cls(**values)
+
+
+TYPES = get_type_hints(StageConfig)

@@ -1,4 +1,4 @@
-"""From a panel's expression to vectors of one length, whatever the panel (equation 17)."""
+"""Gene embedder: vectors of fixed length from the expression of any panel (equation 17)."""
 
 from __future__ import annotations
 
@@ -10,43 +10,25 @@ from stage_sc.nn._sparse import Sparse
 
 
 class GeneEmbedder(nn.Module):
-    r"""Sum of gene vectors weighted by expression, over the norm of the panel's vectors.
-
-    .. math:: \mathrm{embed}(x, P) = \frac{\sum_{j \in P} x_j v_j}{\sqrt{\sum_{j \in P} \|v_j\|^2}}
-
-    Scaling, augmentation and whitening are applied to the vectors, not to cells: a cell costs one row of one sparse
-    product.
-
-    Parameters
-    ----------
-    n_genes, dim
-        Size of the vocabulary and length of the vectors.
-    """
+    """Trained gene vectors, ``(G, dim)``, and the embedding of cells by them, see `embed_cells`."""
 
     def __init__(self, n_genes: int, dim: int) -> None:
         super().__init__()
         self.vectors = nn.Parameter(torch.randn(n_genes, dim) / dim**0.5)
 
     def forward(self, expression: Sparse, panel: Panel, view: View) -> Tensor:
-        """Embed cells with the gene vectors, see `embed_cells`."""
+        """Embed cells, ``(n, dim)``."""
         return embed_cells(expression, panel, view, self.vectors[panel.genes])
 
 
 def embed_cells(expression: Sparse, panel: Panel, view: View, vectors: Tensor) -> Tensor:
-    """Equation 17 with given gene vectors.
+    r"""Sum of gene vectors weighted by expression, divided by the norm of the panel (equation 17).
 
-    Parameters
-    ----------
-    expression
-        ``(n, P)`` log-normalised expression.
-    panel, view
-        Genes, scaling and whitening of the slide, and what this view does to the genes.
-    vectors
-        ``(P, dim)`` vectors of the panel's genes.
+    .. math:: \mathrm{embed}(x, P) = \frac{\sum_{j \in P} x_j v_j}{\sqrt{\sum_{j \in P} \|v_j\|^2}}
 
-    Returns
-    -------
-    ``(n, dim)`` float32.
+    `expression` is ``(n, P)`` and log-normalised, `vectors` ``(P, dim)``, the result ``(n, dim)`` float32. Scaling,
+    augmentation and whitening are linear: they are applied to the vectors, and a cell costs one row of a sparse
+    product.
     """
     vectors = vectors * view.kept[:, None]
     vectors = vectors / torch.sqrt(vectors.square().sum() + 1e-12)

@@ -1,30 +1,21 @@
-"""Weighted Ward linkage: hierarchies of points that each stand for many cells, and groups cut from them."""
+"""Weighted Ward linkage: hierarchies of means that stand for many cells each, and groups cut from them."""
 
 from __future__ import annotations
 
 import numpy as np
+import pandas as pd
 
 
 def weighted_ward(points: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    r"""Ward's hierarchy of points that each stand for many cells.
+    r"""Ward's hierarchy of ``(K, d)`` points with positive weights, such as means of clusters and numbers of cells.
 
     Joining clusters A and B costs :math:`\frac{w_A w_B}{w_A + w_B} \lVert \mu_A - \mu_B \rVert^2`, the growth of the
-    sum of squares over all cells.
-
-    Parameters
-    ----------
-    points
-        ``(K, d)`` means.
-    weights
-        ``(K,)`` number of cells behind each, above 0.
+    sum of squares over all cells. scipy's linkage takes no weights.
 
     Returns
     -------
-    ``(K - 1, 2)`` int64: the clusters joined in each step, numbered as scipy does (K + i is the result of step i).
-
-    Notes
-    -----
-    O(K² d) time and O(K²) memory; ties go to the first pair. scipy's linkage takes no weights.
+    ``(K - 1, 2)`` int64: the clusters joined in each step, numbered as in scipy (K + i is the result of step i). Ties
+    go to the first pair. O(K² d) time and O(K²) memory.
     """
     n = len(points)
     mean, weight = points.astype(np.float64).copy(), weights.astype(np.float64).copy()
@@ -56,26 +47,23 @@ def cut(merges: np.ndarray, n_clusters: int) -> np.ndarray:
     root = np.arange(n)
     while (parent[root] != root).any():
         root = parent[root]
-    _, first, codes = np.unique(root, return_index=True, return_inverse=True)
-    return np.argsort(np.argsort(first))[codes]
+    return pd.factorize(root)[0]
+
+
+def leaf_order(merges: np.ndarray) -> np.ndarray:
+    """Points in the order of the hierarchy, in which clusters are contiguous."""
+    n = len(merges) + 1
+    members = {point: [point] for point in range(n)}
+    for step, (left, right) in enumerate(merges.tolist()):
+        members[n + step] = members.pop(left) + members.pop(right)
+    return np.array(members[2 * n - 2])
 
 
 def group_with_siblings(points: np.ndarray, weights: np.ndarray, n_groups: int) -> np.ndarray:
-    """Group points by weighted Ward linkage so that every group has at least two.
+    """Group points by weighted Ward linkage into `n_groups` groups of two points or more, ``(K,)`` int64.
 
-    A cut may leave points alone; each of them joins the group that it costs least to join, and the first cut is taken
-    that leaves `n_groups` groups. Where there is none, the points are split evenly in the order of the hierarchy.
-
-    Parameters
-    ----------
-    points, weights
-        See `weighted_ward`.
-    n_groups
-        Wanted, at most half the number of points.
-
-    Returns
-    -------
-    ``(K,)`` int64 group of every point.
+    A cut may leave single points; each joins the group at the lowest cost. The first cut that then leaves `n_groups`
+    groups is taken. If there is none, the points are split evenly in the order of the hierarchy.
     """
     merges = weighted_ward(points, weights)
     for n_clusters in range(n_groups, len(points)):
@@ -87,29 +75,19 @@ def group_with_siblings(points: np.ndarray, weights: np.ndarray, n_groups: int) 
     return rank * n_groups // len(points)
 
 
-def leaf_order(merges: np.ndarray) -> np.ndarray:
-    """Points in the order of the hierarchy: what is joined early stands side by side."""
-    n = len(merges) + 1
-    members = {point: [point] for point in range(n)}
-    for step, (left, right) in enumerate(merges.tolist()):
-        members[n + step] = members.pop(left) + members.pop(right)
-    return np.array(members[2 * n - 2])
-
-
 def _join_singletons(points: np.ndarray, weights: np.ndarray, groups: np.ndarray) -> np.ndarray:
-    """Let every group of one point join its cheapest neighbour, smallest first, until there is none."""
+    """Join every group of one point to the group of lowest cost, the point with the lowest weight first."""
     groups = groups.copy()
     while True:
         _, codes, counts = np.unique(groups, return_inverse=True, return_counts=True)
-        alone = np.flatnonzero(counts[codes] == 1)
-        if not len(alone) or len(counts) == 1:
-            _, first, codes = np.unique(groups, return_index=True, return_inverse=True)
-            return np.argsort(np.argsort(first))[codes]
+        single = np.flatnonzero(counts[codes] == 1)
+        if not len(single) or len(counts) == 1:
+            return pd.factorize(groups)[0]
         groups = codes
         total = np.bincount(codes, weights=weights)
         summed = np.stack([np.bincount(codes, weights=weights * column) for column in points.T.astype(float)], axis=1)
         mean = summed / total[:, None]
-        lonely = alone[np.argmin(weights[alone])]
-        cost = total * weights[lonely] / (total + weights[lonely]) * np.square(mean - points[lonely]).sum(axis=1)
-        cost[codes[lonely]] = np.inf
-        groups[lonely] = np.argmin(cost)
+        point = single[np.argmin(weights[single])]
+        cost = total * weights[point] / (total + weights[point]) * np.square(mean - points[point]).sum(axis=1)
+        cost[codes[point]] = np.inf
+        groups[point] = np.argmin(cost)

@@ -1,4 +1,4 @@
-"""Which prototypes belong to a slide (equations 11 and 12)."""
+"""Slide-specific selection of prototypes (equations 11 and 12)."""
 
 from __future__ import annotations
 
@@ -9,49 +9,32 @@ from torch import Tensor, nn
 
 
 class SlideQueue(nn.Module):
-    r"""For every slide and prototype, its scores in the slide's last batches.
-
-    .. math:: W_{s,k} = \max_t Q_{s,t,k}
-
-    Parameters
-    ----------
-    n_slides, n_nodes
-        Slides of the training data, and prototypes of all levels.
-    length
-        T, batches that are remembered.
-    """
+    """Scores of the M prototypes in the last T = `length` batches of every slide."""
 
     scores: Tensor
-    """``(S, T, M)`` float32; ``inf`` where nothing was pushed yet, so that a new slide keeps everything."""
+    """``(S, T, M)`` float32; ``inf`` before the first batches, so that a new slide keeps all prototypes."""
 
     def __init__(self, n_slides: int, n_nodes: int, length: int) -> None:
         super().__init__()
         self.register_buffer("scores", torch.full((n_slides, length, n_nodes), torch.inf))
 
     def forget(self) -> None:
-        """Start anew, after the prototypes were set again."""
+        """Empty the queue, for new prototypes."""
         self.scores.fill_(torch.inf)
 
     @torch.no_grad()
     def push(self, slides: Tensor, scores: Tensor, rank: int) -> None:
-        """Remember a batch: for every slide in it and every prototype, the score of the cell that comes `rank`-th.
+        """Add a batch: for every slide and prototype, the score of rank `rank` among the cells.
 
-        Parameters
-        ----------
-        slides
-            ``(B,)`` int64 slide of every cell.
-        scores
-            ``(B, M)`` cosines of the cells with all prototypes.
-        rank
-            1 would let a single odd cell keep a prototype alive.
+        `slides` is ``(B,)`` int64, `scores` ``(B, M)`` cosines. With rank 1 a single outlier would keep a prototype.
         """
         for slide in slides.unique().tolist():
-            here = scores[slides == slide]
-            top = here.topk(min(rank, len(here)), dim=0).values[-1]
+            cells = scores[slides == slide]
+            top = cells.topk(min(rank, len(cells)), dim=0).values[-1]
             self.scores[slide] = torch.cat([top[None], self.scores[slide, :-1]])
 
     def weights(self) -> Tensor:
-        """Weights W of equation 11, ``(S, M)``."""
+        r"""Weights :math:`W_{s,k} = \max_t Q_{s,t,k}`, ``(S, M)`` (equation 11)."""
         return self.scores.amax(dim=1)
 
     def active(
@@ -64,49 +47,36 @@ class SlideQueue(nn.Module):
         threshold: float = 0.99,
         min_fraction: float = 0.3,
     ) -> Tensor:
-        r"""Select the prototypes of a slide.
+        r"""Select the prototypes of a slide, ``(M,)`` bool.
 
         Parameters
         ----------
         slide
             Number of the slide.
-        levels
-            Nodes of every level.
-        parent
-            ``(M,)`` parents of the nodes.
-        rule
+        levels, parent
+            Nodes of every level, and the ``(M,)`` parents of all nodes. Parents of selected nodes are selected too, and
+            all children of a selected node without selected children, so that every path reaches a leaf.
+        rule, threshold
             ``"slide"``: :math:`W_{s,k} > \theta \max_{k'} W_{s,k'}` within a level (equation 12). ``"prototype"``:
-            :math:`W_{s,k} > \theta \max_{s'} W_{s',k} - 0.01`, which compares a slide with the others.
-        threshold
-            θ.
+            :math:`W_{s,k} > \theta \max_{s'} W_{s',k} - 0.01`, a comparison with the other slides.
         min_fraction
-            Least share of a level that is kept, by greatest weight: with scores that are cosines the printed rule
-            would keep next to nothing.
-
-        Returns
-        -------
-        ``(M,)`` bool. Parents of selected nodes are selected too, and a selected node without a selected child gets
-        back all of them, so that every path reaches a leaf.
+            Minimum fraction of a level that is kept, by weight: equation 12 alone would keep few prototypes, because
+            scores are cosines.
         """
         weights = self.weights()
-        here = weights[slide]
-        weights = torch.where(torch.isinf(weights), -torch.inf, weights)  # slides that were not seen yet
-        if torch.isinf(here).any() or (rule == "prototype" and len(weights) == 1):
-            return torch.ones_like(here, dtype=torch.bool)
-        selected = torch.zeros_like(here, dtype=torch.bool)
+        own = weights[slide]
+        weights = torch.where(torch.isinf(weights), -torch.inf, weights)  # slides without a batch
+        if torch.isinf(own).any() or (rule == "prototype" and len(weights) == 1):
+            return torch.ones_like(own, dtype=torch.bool)
+        selected = torch.zeros_like(own, dtype=torch.bool)
         for nodes in levels:
-            within = here[nodes]
-            bar = threshold * within.max() if rule == "slide" else threshold * weights[:, nodes].amax(dim=0) - 0.01
-            least = within.topk(max(1, round(min_fraction * len(within)))).values[-1]
-            selected[nodes] = (within > bar) | (within >= least)
+            bar = threshold * own[nodes].max() if rule == "slide" else threshold * weights[:, nodes].amax(dim=0) - 0.01
+            n_kept = max(1, round(min_fraction * len(own[nodes])))
+            selected[nodes] = (own[nodes] > bar) | (own[nodes] >= own[nodes].topk(n_kept).values[-1])
         for nodes in reversed(levels[1:]):
-            chosen = torch.arange(nodes.start, nodes.stop, device=here.device)[selected[nodes]]
-            selected[parent[chosen]] = True
-        for upper, nodes in zip(levels, levels[1:], strict=False):
-            children = torch.zeros(len(here), device=here.device)
-            children.index_add_(0, parent[nodes], selected[nodes].float())
+            selected[parent[nodes][selected[nodes]]] = True
+        for nodes in levels[1:]:
             childless = selected.clone()
-            childless[: upper.start], childless[upper.stop :] = False, False
-            childless &= children == 0
+            childless[parent[nodes][selected[nodes]]] = False
             selected[nodes] |= childless[parent[nodes]]
         return selected

@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def sinkhorn(scores: Tensor, epsilon: float = 0.05, n_iterations: int = 3) -> Tensor:
-    r"""Entropic optimal transport between cells and prototypes, in the log domain.
+    r"""Entropic optimal transport between B cells and K prototypes, in the log domain (equation 3; Cuturi 2013).
 
     .. math:: Q^* = \arg\max_{Q} \langle Q, S \rangle + \epsilon H(Q), \quad
         Q \mathbf{1} = \tfrac{1}{B} \mathbf{1}, \; Q^\top \mathbf{1} = \tfrac{1}{K} \mathbf{1}
@@ -15,22 +15,21 @@ def sinkhorn(scores: Tensor, epsilon: float = 0.05, n_iterations: int = 3) -> Te
     Parameters
     ----------
     scores
-        ``(B, K)`` similarities S; ``-inf`` where a cell must not go. Every row needs a finite entry.
+        ``(B, K)`` similarities S, ``-inf`` where an assignment is excluded. Every row needs a finite entry.
     epsilon
-        Regularisation: the smaller, the harder the assignment.
+        Regularisation ε: the smaller, the harder the assignment.
     n_iterations
-        Alternating normalisations of columns and rows.
+        Number of normalisations of columns and rows.
 
     Returns
     -------
-    ``(B, K)``: B times Q*, so that every row sums to 1 (to rounding); zero where `scores` is ``-inf``. Where the finite
-    entries form blocks, as for cells among the children of their node (equation 8), each block is balanced by itself.
+    ``(B, K)``: B times Q*, with rows that sum to 1 (to rounding) and 0 where `scores` is ``-inf``. Blocks of finite
+    entries, such as cells and the children of their node (equation 8), are balanced one by one.
 
     Notes
     -----
-    Equation 3 of the paper, whose sign of the entropy is that of a minimisation; Cuturi (2013). Logarithms instead of
-    the exponentials of the printed form keep small ε from under- and overflowing. Rows are normalised last, so that
-    the masses of the columns need no name: a factor common to a block's columns cancels.
+    The printed equation has the sign of the entropy reversed. Logarithms avoid under- and overflow at small ε. Rows are
+    normalised last, so that the masses of the columns are not needed: a factor common to a block's columns cancels.
     """
     log_q = scores / epsilon
     for _ in range(n_iterations):

@@ -1,4 +1,4 @@
-"""Products of constant sparse matrices with tensors that are trained."""
+"""Products of constant sparse matrices with trained tensors."""
 
 from __future__ import annotations
 
@@ -12,14 +12,9 @@ from torch import Tensor
 
 
 class Sparse:
-    """A constant sparse matrix that multiplies dense tensors, forwards and backwards.
+    """Constant ``(n, m)`` float32 csr matrix that multiplies dense tensors, with gradient.
 
-    torch has no fast gradient of a CSR product; with the transpose at hand it is another CSR product.
-
-    Parameters
-    ----------
-    matrix
-        ``(n, m)`` float32.
+    torch has no fast gradient of a csr product; with the transpose it is another csr product.
     """
 
     def __init__(self, matrix: sp.csr_matrix) -> None:
@@ -30,7 +25,7 @@ class Sparse:
 
     @property
     def backward(self) -> Tensor:
-        """The transpose, made when first needed."""
+        """The transpose, computed at its first use."""
         if self._backward is None:
             self._backward = _to_torch(sp.csr_matrix(self.matrix.T)).to(self.forward.device)
         return self._backward
@@ -57,7 +52,7 @@ class _Product(torch.autograd.Function):
 
 
 def csr_tensor(indptr: Tensor, indices: Tensor, values: Tensor, shape: tuple[int, int]) -> Tensor:
-    """Return a sparse tensor of these parts, without copying them."""
+    """Sparse tensor of these parts, without a copy."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Sparse")  # "CSR support is in beta state"
         return torch.sparse_csr_tensor(indptr, indices, values, size=shape)

@@ -1,4 +1,4 @@
-"""The network: embed cells, encode neighbourhoods, compare with the tree."""
+"""The network: gene embedder, graph attention encoder, prototype tree."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from stage_sc.nn._tree import PrototypeTree
 
 
 class Batch(NamedTuple):
-    """Centres of one slide with everything that their embeddings depend on; a whole slide is a batch too."""
+    """Centres of one slide with all cells of their receptive field; a whole slide is a batch too."""
 
     slide: int
     """Number of the slide."""
     expression: Sparse
-    """``(n, P)`` log-normalised expression of the centres and of all cells within reach."""
+    """``(n, P)`` log-normalised expression of the cells."""
     panel: Panel
     """Genes of the slide and their scaling."""
     neighbours: Neighbours
@@ -40,30 +40,30 @@ class Stage(nn.Module):
     Parameters
     ----------
     config
-        Choices of the method.
+        All choices of the method.
     genes
         Vocabulary: tokens as `stage_sc.pp.match_genes` gives them.
     slides
         Names of the training slides.
     name
-        Name of the model, written beside its labels.
+        Name of the model, written with its labels.
     version
-        Version of the package that the model was made with. ``None``: this one.
+        Version of the package that made the model. ``None``: this one.
     seed
-        Of the untrained weights. The state of torch's own generator is left as it is.
+        Seed of the untrained weights. The state of torch's generator is not changed.
     """
 
     vocabulary: dict[str, int]
     """Position of every gene."""
     history: pd.DataFrame | None
-    """Losses and health figures per epoch, of a model that was just trained."""
+    """Losses and health metrics per epoch, of a model that was just trained."""
     initial_vectors: Tensor
     """``(G, dim)`` float32, gene vectors at the start of training."""
     init_node: Tensor
-    """``(M,)`` int64, of a model that was trained from another (`init`): the node of that model that most of a node's
-    training cells were in; -1 where there are none."""
+    """``(M,)`` int64, for a model trained from another (`init`): the node of that model with most of a node's training
+    cells; -1 without cells."""
     init_share: Tensor
-    """``(M,)`` float32, the fraction of these cells."""
+    """``(M,)`` float32, the fraction of the node's cells in it."""
 
     def __init__(
         self,
@@ -78,7 +78,7 @@ class Stage(nn.Module):
         self.config, self.genes, self.slides, self.name = config, list(genes), list(slides), name
         self.vocabulary = {gene: position for position, gene in enumerate(genes)}
         self.version = version or package_version("stage-sc")
-        self.history: pd.DataFrame | None = None
+        self.history = None
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.embedder = GeneEmbedder(len(genes), config.dim)
@@ -90,46 +90,25 @@ class Stage(nn.Module):
         self.register_buffer("init_share", torch.zeros(self.tree.n_nodes))
         self.queue = SlideQueue(len(slides), self.tree.n_nodes, config.queue_length)
 
-    @property
-    def digest(self) -> str:
-        """16 hexadecimal digits: the same for the same weights, vocabulary, slides and configuration."""
-        header = {"config": self.config.to_dict(), "genes": self.genes, "slides": self.slides}
-        return content_digest(header, self.state_dict())
-
-    @torch.no_grad()
-    def set_vectors(self, vectors: Tensor) -> None:
-        """Start from these gene vectors, ``(G, dim)``."""
-        self.embedder.vectors.copy_(vectors)
-        self.initial_vectors.copy_(vectors)
-
     def forward(self, batch: Batch, view: View | None = None) -> Tensor:
-        """Embed the neighbourhoods of the centres.
+        """Embed the neighbourhoods of the centres, h = Encoder(embed(x, P)): ``(B, dim)`` float32 of length 1.
 
-        Parameters
-        ----------
-        batch
-            From `stage_sc.data`.
-        view
-            What augmentation does to the panel. ``None``: nothing, as in inference.
-
-        Returns
-        -------
-        ``(B, dim)`` float32 with rows of length 1.
+        `view` is an augmentation of the panel. ``None``: none, as in inference.
         """
-        return self.encoder(self.embed(batch.expression, batch.panel, view), batch.neighbours)
+        cells = self.embed(batch.expression, batch.panel, view)
+        return self.encoder(cells, batch.neighbours)
 
     def embed(self, expression: Sparse, panel: Panel, view: View | None = None) -> Tensor:
-        """Embed cells, ``(n, dim)``, before they see each other."""
+        """Embed single cells, ``(n, dim)`` (equation 17)."""
         view = view or clean_view(len(panel.genes)).to(self.tree.parent.device)
         return self.embedder(expression, panel, view)
 
     def active(self, slides: Tensor) -> Tensor:
-        """Prototypes of the training slide of every cell, ``(B, M)`` bool; `slides` is ``(B,)`` int64."""
+        """Prototypes of the training slide of every cell, ``(B, M)`` bool (equation 12); `slides` is ``(B,)`` int64."""
         config, tree = self.config, self.tree
-        levels = [tree.nodes(level) for level in range(len(tree.levels))]
         select = partial(
             self.queue.active,
-            levels=levels,
+            levels=[tree.nodes(level) for level in range(len(tree.levels))],
             parent=tree.parent,
             rule=config.selection,
             threshold=config.selection_threshold,
@@ -138,9 +117,21 @@ class Stage(nn.Module):
         present, position = slides.unique(return_inverse=True)
         return torch.stack([select(slide) for slide in present.tolist()])[position]
 
+    @torch.no_grad()
+    def set_vectors(self, vectors: Tensor) -> None:
+        """Set the initial gene vectors, ``(G, dim)``."""
+        self.embedder.vectors.copy_(vectors)
+        self.initial_vectors.copy_(vectors)
+
+    @property
+    def digest(self) -> str:
+        """16 hexadecimal digits that identify weights, vocabulary, slides and configuration."""
+        header = {"config": self.config.to_dict(), "genes": self.genes, "slides": self.slides}
+        return content_digest(header, self.state_dict())
+
 
 def content_digest(header: dict[str, Any], tensors: dict[str, Tensor]) -> str:
-    """Digest of the ``config``, ``genes`` and ``slides`` of a header, and of tensors by name."""
+    """Digest of the ``config``, ``genes`` and ``slides`` of a header, and of named tensors."""
     content = {key: header[key] for key in ("config", "genes", "slides")}
     digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode())
     for name in sorted(tensors):

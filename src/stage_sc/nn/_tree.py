@@ -1,42 +1,36 @@
-"""The tree of prototypes: its shape, its vectors, and the ways of a cell through it (equations 5 to 8)."""
+"""Tree of prototypes: shape, vectors, and paths of cells through it (equations 5 to 8)."""
 
 from __future__ import annotations
 
+from itertools import accumulate
 from typing import Literal
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
 from stage_sc.nn._linkage import group_with_siblings
 from stage_sc.nn._sinkhorn import sinkhorn
 
-# Cells that are compared with all prototypes at a time.
+# Number of cells compared with all prototypes at a time.
 BLOCK = 1024
 
 
 class PrototypeTree(nn.Module):
-    """Prototypes of all levels, and the parent of each.
+    """Prototypes of all levels, ``(M, dim)``, and the parent of each.
 
-    Nodes are numbered level by level from the root level to the leaves, and a number is never used twice: it is the
-    name of a niche. Every node above the leaves has at least two children.
-
-    Parameters
-    ----------
-    levels
-        Number of prototypes of every level.
-    dim
-        Length of a prototype.
+    Nodes are numbered level by level from the root level to the leaves. A number names a niche and is never reused.
+    Every node above the leaves has at least two children. `levels` are the numbers of prototypes per level.
     """
 
     parent: Tensor
-    """``(M,)`` int64, node number of the parent; -1 at the root level."""
+    """``(M,)`` int64, number of the parent; -1 at the root level."""
 
     def __init__(self, levels: tuple[int, ...], dim: int) -> None:
         super().__init__()
         self.levels = tuple(levels)
-        self.offsets = np.concatenate([[0], np.cumsum(self.levels)]).tolist()
+        self.offsets = list(accumulate(self.levels, initial=0))
         self.prototypes = nn.Parameter(F.normalize(torch.randn(sum(levels), dim), dim=1))
         self.register_buffer("parent", torch.full((sum(levels),), -1, dtype=torch.int64))
 
@@ -50,57 +44,44 @@ class PrototypeTree(nn.Module):
         level %= len(self.levels)
         return slice(self.offsets[level], self.offsets[level + 1])
 
+    def local_parent(self, level: int) -> Tensor:
+        """Parent of every node of `level`, as a position within the level above."""
+        return self.parent[self.nodes(level)] - self.offsets[level - 1]
+
+    def siblings(self, level: int, upper: Tensor) -> Tensor:
+        """``(B, K_l)`` bool: children in `level` of the nodes `upper`, which are positions in the level above."""
+        return self.local_parent(level)[None] == upper[:, None]
+
     def scores(self, h: Tensor, active: Tensor | None = None) -> list[Tensor]:
-        """Cosine of embeddings with the prototypes, one ``(B, K_l)`` tensor per level; ``-inf`` where not `active`."""
+        """Cosines of embeddings with prototypes, ``(B, K_l)`` for every level; ``-inf`` where not `active`."""
         cosine = h @ F.normalize(self.prototypes, dim=1).T
         if active is not None:
             cosine = torch.where(active, cosine, -torch.inf)
         return [cosine[:, self.nodes(level)] for level in range(len(self.levels))]
 
-    def local_parent(self, level: int) -> Tensor:
-        """For every node of `level`, its parent's position within the level above."""
-        return self.parent[self.nodes(level)] - self.offsets[level - 1]
-
-    def siblings(self, level: int, upper: Tensor) -> Tensor:
-        """``(B, K_l)`` bool: the nodes of `level` that are children of `upper`, positions in the level above."""
-        return self.local_parent(level)[None] == upper[:, None]
-
     def plans(self, scores: list[Tensor], upper: Tensor, level: int, epsilon: float, n_iterations: int) -> Tensor:
-        """Balanced assignment at `level`, each cell among the children of its node `upper` (equation 8)."""
-        if level == 0:
-            return sinkhorn(scores[0], epsilon, n_iterations)
-        among = torch.where(self.siblings(level, upper), scores[level], -torch.inf)
-        return sinkhorn(among, epsilon, n_iterations)
+        """Balanced assignment at `level`, of each cell to children of its node `upper` (equation 8)."""
+        allowed = torch.where(self.siblings(level, upper), scores[level], -torch.inf) if level else scores[level]
+        return sinkhorn(allowed, epsilon, n_iterations)
 
     @torch.no_grad()
     def sample_paths(
         self, scores: list[Tensor], draws: Tensor, *, epsilon: float = 0.05, n_iterations: int = 3
     ) -> Tensor:
-        """E-step: draw a path for every cell from the root level down, among children only (equations 6 to 8).
+        """E-step: sample a path for every cell from the root level down (equations 6 to 8).
 
-        At every level the cells are assigned in balance, and each draws its node from its row of the plan.
-
-        Parameters
-        ----------
-        scores
-            From `scores`.
-        draws
-            ``(B, L)`` float32, even in [0, 1): the source of chance.
-        epsilon, n_iterations
-            Of the assignment, see `sinkhorn`.
-
-        Returns
-        -------
-        ``(B, L)`` int64, positions within each level.
+        At every level, cells are assigned in balance to children of their node, and each samples one from its row of
+        the plan. `draws` are ``(B, L)`` float32, uniform in [0, 1). The result is ``(B, L)`` int64, positions within
+        each level.
         """
         upper = torch.zeros(len(scores[0]), dtype=torch.int64, device=scores[0].device)
         path = []
         for level in range(len(self.levels)):
             plan = self.plans(scores, upper, level, epsilon, n_iterations)
-            # the first node, of those with any mass, up to which there is more than the drawn share of it
+            # inverse of the cumulative distribution, over nodes with mass only
             mass = torch.where(plan > 0, plan.cumsum(dim=1), -1.0)
-            share = draws[:, level, None] * mass.amax(dim=1, keepdim=True)
-            upper = (mass > share).to(torch.uint8).argmax(dim=1)
+            drawn = draws[:, level, None] * mass.amax(dim=1, keepdim=True)
+            upper = (mass > drawn).to(torch.uint8).argmax(dim=1)
             path.append(upper)
         return torch.stack(path, dim=1)
 
@@ -108,102 +89,78 @@ class PrototypeTree(nn.Module):
     def assign(
         self, h: Tensor, *, how: Literal["path", "top-down"] = "path", temperature: float = 0.1
     ) -> tuple[Tensor, Tensor]:
-        """Lead every cell through the tree.
+        """Nodes of `paths`, and the ``(n,)`` float32 confidence of each path.
 
-        Parameters
-        ----------
-        h
-            ``(n, dim)`` embeddings of length 1.
-        how
-            ``"path"``: the path whose nodes have the greatest sum of cosines, each level above counting half as much.
-            ``"top-down"``: the nearest child from node to node.
-        temperature
-            τ of the confidence.
-
-        Returns
-        -------
-        ``(n, L)`` int64 node numbers, and ``(n,)`` float32 confidence: the geometric mean over levels of the
-        probabilities of the path's nodes given their parents (equation 7).
+        The confidence is the geometric mean over levels of the probability of a node given its parent, at temperature τ
+        (equation 7).
         """
-        parts = [self._assign(block, how, temperature) for block in h.split(BLOCK)]
-        nodes, confidence = (torch.cat(column) for column in zip(*parts, strict=True))
-        return nodes, confidence
+        nodes = self.paths(h, how=how)
+        blocks = zip(h.split(BLOCK), nodes.split(BLOCK), strict=True)
+        return nodes, torch.cat([self._confidence(self.scores(part), path, temperature) for part, path in blocks])
 
     @torch.no_grad()
     def paths(self, h: Tensor, *, how: Literal["path", "top-down"] = "path") -> Tensor:
-        """Nodes of `assign` alone, ``(n, L)`` int64."""
-        return torch.cat([self._paths(block, how) for block in h.split(BLOCK)])
+        """Assign every cell, ``(n, dim)`` of length 1, to a path of nodes, ``(n, L)`` int64.
 
-    def _assign(self, h: Tensor, how: str, temperature: float) -> tuple[Tensor, Tensor]:
-        nodes = self._paths(h, how)
-        path = [node - offset for node, offset in zip(nodes.T, self.offsets, strict=False)]
-        return nodes, self._confidence(self.scores(h), path, temperature)
-
-    def _paths(self, h: Tensor, how: str) -> Tensor:
-        """From the leaf, which is found first, up."""
-        position = self._last_of_top_down(h) if how == "top-down" else (h @ self._sums_of_paths().T).argmax(dim=1)
-        nodes = [position + self.offsets[-2]]
+        ``"path"``: the path with the greatest sum of cosines, each level with half the weight of the one below.
+        ``"top-down"``: the nearest child from node to node.
+        """
+        if how == "top-down":
+            leaf = torch.cat([self._top_down_leaf(self.scores(block)) for block in h.split(BLOCK)])
+        else:
+            sums = self._path_sums()
+            leaf = torch.cat([(block @ sums.T).argmax(dim=1) for block in h.split(BLOCK)])
+        nodes = [leaf + self.offsets[-2]]
         for _ in self.levels[1:]:
             nodes.insert(0, self.parent[nodes[0]])
         return torch.stack(nodes, dim=1)
 
-    def _sums_of_paths(self) -> Tensor:
-        """``(K_L, dim)`` sum of the prototypes from each leaf to the root level, each level counting half as much."""
+    def _path_sums(self) -> Tensor:
+        """``(K_L, dim)`` sum of prototypes from the root level to each leaf, each level halved against the next."""
         prototypes = F.normalize(self.prototypes, dim=1)
         total = prototypes[self.nodes(0)]
         for level in range(1, len(self.levels)):
             total = prototypes[self.nodes(level)] + total[self.local_parent(level)] / 2
         return total
 
-    def _last_of_top_down(self, h: Tensor) -> Tensor:
-        scores = self.scores(h)
+    def _top_down_leaf(self, scores: list[Tensor]) -> Tensor:
         position = scores[0].argmax(dim=1)
         for level in range(1, len(self.levels)):
             position = torch.where(self.siblings(level, position), scores[level], -torch.inf).argmax(dim=1)
         return position
 
-    def _confidence(self, scores: list[Tensor], path: list[Tensor], temperature: float) -> Tensor:
+    def _confidence(self, scores: list[Tensor], path: Tensor, temperature: float) -> Tensor:
         """Geometric mean over levels of the probability of the path's node among its siblings."""
         total = torch.zeros_like(scores[0][:, 0])
-        for level, (score, position) in enumerate(zip(scores, path, strict=True)):
-            chosen = score.gather(1, position[:, None])[:, 0]
+        for level, score in enumerate(scores):
+            chosen = score.gather(1, path[:, level, None] - self.offsets[level])[:, 0]
             if level:
-                siblings = self._children(level)[path[level - 1]]
+                siblings = self._children(level)[path[:, level - 1] - self.offsets[level - 1]]
                 score = torch.where(siblings >= 0, score.gather(1, siblings.clamp(min=0)), -torch.inf)
             total += chosen / temperature - torch.logsumexp(score / temperature, dim=1)
         return torch.exp(total / len(scores))
 
     def _children(self, level: int) -> Tensor:
-        """``(K_{l-1}, most children)`` int64, nodes of `level` under each node above; -1 where there are fewer."""
+        """Children in `level` of each node above, ``(K_{l-1}, C)`` int64 positions; rows are filled with -1."""
         parent, order = torch.sort(self.local_parent(level), stable=True)
         count = torch.bincount(parent, minlength=self.levels[level - 1])
-        column = torch.arange(len(parent), device=parent.device) - (torch.cumsum(count, 0) - count)[parent]
-        table = torch.full((len(count), int(count.max())), -1, device=parent.device)
-        table[parent, column] = order
-        return table
+        return pad_sequence(order.split(count.tolist()), batch_first=True, padding_value=-1)
 
     @torch.no_grad()
     def grow(self, leaves: Tensor, leaf: Tensor, context: Tensor, linkage: Literal["context", "cosine"]) -> None:
-        """Set all prototypes and parents from the leaves up (appendix G.4).
+        """Set all prototypes and parents from the leaves up, by Ward linkage weighted by cells (appendix G.4).
 
-        Parameters
-        ----------
-        leaves
-            ``(K, dim)`` leaf prototypes.
-        leaf, context
-            ``(n,)`` int64 leaf of every training cell, and its ``(n, dim)`` float32 context.
-        linkage
-            Leaves get a common parent whose cells have similar contexts (``"context"``), or whose prototypes are
-            similar (``"cosine"``). Both by Ward linkage weighted with the number of cells.
+        `leaves` are ``(K, dim)`` leaf prototypes, `leaf` the ``(n,)`` int64 leaf of every training cell, `context`
+        their ``(n, dim)`` contexts. Leaves are joined by the mean context of their cells (``"context"``) or by their
+        prototypes (``"cosine"``).
         """
         count = torch.bincount(leaf, minlength=self.levels[-1]).to(context).clamp(min=1)
         prototype = F.normalize(leaves, dim=1)
         mean = torch.zeros_like(prototype).index_add_(0, leaf, context) / count[:, None]
-        self.prototypes[self.nodes(len(self.levels) - 1)] = prototype
+        self.prototypes[self.nodes(-1)] = prototype
         for level in range(len(self.levels) - 1, 0, -1):
             points = mean if linkage == "context" else prototype
-            groups = group_with_siblings(points.numpy(), count.numpy(), self.levels[level - 1])
-            group = torch.from_numpy(groups)
+            group = torch.from_numpy(group_with_siblings(points.numpy(), count.numpy(), self.levels[level - 1]))
             self.parent[self.nodes(level)] = group + self.offsets[level - 1]
             total = torch.zeros(self.levels[level - 1]).index_add_(0, group, count)
             prototype, mean = (

@@ -1,4 +1,4 @@
-"""Plots of niches on the tissue and in their tree, and of how a training went."""
+"""Plots: niches on the tissue, the tree of niches, and training curves."""
 
 from stage_sc.pl._niche_tree import niche_tree
 from stage_sc.pl._spatial_domains import spatial_domains

@@ -1,4 +1,4 @@
-"""Cells to draw: labels, coordinates, slides and scales of one object or of several."""
+"""Cells to draw: slides, coordinates, labels and colours of one object or of several."""
 
 from __future__ import annotations
 
@@ -8,91 +8,120 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 from anndata import AnnData
+from matplotlib.colors import is_color_like, to_hex
+from pandas.api.types import union_categoricals
 
-from stage_sc._input import Tables, join_tables, read_coordinates, read_slide_codes, read_tables, slide_name
+from stage_sc._input import read_coordinates, read_labels, read_slide_codes, read_tables, slide_name
 from stage_sc._result import read_result
 from stage_sc.graph import graph_scale
-from stage_sc.pl._palette import category_colors
+from stage_sc.pl._palette import distinct_colors, niche_colors
 
 
 class Cells(NamedTuple):
-    """Cells of all objects that were given to a plot function."""
+    """Cells of all objects that were given to a plot function, one object after the other."""
 
-    tables: Tables
-    adata: AnnData
-    """The object that was given, or the annotations of several joined."""
+    parts: list[AnnData]
     key_added: str
-    library_key: str | None
+    result: Mapping[str, Any]
+    """``uns[key_added]`` of the first object that has niches, or empty."""
+    spatial_key: str
+    slides: dict[str, np.ndarray]
+    """Row numbers of the cells of each slide, in the order of objects and categories; "" for a single slide."""
+    scales: dict[str, float | None]
+    """µm per unit of the coordinates of each slide; None without a graph of these coordinates."""
 
-    @property
-    def result(self) -> Mapping[str, Any]:
-        """``uns[key_added]``; empty where there are no niches."""
-        return read_result(next(iter(self.tables.by_name.values())), self.key_added)
-
-    @property
-    def spatial_key(self) -> str:
-        """Key of the coordinates with which the niches were computed."""
-        return str(self.result.get("params", {}).get("spatial_key", "spatial"))
-
-    def coordinates(self, spatial_key: str | None) -> np.ndarray:
-        """Return x and y of each cell, float64 (n, 2); a third coordinate is left out."""
-        key = spatial_key or self.spatial_key
-        parts = self.tables.by_name.values()
-        xy = np.concatenate([read_coordinates(part, key)[:, :2] for part in parts])
-        if len(xy) == 0:
-            raise ValueError("adata has no cells to draw")
-        return xy
-
-    def rows(self, libraries: Sequence[str] | None = None) -> dict[str, np.ndarray]:
-        """Cells of each slide to draw as boolean masks, by name, in the order of the categories.
-
-        All cells are under "" where there is one slide only.
-        """
-        key = self.library_key
-        if key is None and libraries is not None:
-            raise ValueError(
-                "`libraries` chooses slides by name and needs `library_key`, the column of obs that names them"
-            )
-        names, codes = read_slide_codes(self.adata, key)
-        present = names
-        if key is not None:
-            present = [str(name) for name in pd.Categorical(self.adata.obs[key]).remove_unused_categories().categories]
-        chosen = present if libraries is None else [str(name) for name in np.atleast_1d(libraries)]
+    def choose(self, libraries: Sequence[str] | None) -> dict[str, np.ndarray]:
+        """Rows of the slides to draw, in the order of `libraries`; all by default."""
+        if libraries is None:
+            return self.slides
+        if list(self.slides) == [""]:
+            raise ValueError("`libraries` chooses slides by name: set `library_key`, the column of obs with the names")
+        chosen = [str(name) for name in np.atleast_1d(libraries)]
         if not chosen:
-            raise ValueError(f"`libraries` is empty: name some of {present}, or leave it out for all")
-        unknown = [name for name in chosen if name not in present]
+            raise ValueError(f"`libraries` is empty: name some of {list(self.slides)}, or leave it out for all")
+        unknown = [name for name in chosen if name not in self.slides]
         if unknown:
-            raise KeyError(f"no slides {unknown} in adata.obs[{key!r}], which has {present}")
-        return {name: codes == names.index(name) for name in chosen}
+            raise KeyError(f"no slides {unknown} (`libraries`), there are {list(self.slides)}")
+        return {name: self.slides[name] for name in chosen}
 
-    def colors(self, key: str, palette: Mapping[str, str] | None) -> dict[object, str]:
-        """Colour of each category of `obs[key]`; remembered in ``uns`` of every object, see `category_colors`."""
-        stored = [part.uns.get(f"{key}_colors") for part in self.tables.by_name.values()]
-        if len(stored) > 1 and stored[0] is not None:
-            first = next(iter(self.tables.by_name.values()))
-            known = category_colors(first, key, self.result, key_added=self.key_added)
-            palette = {**{str(name): color for name, color in known.items()}, **(palette or {})}
-        colors = category_colors(self.adata, key, self.result, key_added=self.key_added, palette=palette)
-        if len(stored) > 1:
-            by_name = {str(name): color for name, color in colors.items()}
-            for part in self.tables.by_name.values():
-                category_colors(part, key, self.result, key_added=self.key_added, palette=by_name)
+    def coordinates(self) -> np.ndarray:
+        """Coordinates x and y of every cell, float64 (n, 2); a third coordinate is left out."""
+        return np.concatenate([read_coordinates(part, self.spatial_key)[:, :2] for part in self.parts])
+
+    def labels(self, key: str) -> pd.Categorical:
+        """`obs[key]` of all cells, missing in objects without this column.
+
+        Categories of several objects are in the order of the tree, sorted if those of each object are, or as found.
+        """
+        anywhere = any(key in part.obs for part in self.parts)
+        found = [
+            read_labels(part, key, integers=False)
+            if key in part.obs or not anywhere  # the error lists the columns
+            else pd.Categorical([None] * part.n_obs)
+            for part in self.parts
+        ]
+        if len(found) == 1:
+            return found[0]
+        found = [values.rename_categories(values.categories.astype(object)) for values in found]
+        in_order = all(values.categories.is_monotonic_increasing for values in found)
+        joined = union_categoricals(found, sort_categories=in_order, ignore_order=True)
+        order = niche_colors(self.result, key, list(joined.categories), self.key_added)
+        return joined.reorder_categories(list(order)) if order else joined
+
+    def colors(self, key: str, names: Sequence[object], palette: Mapping[str, str] | None) -> dict[object, str]:
+        """Colour of each of `names`, the categories of `obs[key]`; remembered in ``uns[f"{key}_colors"]``.
+
+        In order of precedence: `palette`, the colours in ``uns`` of the first object that has as many as categories,
+        `niche_colors`, and `distinct_colors`. Views are not written to, as that would turn them into copies.
+        """
+        palette = {} if palette is None else palette
+        if not isinstance(palette, Mapping):
+            raise TypeError(f"`palette` must map names to colours, e.g. {{'N3': 'gold'}}, not {type(palette).__name__}")
+        wrong = {name: color for name, color in palette.items() if not is_color_like(color)}
+        if wrong:
+            raise ValueError(f"`palette` has colours that matplotlib does not know: {wrong}")
+        parts = [part for part in self.parts if key in part.obs]
+        categories = [list(read_labels(part, key, integers=False).categories) for part in parts]
+        stored = [_stored(part, key, len(own)) for part, own in zip(parts, categories, strict=True)]
+        known = next((dict(zip(own, has, strict=True)) for own, has in zip(categories, stored, strict=True) if has), {})
+        default = niche_colors(self.result, key, names, self.key_added)
+        if not default:  # colours that are taken come last
+            free = sorted(distinct_colors(len(names)), key=lambda color: color in known.values())
+            default = dict(zip([name for name in names if name not in known], free, strict=False))
+        merged: dict[Any, str] = {**default, **known, **palette}
+        colors = {name: to_hex(merged[name]) for name in names}
+        for part, own, has in zip(parts, categories, stored, strict=True):
+            new = [colors[name] for name in own]
+            if new != has and not part.is_view:
+                part.uns[f"{key}_colors"] = new
         return colors
 
-    def scales(self, spatial_key: str | None) -> dict[str, float]:
-        """µm per unit of the coordinates of each slide, by its name, where the graph of these coordinates tells it."""
-        found: dict[str, float] = {}
-        for prefix, part in self.tables.by_name.items():
-            scales = graph_scale(part, spatial_key or self.spatial_key)
-            found |= {slide_name(prefix, name): scale for name, scale in scales.items()}
-        return found
 
-
-def read_cells(data: Any, key_added: str, library_key: str | None) -> Cells:
-    """Read the objects of a container. Without `library_key`, it is the one with which the niches were computed."""
+def read_cells(data: Any, key_added: str, library_key: str | None, spatial_key: str | None = None) -> Cells:
+    """Read the objects of a container; the default keys are those with which the niches were computed."""
     tables = read_tables(data)
-    first = next(iter(tables.by_name.values()))
-    if library_key is None:
-        library_key = read_result(first, key_added).get("params", {}).get("library_key") or None
-    adata = join_tables(tables, library_key)
-    return Cells(tables, adata, key_added, library_key if adata is data else "slide")
+    parts = list(tables.by_name.values())
+    result = next((found for part in parts if (found := read_result(part, key_added))), {})
+    params = result.get("params", {})
+    library_key = params.get("library_key") if library_key is None else library_key
+    spatial_key = spatial_key or str(params.get("spatial_key", "spatial"))
+    slides: dict[str, np.ndarray] = {}
+    scales: dict[str, float | None] = {}
+    offset = 0
+    for prefix, part in tables.by_name.items():
+        rows = read_slide_codes(part, library_key).rows() if part.n_obs else {}
+        order = pd.Categorical(part.obs[library_key]).categories.astype(str) if library_key and rows else rows
+        slides |= {slide_name(prefix, name): offset + rows[name] for name in order if name in rows}
+        scale_of = graph_scale(part, spatial_key)
+        common = next(iter(scale_of.values())) if len(set(scale_of.values())) == 1 else None
+        scales |= {slide_name(prefix, name): scale_of.get(name, common) for name in rows}
+        offset += part.n_obs
+    if not slides:
+        raise ValueError("`data` has no cells to draw")
+    return Cells(parts, key_added, result, spatial_key, slides, scales)
+
+
+def _stored(adata: AnnData, key: str, n: int) -> list[str]:
+    """Colours in ``uns`` in hexadecimal; empty unless there are `n` valid ones."""
+    colors = adata.uns.get(f"{key}_colors", [])
+    return [to_hex(color) for color in colors] if len(colors) == n and all(map(is_color_like, colors)) else []

@@ -1,9 +1,9 @@
-"""The end of each plot function: save, show, return."""
+"""Last step of each plot function: save, show, return."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import matplotlib as mpl
 import matplotlib.pyplot as plt
@@ -14,9 +14,11 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+T = TypeVar("T")  # axes or a list of them
+
 
 def root_figure(ax: Axes) -> Figure:
-    """Return the whole figure that the axes are part of."""
+    """Figure that the axes are part of; of a subfigure, the whole figure."""
     figure = ax.get_figure(root=True)
     if figure is None:
         raise ValueError("`ax` has been removed from its figure: pass axes that are still part of one")
@@ -24,14 +26,14 @@ def root_figure(ax: Axes) -> Figure:
 
 
 def finish(
-    fig: Figure, axes: list[Axes], *, own: bool, show: bool | None, save: str | Path | None, return_fig: bool
-) -> Axes | list[Axes] | Figure | None:
-    """Save where asked, show as scanpy does, return axes, figure or nothing.
+    fig: Figure, axes: T, *, own: bool, show: bool | None, save: str | Path | None, return_fig: bool
+) -> T | Figure | None:
+    """Save, show as scanpy does, and return axes, figure or None.
 
-    `own` says that the figure was made here; a caller's figure is neither shown without being asked nor closed.
+    A figure that is not our `own` is shown only if asked to, and never closed.
     """
     if save is not None:
-        fig.savefig(Path(save), dpi=200, bbox_inches="tight")
+        fig.savefig(save, dpi=200, bbox_inches="tight")
     if return_fig:
         if own:  # a notebook would draw it twice
             plt.close(fig)
@@ -42,4 +44,4 @@ def finish(
             if mpl.get_backend().lower() in backend_registry.list_builtin(BackendFilter.NON_INTERACTIVE):
                 plt.close(fig)
             return None
-    return axes[0] if len(axes) == 1 else axes
+    return axes

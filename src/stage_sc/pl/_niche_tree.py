@@ -1,4 +1,4 @@
-"""The tree of niches, sized and coloured by use."""
+"""Tree of niches, with the number of cells of each."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ from matplotlib.lines import Line2D
 from matplotlib.patheffects import withStroke
 from matplotlib.textpath import TextPath
 
-from stage_sc._input import read_labels
 from stage_sc._result import children_of, require_result
 from stage_sc.pl._cells import read_cells
 from stage_sc.pl._figure import finish, root_figure
@@ -44,46 +43,45 @@ def niche_tree(
     save: str | Path | None = None,
     return_fig: bool = False,
 ) -> Axes | Figure | None:
-    """Draw the tree of niches: the area of a node is its number of cells, its colour the one on the tissue.
+    """Draw the tree of niches: areas are numbers of cells, colours those of ``st.pl.spatial_domains``.
 
-    Level 1 is on top, and niches with a common parent lie next to each other. Niches without cells are left out; the
-    text on the left says how many of a level are in use. With several slides, the strip below shows which share of each
-    slide's cells a niche holds: dark columns are niches that slides have in common, and a single dark field belongs to
-    one slide. Names are written where they fit, those of the largest niches first.
+    Level 1 is on top, siblings lie side by side. Niches without cells are left out; the text on the left has the number
+    of niches in use on each level. With several slides, a strip below shows the percentage of each slide's cells in
+    each niche. Names are written where they fit, the largest niches first.
 
     Parameters
     ----------
     data
-        Cells with niches from ``st.tl.stage_niches``; or a list or a dictionary of such objects, which are slides of
-        their own.
+        Cells with niches from ``st.tl.stage_niches``; or a list or a dictionary of such objects, each of which is a
+        slide or more.
     key_added
-        Under which name the niches were written.
+        Name under which the niches were written.
     library_key
-        Column of `obs` that names the slide of each cell. Default: the one with which the niches were computed.
+        Column of ``obs`` that names the slide of each cell. Default: the one of the niches.
     max_level
-        Deepest level to draw. Default: all; 2 gives an overview of a tree with hundreds of leaves.
+        Deepest level to draw. Default: all.
     min_cells
-        Leave out niches with fewer cells, at least 1.
+        Smallest number of cells of a niche to draw, at least 1.
     palette
-        Colours of some or all niches by name; the others keep theirs. Remembered like all colours.
+        Colours by name of niche; the others keep theirs.
     figsize
-        Width and height in inches. Default: after the number of niches and slides.
+        Width and height in inches. Default: by the number of niches and slides.
     ax
         Axes to draw on.
     show
         Show the figure and return None. Default: scanpy's ``settings.autoshow``, unless `ax` is given.
     save
-        Full path of a file to write (200 dots per inch, cropped to what is drawn); the suffix sets the format.
+        Path of a file to write, at 200 dots per inch; the suffix sets the format.
     return_fig
         Return the figure, detached from pyplot, instead of showing it.
 
     Returns
     -------
-    The axes if not shown or if `ax` is given, the figure with `return_fig`, else None. Sets the following field:
+    The axes if not shown or if `ax` is given, the figure with `return_fig`, else None. Sets in each object that is not
+    a view:
 
     `adata.uns[f"{key}_colors"]` : :class:`list`
-        For the column `key` of each level drawn: a colour for each category, in their order, unless a list of the right
-        length was there already. Views are not written to.
+        Colour of each category of each level drawn, in their order; see ``st.pl.spatial_domains``.
 
     Raises
     ------
@@ -92,16 +90,12 @@ def niche_tree(
     TypeError
         If `palette` is not a mapping.
     ValueError
-        If `max_level` is not a level of the tree, no niche has `min_cells` cells, or cells have no slide.
-
-    See Also
-    --------
-    stage_sc.pl.spatial_domains : the same niches in the same colours on the tissue.
+        If `max_level` is not a level of the tree, no niche has `min_cells` cells, cells have no slide, or objects were
+        labelled by different models.
 
     Notes
     -----
-    Cells are counted in `obs`, so that a subset of the cells shows its own use. Nodes below two points of diameter are
-    drawn at two points.
+    Cells are counted in ``obs``, so that a subset shows its own use. Nodes are at least two points wide.
 
     Examples
     --------
@@ -117,17 +111,18 @@ def niche_tree(
     ['level 2', '3 of 3']
     """
     cells = read_cells(data, key_added, library_key)
-    for part in cells.tables.by_name.values():
-        result = require_result(part, key_added)
-    levels, tree = list(result["levels"]), result["tree"]
+    models = {require_result(part, key_added).get("model", {}).get("digest") for part in cells.parts}
+    if len(models) > 1:
+        raise ValueError(f"niches of {len(models)} models cannot share a tree, see `uns[{key_added!r}]['model']`")
+    tree = cells.result["tree"]
+    levels = list(cells.result["levels"])
     if max_level is not None and not 1 <= max_level <= len(levels):
         raise ValueError(f"`max_level` must be a level of the tree, 1 to {len(levels)}, not {max_level}")
     if min_cells < 1:
         raise ValueError(f"`min_cells` must be at least 1, not {min_cells}: niches without cells are not drawn")
     levels = levels[:max_level]
-    values = [read_labels(cells.adata, key, integers=False) for key in levels]
-    cells_of = cells.rows()
-    n_cells = {str(name): n for codes in values for name, n in codes.value_counts().items() if n >= min_cells}
+    values = {key: cells.labels(key) for key in levels}
+    n_cells = {str(name): n for codes in values.values() for name, n in codes.value_counts().items() if n >= min_cells}
     if not n_cells:
         raise ValueError(f"no niche has {min_cells} cells or more: lower `min_cells`")
     unknown = sorted(set(n_cells) - set(tree.index.astype(str)))
@@ -137,63 +132,44 @@ def niche_tree(
             "undo the renaming, or run st.tl.stage_niches again"
         )
     colors: dict[str, str] = {}
-    for key in levels:
-        of_key = cells.colors(key, palette)
-        colors |= {str(name): color for name, color in of_key.items()}
+    for key, codes in values.items():
+        colors |= {str(name): color for name, color in cells.colors(key, list(codes.categories), palette).items()}
 
     nodes = _layout(children_of(tree), n_cells)
+    nodes["color"] = nodes.index.map(colors)
     ends = nodes[nodes["end"]]
-    rows = len(cells_of) if len(cells_of) > 1 else 0
+    top = -LEVEL * (len(levels) - 1)  # of the deepest level
+    strip = STRIP + ROW * len(cells.slides) if len(cells.slides) > 1 else 0
     if ax is None:
-        bottom = 0.5 + (STRIP + rows * ROW if rows else 0)
-        size = figsize or (float(np.clip(0.16 * len(ends) + 2, 5, 13)), LEVEL * (len(levels) - 1) + 0.5 + bottom)
-        fig, axes = plt.subplots(figsize=size)
-        own = True
+        default = float(np.clip(0.16 * len(ends) + 2, 5, 13)), 1 + strip - top
+        fig, axes = plt.subplots(figsize=figsize or default)
     else:
-        fig, axes, own = root_figure(ax), ax, False
-    floor = -LEVEL * (len(levels) - 1) - (STRIP + rows * ROW if rows else 0)
-    axes.set(xlim=(-0.7, len(ends) - 0.3), ylim=(floor - 0.15, 0.4))
+        fig, axes = root_figure(ax), ax
+    axes.set(xlim=(-0.7, len(ends) - 0.3), ylim=(top - strip - 0.15, 0.4))
     axes.set_axis_off()
 
-    _draw_links(axes, nodes, colors)
+    _draw_links(axes, nodes)
     step = axes.get_position().width * fig.get_figwidth() / (len(ends) + 0.4)  # inches from leaf to leaf
-    share = nodes["n_cells"] / nodes["n_cells"].max()
+    fraction = nodes["n_cells"] / nodes["n_cells"].max()
     # As large as fits: neighbours may overlap a little, but the largest stays between 22 and 36 points.
-    largest = float(np.clip(((1.5 * 72 * step * nodes["width"]) ** 2 / share).min(), 500, 1300))
-    area = (largest * share).clip(lower=4)
-    axes.scatter(
-        nodes["x"],
-        nodes["y"],
-        s=area,
-        c=[colors[node] for node in nodes.index],
-        edgecolors="white",
-        linewidths=0.6,
-        zorder=3,
-        clip_on=False,
-    )
-    if rows:
-        _draw_strip(axes, ends, values, cells_of, top=-LEVEL * (len(levels) - 1) - STRIP)
-    _write_names(axes, nodes, np.sqrt(area) / 2, step, below=floor if rows else None)
+    largest = float(np.clip(((1.5 * 72 * step * nodes["width"]) ** 2 / fraction).min(), 500, 1300))
+    area = (largest * fraction).clip(lower=4)
+    axes.scatter("x", "y", area, "color", data=nodes, edgecolors="white", linewidths=0.6, zorder=3, clip_on=False)
+    if strip:
+        _draw_strip(axes, ends, list(values.values()), cells.slides, top=top - STRIP)
+    _write_names(axes, nodes, np.sqrt(area) / 2, step, below=top - strip if strip else None)
     for level in range(1, len(levels) + 1):
-        used, there = int((nodes["level"] == level).sum()), int((tree["level"] == level).sum())
-        axes.annotate(
-            f"level {level}\n{used} of {there}",
-            (0, -LEVEL * (level - 1)),
-            xycoords=axes.get_yaxis_transform(),
-            xytext=(-8, 0),
-            textcoords="offset points",
-            ha="right",
-            va="center",
-            fontsize=8,
-            color="0.3",
-        )
+        n_used, n_all = (nodes["level"] == level).sum(), (tree["level"] == level).sum()
+        _write_left(axes, f"level {level}\n{n_used} of {n_all}", -LEVEL * (level - 1))
     _size_legend(axes, int(nodes["n_cells"].max()), largest)
-    done = finish(fig, [axes], own=own, show=show, save=save, return_fig=return_fig)
-    return done[0] if isinstance(done, list) else done
+    return finish(fig, axes, own=ax is None, show=show, save=save, return_fig=return_fig)
 
 
 def _layout(children: Mapping[str, list[str]], n_cells: Mapping[str, int]) -> pd.DataFrame:
-    """Places of the niches in use: ends of branches side by side in the tree's order, parents above their middle."""
+    """Table of the niches in use: x of branch ends are 0, 1, … in the order of the tree, parents above their middle.
+
+    `width` is the number of branch ends below a node, `end` marks nodes without children in use.
+    """
     rows: dict[str, tuple[int, str, float, int, bool]] = {}
     width = 0
 
@@ -215,77 +191,53 @@ def _layout(children: Mapping[str, list[str]], n_cells: Mapping[str, int]) -> pd
     return nodes.sort_values(["level", "x"])
 
 
-def _draw_links(ax: Axes, nodes: pd.DataFrame, colors: Mapping[str, str]) -> None:
+def _draw_links(ax: Axes, nodes: pd.DataFrame) -> None:
     """Smooth lines from parent to child in the child's colour, wider for more cells."""
     child = nodes[nodes["level"] > 1]
     if child.empty:
         return
-    parent = nodes.loc[child["parent"]]
     t = np.linspace(0, 1, 25)
-    ease = t**2 * (3 - 2 * t)
-    x = parent["x"].to_numpy()[:, None] + (child["x"].to_numpy() - parent["x"].to_numpy())[:, None] * ease
-    y = parent["y"].to_numpy()[:, None] + (child["y"].to_numpy() - parent["y"].to_numpy())[:, None] * t
+    start, end = nodes.loc[child["parent"], ["x", "y"]].to_numpy()[:, None], child[["x", "y"]].to_numpy()[:, None]
+    lines = start + (end - start) * np.stack([t**2 * (3 - 2 * t), t], axis=-1)  # (links, 25, 2)
     width = 0.6 + 5 * np.sqrt(child["n_cells"] / nodes["n_cells"].max())
-    ax.add_collection(
-        LineCollection(
-            list(np.stack([x, y], axis=-1)),
-            colors=[colors[node] for node in child.index],
-            linewidths=width,
-            alpha=0.55,
-            capstyle="round",
-            zorder=1,
-            clip_on=False,
-        ),
-        autolim=False,
-    )
+    links = LineCollection(list(lines), colors=child["color"], linewidths=width, alpha=0.55, capstyle="round", zorder=1)
+    links.set_clip_on(False)
+    ax.add_collection(links, autolim=False)
 
 
 def _draw_strip(
-    ax: Axes, ends: pd.DataFrame, values: list[pd.Categorical], cells_of: Mapping[str, np.ndarray], top: float
+    ax: Axes, ends: pd.DataFrame, values: list[pd.Categorical], slides: Mapping[str, np.ndarray], top: float
 ) -> None:
-    """For each slide a row: the percentage of its cells in each niche at the end of a branch."""
+    """Percentage of each slide's cells in each branch end as a grey field, one row for each slide."""
     ends = ends.sort_values("x")
-    share = np.zeros((len(cells_of), len(ends)))
-    for row, here in enumerate(cells_of.values()):
-        counts = pd.concat([codes[here].value_counts() for codes in values])
-        counts.index = counts.index.astype(str)
-        share[row] = 100 * counts.reindex(ends.index, fill_value=0) / here.sum()
-    edges = np.arange(len(ends) + 1) - 0.5
-    mesh = ax.pcolormesh(
-        edges,
-        top - ROW * np.arange(len(cells_of) + 1),
-        share,
-        cmap="Greys",
-        norm=PowerNorm(0.5, 0, share.max()),
-        edgecolors="white",
-        linewidth=0.4 if len(ends) < 120 else 0.0,
-        rasterized=True,
-    )
-    for row, name in enumerate(cells_of):
-        ax.annotate(
-            name,
-            (0, top - ROW * (row + 0.5)),
-            xycoords=ax.get_yaxis_transform(),
-            xytext=(-8, 0),
-            textcoords="offset points",
-            ha="right",
-            va="center",
-            fontsize=8,
-            color="0.3",
-        )
+    percent = np.zeros((len(slides), len(ends)))
+    for i, (slide, rows) in enumerate(slides.items()):
+        counts = pd.concat([codes[rows].value_counts() for codes in values])
+        percent[i] = 100 * counts.rename(index=str).reindex(ends.index, fill_value=0) / len(rows)
+        _write_left(ax, slide, top - ROW * (i + 0.5))
+    x, y = np.arange(len(ends) + 1) - 0.5, top - ROW * np.arange(len(slides) + 1)
+    mesh = ax.pcolormesh(x, y, percent, cmap="Greys", norm=PowerNorm(0.5, 0, percent.max()), rasterized=True)
+    mesh.set(edgecolor="white", linewidth=0.4 if len(ends) < 120 else 0.0)
     low, high = ax.get_ylim()
-    height = ROW * max(len(cells_of), 4)
+    height = ROW * max(len(slides), 4)
     bar = ax.inset_axes((1.01, (top - height - low) / (high - low), 0.012, height / (high - low)))
     colorbar = ax.figure.colorbar(mesh, cax=bar)
-    ticks = share.max() * np.array([0, 0.25, 1])
-    colorbar.set_ticks(ticks, labels=[f"{percent:.2g}" for percent in ticks])
+    ticks = percent.max() * np.array([0, 0.25, 1])
+    colorbar.set_ticks(ticks, labels=[f"{tick:.2g}" for tick in ticks])
     colorbar.ax.tick_params(labelsize=7, length=2)
     colorbar.set_label("% of slide", fontsize=7)
     colorbar.outline.set_visible(False)
 
 
+def _write_left(ax: Axes, text: str, y: float) -> None:
+    """Small text left of the axes at height `y`."""
+    ax.annotate(
+        text, (0, y), (-8, 0), ax.get_yaxis_transform(), "offset points", ha="right", va="center", size=8, color="0.3"
+    )
+
+
 def _write_names(ax: Axes, nodes: pd.DataFrame, radius: pd.Series, step: float, below: float | None) -> None:
-    """Names above the nodes, and those of the deepest level below: the largest first, as long as they fit.
+    """Names above the nodes (deepest level: below), the largest niches first, where they fit.
 
     `radius` is in points, `step` the inches from leaf to leaf, `below` the y under the strip if there is one.
     """
@@ -320,13 +272,11 @@ def _write_names(ax: Axes, nodes: pd.DataFrame, radius: pd.Series, step: float, 
 
 
 def _size_legend(ax: Axes, most: int, largest: float) -> None:
-    """Three circles and the numbers of cells that they stand for."""
+    """Legend of three circles with their numbers of cells."""
     numbers = sorted({max(1, int(float(f"{most / part:.0e}"))) for part in (4, 20, 100)}, reverse=True)
+    sizes = [max(2, np.sqrt(largest * n / most)) for n in numbers]
     ax.legend(
-        [
-            Line2D([], [], linestyle="", marker="o", color="0.75", markersize=max(2, np.sqrt(largest * n / most)))
-            for n in numbers
-        ],
+        [Line2D([], [], linestyle="", marker="o", markersize=size, color="0.75") for size in sizes],
         [f"{n:,}" for n in numbers],
         title="cells",
         loc="upper left",

@@ -1,4 +1,4 @@
-"""Colours of categories: niches after the tree, everything else as far apart as possible."""
+"""Colours of categories: by the tree for niches, as far apart as possible for other labels."""
 
 from __future__ import annotations
 
@@ -6,14 +6,12 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from matplotlib.colors import is_color_like, to_hex
+from matplotlib.colors import to_hex
 
-from stage_sc._input import read_labels
 from stage_sc._result import Columns, children_of
 
 if TYPE_CHECKING:
     import pandas as pd
-    from anndata import AnnData
 
 MISSING_COLOR = "#dcdcdc"
 
@@ -28,7 +26,7 @@ _LMS_TO_RGB = np.array(
         [-0.0041960863, -0.7034186147, 1.7076147010],
     ]
 )
-# What a red-blind and a green-blind eye make of linear sRGB (Machado et al. 2009, severity 1).
+# Linear sRGB as seen with red and with green blindness (Machado et al. 2009, severity 1).
 _COLOUR_BLIND = np.array(
     [
         [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]],
@@ -37,57 +35,38 @@ _COLOUR_BLIND = np.array(
 )
 
 
-def category_colors(
-    adata: AnnData,
-    key: str,
-    result: Mapping[str, Any],
-    *,
-    key_added: str = "stage",
-    palette: Mapping[str, str] | None = None,
-) -> dict[object, str]:
-    """Colour of each category of `obs[key]`; remembered in `uns[f"{key}_colors"]`, in the order of the categories.
-
-    In order of precedence: `palette`, the colours in `uns` where there are as many as categories, and the
-    defaults: :func:`tree_colors` for niches and paths, :func:`distinct_colors` otherwise (domains by their number).
-    A view is not written to, because that would turn it into a copy.
-    """
-    if palette is not None:
-        if not isinstance(palette, Mapping):
-            raise TypeError(
-                f"`palette` must map names to colours, such as {{'N3': 'gold'}}, not {type(palette).__name__}"
-            )
-        wrong = {name: color for name, color in palette.items() if not is_color_like(color)}
-        if wrong:
-            raise ValueError(f"`palette` has colours that matplotlib does not know: {wrong}")
-    names = list(read_labels(adata, key, integers=False).categories)
-    stored = adata.uns.get(f"{key}_colors")
-    if stored is not None and len(stored) == len(names) and all(is_color_like(color) for color in stored):
-        colors = [to_hex(color) for color in stored]
-    else:
-        stored, colors = None, _default_colors(result, key, names, key_added)
-    if palette is not None:
-        colors = [to_hex(palette.get(name, color)) for name, color in zip(names, colors, strict=True)]
-    if not adata.is_view and (stored is None or palette is not None):
-        adata.uns[f"{key}_colors"] = colors
-    return dict(zip(names, colors, strict=True))
+def niche_colors(result: Mapping[str, Any], key: str, names: Sequence[object], key_added: str) -> dict[object, str]:
+    """Colours of niches, paths or domains, sorted as the tree or by number; empty for other labels or new names."""
+    columns = Columns(key_added)
+    if key in [*result.get("levels", []), columns.path]:
+        colors = tree_colors(result["tree"])
+        node_of = {name: str(name).rsplit(">", 1)[-1] for name in names}
+        if not set(node_of.values()) <= set(colors):
+            return {}
+        rank = {node: position for position, node in enumerate(colors)}
+        return {name: colors[node] for name, node in sorted(node_of.items(), key=lambda item: rank[item[1]])}
+    numbers = {name: str(name).removeprefix("D") for name in names}
+    if key != columns.domain or not all(number.isdecimal() and int(number) > 0 for number in numbers.values()):
+        return {}
+    palette = distinct_colors(max(map(int, numbers.values()), default=0))
+    return {name: palette[int(numbers[name]) - 1] for name in sorted(names, key=lambda name: int(numbers[name]))}
 
 
 def tree_colors(tree: pd.DataFrame) -> dict[str, str]:
-    """Colour of every node, from its place in the tree alone: the same on each slide that a checkpoint labels.
+    """Colour of every node in depth-first order; a function of the tree alone.
 
-    The niches of level 1 share the circle of hues in OKLCH, a space where equal steps look equal. A descendant stays in
-    the sector of its level-1 niche; siblings lie far apart in lightness and in chroma, cousins interleave. With tens of
-    niches in use, most can be told apart; with hundreds, the family can.
+    Niches of level 1 divide the hues of OKLCH, a space where equal steps look equal. A descendant has a hue in the
+    sector of its level-1 niche; siblings lie far apart in lightness and in chroma, cousins interleave.
     """
     children = children_of(tree)
     roots = children.get("", [])
-    # More than ten hues cannot be told apart: neighbours then share a hue and split the range of lightness.
+    # More than ten hues are hard to tell apart: neighbours then share a hue and split the range of lightness.
     bands = 1 if len(roots) <= 10 else 2 if len(roots) <= 24 else 3
     sectors = -(-len(roots) // bands)
     nodes, lightness, chroma, hue = [], [], [], []
 
     def place(node: str, band: tuple[float, float], start: float, width: float, shade: float, turn: int) -> None:
-        """Colour `node`, then give each child its part of the sector and its own shade of the band."""
+        """Colour `node`, then each child in its part of the sector with its own shade of the band."""
         low, high = band
         nodes.append(node)
         hue.append(start + width / 2)
@@ -111,9 +90,9 @@ def tree_colors(tree: pd.DataFrame) -> dict[str, str]:
 
 
 def distinct_colors(n: int) -> list[str]:
-    """`n` colours, each as far as can be from those before it, for normal and for red- or green-blind eyes.
+    """`n` colours by farthest-point sampling in OKLab, for normal, red-blind and green-blind vision.
 
-    Farthest-point sampling in OKLab, so that the first colours do not depend on `n`.
+    The first colours do not depend on `n`.
     """
     lightness, chroma, hue = (
         grid.ravel() for grid in np.meshgrid(np.linspace(0.45, 0.9, 10), [0.10, 0.14, 0.18], np.arange(0, 360, 9))
@@ -129,20 +108,6 @@ def distinct_colors(n: int) -> list[str]:
         nearest = np.minimum(nearest, _distance(views, views[:, chosen[-1:]]))
     rgb = _gamma(linear[chosen])
     return [to_hex(rgb[i % len(rgb)]) for i in range(n)]
-
-
-def _default_colors(result: Mapping[str, Any], key: str, names: Sequence[object], key_added: str) -> list[str]:
-    columns = Columns(key_added)
-    if key in [*result.get("levels", []), columns.path]:
-        of_node = tree_colors(result["tree"])
-        nodes = [str(name).rsplit(">", 1)[-1] for name in names]
-        if all(node in of_node for node in nodes):  # else the user has renamed them
-            return [of_node[node] for node in nodes]
-    numbers = [str(name).removeprefix("D") for name in names]
-    if key == columns.domain and all(number.isdecimal() and int(number) > 0 for number in numbers):
-        palette = distinct_colors(max(map(int, numbers), default=0))
-        return [palette[int(number) - 1] for number in numbers]
-    return distinct_colors(len(names))
 
 
 def _far_apart(n: int) -> np.ndarray:
@@ -162,9 +127,9 @@ def _in_gamut(linear: np.ndarray) -> Any:
 
 
 def _fit_gamut(lightness: np.ndarray, chroma: np.ndarray, hue: np.ndarray) -> np.ndarray:
-    """Convert OKLCH to sRGB, with as much of the chroma as a screen can show."""
-    shares = np.linspace(1, 0, 51)[:, None]
-    linear = _linear_rgb(np.broadcast_to(lightness, (51, len(lightness))), shares * chroma, hue)
+    """Convert OKLCH to sRGB, with the largest fraction of the chroma inside the gamut."""
+    fractions = np.linspace(1, 0, 51)[:, None]
+    linear = _linear_rgb(np.broadcast_to(lightness, (51, len(lightness))), fractions * chroma, hue)
     return _gamma(linear[_in_gamut(linear).argmax(axis=0), np.arange(len(lightness))])
 
 
@@ -174,12 +139,12 @@ def _gamma(linear: np.ndarray) -> np.ndarray:
 
 
 def _views(linear: np.ndarray) -> np.ndarray:
-    """OKLab coordinates as a normal, a red-blind and a green-blind eye see them: (3, n, 3)."""
+    """OKLab coordinates for normal, red-blind and green-blind vision: (3, n, 3)."""
     seen = np.concatenate([linear[None], linear @ _COLOUR_BLIND.transpose(0, 2, 1)]).clip(0, 1)
     return np.cbrt(seen @ np.linalg.inv(_LMS_TO_RGB).T) @ np.linalg.inv(_LAB_TO_LMS).T
 
 
 def _distance(one: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """Distance of colours: what a normal eye sees, or twice what the worst of the colour-blind ones sees, if less."""
+    """Smaller one of the distance in normal vision and twice the smallest in colour-blind vision."""
     normal, *blind = np.linalg.norm(one - other, axis=-1)
     return np.minimum(normal, 2 * np.min(blind, axis=0))

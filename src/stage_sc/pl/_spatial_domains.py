@@ -1,4 +1,4 @@
-"""Pictures of the tissue, coloured by niche."""
+"""Tissue coloured by niche, domain or other labels."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
-from stage_sc._input import read_labels
 from stage_sc._result import Columns, label_keys
 from stage_sc.pl._cells import Cells, read_cells
 from stage_sc.pl._figure import finish, root_figure
@@ -24,8 +23,7 @@ if TYPE_CHECKING:
 
     from stage_sc._input import Data
 
-# A legend with more entries can be neither read nor matched with colours.
-MOST_ENTRIES = 40
+MOST_ENTRIES = 40  # of a legend; more can be neither read nor matched with colours
 
 
 def spatial_domains(
@@ -48,68 +46,63 @@ def spatial_domains(
     save: str | Path | None = None,
     return_fig: bool = False,
 ) -> Axes | list[Axes] | Figure | None:
-    """Draw the tissue: one panel for each level of the niche tree, or for any other labels of the cells.
+    """Draw cells at their coordinates, coloured by niche, domain or other labels: a panel for each column and slide.
 
-    With several slides and several keys, rows are slides and columns are keys; otherwise the panels flow in rows. A
-    niche has the same colour on every slide that the same checkpoint has labelled: related niches share a hue, and
-    siblings differ in lightness. y points down, as in images and in squidpy. A bar shows the scale where
-    `uns["stage_graph"]["slides"]` has the µm of one unit of the coordinates.
+    With several slides and several columns, rows of panels are slides. A niche has the same colour on all slides that
+    a model has labelled; related niches share a hue, siblings differ in lightness. y points down, as in images and in
+    squidpy. A bar shows the scale of each slide with a graph of these coordinates (``st.pp.build_graph``).
 
     Parameters
     ----------
     data
-        Cells with coordinates, and with niches from ``st.tl.stage_niches`` unless `keys` names other labels only; or a
-        list or a dictionary of such objects, which are slides of their own.
+        Cells with coordinates and labels; or a list or a dictionary of such objects, each of which is a slide or more.
     keys
-        Columns of `obs` to draw, with categories, strings or bools. Default: all levels, and the domains if there are
-        any. Put an expert's labels next to the niches with ``keys=["domain", "stage_l1"]``.
+        Columns of ``obs`` with categories, strings or bools, e.g. ``["domain", "stage_l1"]``. Cells of objects without
+        the column are drawn as missing. Default: all levels of ``st.tl.stage_niches``, and the domains if any.
     key_added
-        Under which name the niches were written.
+        Name under which the niches were written.
     spatial_key
-        `obsm` key of the coordinates, shape (n_obs, >= 2); the first two columns are x and y. Default: the one with
-        which the niches were computed, or "spatial".
+        Key of ``obsm`` with the coordinates, x and y first. Default: the one of the niches, or "spatial".
     library_key
-        Column of `obs` that names the slide of each cell. Default: the one with which the niches were computed.
+        Column of ``obs`` that names the slide of each cell. Default: the one of the niches.
     libraries
         Slides to draw, in this order. Default: all.
     palette
-        Colours of some or all categories by name; the others keep theirs. Remembered like all colours, see Notes.
+        Colours by name of category; the others keep theirs.
     size
-        Diameter of a circle relative to the default, which fills the tissue: circles that touch on a hexagonal
-        grid, in general 1.07 times the root of the area per cell.
-        Smaller values show single cells apart.
+        Diameter of circles relative to the default, with which they touch on a hexagonal grid (1.07 times the root of
+        the area per cell).
     ncols
-        Panels in a row, where only keys or only slides vary. Default: up to 4.
+        Panels in a row, unless both columns and slides vary. Default: up to 4.
     figsize
-        Width and height of the figure in inches. Default: after the shape of the tissue and the number of panels.
+        Width and height of the figure in inches. Default: by the shape of the tissue and the number of panels.
     legend_loc
-        ``"right margin"`` for a legend beside the panel, None for no legend. Keys with more than 40 categories in use
-        get no legend; their number is in the title.
+        ``"right margin"``: legend beside the panel, up to 40 categories. None: no legend.
     title
-        A title for each key. Default: the level and its number of niches, or the key.
+        Title of each key. Default: the level and its number of niches, or the key.
     frameon
-        Draw a frame around each panel.
+        Frame around each panel.
     ax
-        Axes to draw on, for a single panel.
+        Axes for a single panel.
     show
         Show the figure and return None. Default: scanpy's ``settings.autoshow``, unless `ax` is given.
     save
-        Full path of a file to write (200 dots per inch, cropped to what is drawn); the suffix sets the format.
+        Path of a file to write, at 200 dots per inch; the suffix sets the format.
     return_fig
         Return the figure, detached from pyplot, instead of showing it.
 
     Returns
     -------
-    The axes (a list of them, row by row, if there are several panels) if not shown or if `ax` is given, the figure with
-    `return_fig`, else None. Sets the following field:
+    The axes (a list, row by row, if there are several panels) if not shown or if `ax` is given, the figure with
+    `return_fig`, else None. Sets in each object that is not a view:
 
     `adata.uns[f"{key}_colors"]` : :class:`list`
-        A colour for each category, in their order, unless a list of the right length was there already.
+        Colour of each category, in their order.
 
     Raises
     ------
     KeyError
-        If the niches, a column, the coordinates or a slide are missing.
+        If niches, a column, coordinates or a slide are missing.
     TypeError
         If a column holds numbers, or `palette` is not a mapping.
     ValueError
@@ -118,12 +111,10 @@ def spatial_domains(
 
     Notes
     -----
-    A key is drawn with `palette`, else with the colours in `uns`, else with colours made from the tree (niches) or as
-    far apart as possible (all others). To change your mind, delete `adata.uns[f"{key}_colors"]`. Views are not
-    written to.
-
-    The picture does not depend on the order of the cells. Up to 50,000 cells in a panel are circles; above, each
-    pixel shows the cell next to it, about 2 s for a panel of a million cells on two cores.
+    Colours are those of `palette`, then those in ``uns`` (of the first object that has as many as categories), then a
+    function of the tree (niches) or as far apart as possible (other labels). Delete ``uns[f"{key}_colors"]`` for new
+    ones. The picture does not depend on the order of cells. Panels of more than 50,000 cells show the nearest cell in
+    each pixel instead of circles; a million cells take about 2 s on two cores.
 
     Examples
     --------
@@ -135,17 +126,21 @@ def spatial_domains(
     >>> ax.get_title()
     'layer'
     """
-    cells = read_cells(data, key_added, library_key)
-    keys = _keys(cells, keys)
-    xy = cells.coordinates(spatial_key)
-    cells_of = cells.rows(libraries)
-    values = {key: read_labels(cells.adata, key, integers=False) for key in keys}
-    shown = np.any(list(cells_of.values()), axis=0)
-    titles = _titles(title, keys, {key: values[key][shown] for key in keys}, cells)
-    panels = [(slide, key) for slide in cells_of for key in keys]
+    cells = read_cells(data, key_added, library_key, spatial_key)
+    if keys is None:
+        keys = list(dict.fromkeys(key for part in cells.parts for key in label_keys(part, key_added)))
+    keys = [keys] if isinstance(keys, str) else list(keys)
+    if not keys:
+        raise ValueError("`keys` is empty: name columns of adata.obs, or leave it out for all levels")
+    xy, slides = cells.coordinates(), cells.choose(libraries)
+    values = {key: cells.labels(key) for key in keys}
+    rows = np.concatenate(list(slides.values()))
+    drawn = {key: values[key][rows].remove_unused_categories() for key in keys}
+    titles = _titles(title, drawn, cells)
+    panels = [(slide, key) for slide in slides for key in keys]
     if ax is not None and len(panels) > 1:
         raise ValueError(
-            f"`ax` holds one panel, but {len(panels)} were asked for ({len(keys)} keys x {len(cells_of)} slides): "
+            f"`ax` holds one panel, but {len(panels)} were asked for ({len(keys)} keys x {len(slides)} slides): "
             "name one key, and one slide in `libraries`, or leave out `ax`"
         )
     if legend_loc not in ("right margin", None):
@@ -155,78 +150,65 @@ def spatial_domains(
     if ncols is not None and ncols < 1:
         raise ValueError(f"`ncols` must be at least 1, not {ncols}")
 
-    colors = {key: cells.colors(key, palette) for key in keys}
-    entries = {key: _entries(values[key][shown], colors[key]) if legend_loc else [] for key in keys}
-    by_slide, grid = len(cells_of) > 1, len(cells_of) > 1 and len(keys) > 1
+    colors = {key: cells.colors(key, list(values[key].categories), palette) for key in keys}
+    entries = {key: _entries(drawn[key], colors[key]) if legend_loc else [] for key in keys}
+    by_slide = len(slides) > 1
+    grid = by_slide and len(keys) > 1
     columns = len(keys) if grid else min(ncols or 4, len(panels))
-    if ax is None:
-        shape = np.median([np.ptp(xy[here], axis=0) for here in cells_of.values()], axis=0)
-        fig, axes = _figure(len(panels), columns, shape, list(entries.values()), figsize)
+    if ax is None:  # a unit of one slide can be longer than that of another
+        extents = [np.ptp(xy[rows], axis=0) * (cells.scales[slide] or 1) for slide, rows in slides.items()]
+        fig, axes = _figure(len(panels), columns, np.median(extents, axis=0), list(entries.values()), figsize)
     else:
         fig, axes = root_figure(ax), [ax]
-    # One legend a key: beside its first panel, or after the first row where all panels show one key.
+    # One legend for each key: beside its first panel, or after the first row if all panels show the same key.
     with_legend = range(columns) if grid else [columns - 1] if by_slide else range(len(panels))
-    scales = cells.scales(spatial_key)
-    same = len(set(scales.values())) == 1
     for i, (panel, (slide, key)) in enumerate(zip(axes, panels, strict=True)):
-        here = cells_of[slide]
-        spacing = cell_spacing(xy[here])
-        frame_tissue(panel, xy[here], spacing)
-        draw_cells(panel, xy[here], values[key][here], colors[key], size=size, spacing=spacing)
+        rows = slides[slide]
+        spacing = cell_spacing(xy[rows])
+        frame_tissue(panel, xy[rows], spacing)
+        draw_cells(panel, xy[rows], values[key][rows], colors[key], size=size, spacing=spacing)
         panel.spines[:].set_visible(frameon)
         if i < columns or not grid:
             panel.set_title(slide if by_slide and not grid else titles[key], fontsize=10)
         if grid and i % columns == 0:
             panel.set_ylabel(slide, fontsize=10)
-        scale = next(iter(scales.values())) if same else scales.get(slide)
+        scale = cells.scales[slide]
         if scale and (i % columns == 0 or not grid):
             add_scale_bar(panel, scale)
         if i in with_legend and entries[key]:
             _legend(panel, entries[key])
     if by_slide and not grid and ax is None:
         fig.suptitle(titles[keys[0]], fontsize=11)
-    return finish(fig, axes, own=ax is None, show=show, save=save, return_fig=return_fig)
+    drawn_on = axes[0] if len(axes) == 1 else axes
+    return finish(fig, drawn_on, own=ax is None, show=show, save=save, return_fig=return_fig)
 
 
-def _keys(cells: Cells, keys: str | Sequence[str] | None) -> list[str]:
-    if keys is None:
-        return label_keys(next(iter(cells.tables.by_name.values())), cells.key_added)
-    keys = [keys] if isinstance(keys, str) else list(keys)
-    if not keys:
-        raise ValueError("`keys` is empty: name columns of adata.obs, or leave it out for all levels")
-    return keys
-
-
-def _titles(
-    title: str | Sequence[str] | None,
-    keys: list[str],
-    shown: Mapping[str, pd.Categorical],
-    cells: Cells,
-) -> dict[str, str]:
+def _titles(title: str | Sequence[str] | None, drawn: Mapping[str, pd.Categorical], cells: Cells) -> dict[str, str]:
+    """Title of each key, by default with its number of categories in use."""
     if title is not None:
         given = [title] if isinstance(title, str) else list(title)
-        if len(given) != len(keys):
-            raise ValueError(f"`title` needs one text for each of the {len(keys)} keys {keys}, not {len(given)}")
-        return dict(zip(keys, given, strict=True))
+        if len(given) != len(drawn):
+            raise ValueError(f"`title` needs one text for each of the {len(drawn)} keys {[*drawn]}, not {len(given)}")
+        return dict(zip(drawn, given, strict=True))
     levels = list(cells.result.get("levels", []))
-    result = {}
-    for key in keys:
-        n = len(shown[key].remove_unused_categories().categories)
+    titles = {}
+    for key, values in drawn.items():
+        n = len(values.categories)
         if key in levels:
-            result[key] = f"level {levels.index(key) + 1} · {n} niche{'s' * (n != 1)}"
+            titles[key] = f"level {levels.index(key) + 1} · {n} niche{'s' * (n != 1)}"
         elif key == Columns(cells.key_added).domain:
-            result[key] = f"{n} domain{'s' * (n != 1)}"
+            titles[key] = f"{n} domain{'s' * (n != 1)}"
         else:
-            result[key] = key if n <= MOST_ENTRIES else f"{key} · {n} categories"
-    return result
+            titles[key] = key if n <= MOST_ENTRIES else f"{key} · {n} categories"
+    return titles
 
 
-def _entries(shown: pd.Categorical, colors: Mapping[object, str]) -> list[tuple[str, str]]:
-    """Name and colour of each category in use; none where there are too many."""
-    used = shown.remove_unused_categories().categories
-    if len(used) > MOST_ENTRIES:
+def _entries(drawn: pd.Categorical, colors: Mapping[object, str]) -> list[tuple[str, str]]:
+    """Name and colour of each category in use; none where there are too many for a legend."""
+    if len(drawn.categories) > MOST_ENTRIES:
         return []
-    return [(str(name), colors[name]) for name in used] + [("missing", MISSING_COLOR)] * bool((shown.codes < 0).any())
+    missing = [("missing", MISSING_COLOR)] if (drawn.codes < 0).any() else []
+    return [(str(name), colors[name]) for name in drawn.categories] + missing
 
 
 def _legend_columns(n: int, height: float) -> int:
@@ -235,13 +217,9 @@ def _legend_columns(n: int, height: float) -> int:
 
 
 def _figure(
-    n: int,
-    columns: int,
-    shape: np.ndarray,
-    entries: list[list[tuple[str, str]]],
-    figsize: tuple[float, float] | None,
+    n: int, columns: int, shape: np.ndarray, entries: list[list[tuple[str, str]]], figsize: tuple[float, float] | None
 ) -> tuple[Figure, list[Axes]]:
-    """Make a figure of `n` panels that have the shape of the tissue, with room for the legends."""
+    """Figure of `n` panels with the aspect of `shape` (width, height), with room for the legends."""
     rows = -(-n // columns)
     aspect = np.clip(shape[0] / shape[1] if shape.min() > 0 else 1.0, 0.25, 4)
     width, height = np.sqrt((16 if n == 1 else 9) * np.array([aspect, 1 / aspect]))
@@ -250,7 +228,7 @@ def _figure(
             _legend_columns(len(names), height) * (0.3 + 0.07 * max((len(name) for name, _ in names), default=0))
             for names in entries
         ]
-        # Panels are as wide in each column, and so is the room for legends unless all share one.
+        # All columns are equally wide, and so is the room for legends unless all panels share one.
         legends = widths[0] if len(widths) == 1 else sum(sorted(widths)[-columns:])
         figsize = (columns * (width + 0.15) + legends, rows * (height + 0.45) + 0.2)
     fig, grid = plt.subplots(rows, columns, figsize=figsize, squeeze=False, layout="compressed")

@@ -1,4 +1,4 @@
-"""Pictures of how a training went."""
+"""Training curves."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 
 TITLES = {
     "loss": "losses",
-    "entropy": "evenness of the use of leaves",
+    "entropy": "evenness of leaf use",
     "used": "leaves in use",
-    "cosine": "cosine of two cells",
+    "cosine": "mean cosine of two cells",
 }
 
 
@@ -33,23 +33,23 @@ def training_curves(
     save: str | Path | None = None,
     return_fig: bool = False,
 ) -> Axes | list[Axes] | Figure | None:
-    """Draw the losses and health figures of a training, epoch by epoch.
+    """Draw losses and health metrics of a training by epoch.
 
-    Losses should fall, evenness and leaves in use stay high. A training has collapsed where the cosine of two cells on
-    average comes near 1 (all cells look the same), or where few leaves are left. A dashed line marks where joint
-    training begins, with a tree that is grown anew.
+    Losses should fall; evenness and the number of leaves in use should stay high. Training has collapsed if the mean
+    cosine of two cells comes close to 1 or few leaves are in use. A dashed line marks the start of joint training, with
+    a new tree.
 
     Parameters
     ----------
     history
-        A model that was just trained with ``st.tl.fit``, or a table like its ``history``, as in
-        ``pd.read_csv("history.csv", index_col="epoch")``.
+        Model from ``st.tl.fit``, or a table like its ``history``, e.g. ``pd.read_csv("history.csv")``; see there for
+        the columns.
     figsize
         Width and height of the figure in inches. Default: 8 by 5.
     show
         Show the figure and return None. Default: scanpy's ``settings.autoshow``.
     save
-        Full path of a file to write (200 dots per inch, cropped to what is drawn); the suffix sets the format.
+        Path of a file to write, at 200 dots per inch; the suffix sets the format.
     return_fig
         Return the figure, detached from pyplot, instead of showing it.
 
@@ -62,11 +62,7 @@ def training_curves(
     KeyError
         If the table lacks a column.
     ValueError
-        If the model has no history, as one that was read from a file, or if there is no epoch in it.
-
-    See Also
-    --------
-    stage_sc.tl.fit : Describes the columns.
+        If there is no epoch, or the model has no history, which is not stored with it.
 
     Examples
     --------
@@ -86,8 +82,7 @@ def training_curves(
     table = table.set_index("epoch") if "epoch" in table else table  # as read from a file
     if not len(table):
         raise ValueError("`history` has no epoch: there is nothing to draw.")
-    missing = [name for name in ("stage", *TITLES) if name not in table]
-    if missing:
+    if missing := [name for name in ("stage", *TITLES) if name not in table]:
         raise KeyError(f"`history` lacks the columns {missing}; it has {list(table)}.")
     losses = [name for name in table if name not in {"stage", *TITLES} - {"loss"}]
     joint = table.index[table["stage"] == "joint"]

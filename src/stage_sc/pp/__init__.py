@@ -1,4 +1,4 @@
-"""Preparation: filters, gene names, neighbourhood graph."""
+"""Preprocessing: filters, gene names, neighbourhood graph."""
 
 from stage_sc.genes import GeneMatch, match_genes
 from stage_sc.graph import build_graph

@@ -1,4 +1,4 @@
-"""Quality control before the graph: genes seen too rarely, cells without a place."""
+"""Quality control before the graph: rare genes and cells without coordinates."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ logger = logging.getLogger("stage_sc.pp")
 
 
 def filter_cells(adata: AnnData, *, spatial_key: str = "spatial", copy: bool = False) -> AnnData | int:
-    """Remove the cells that have no coordinates (NaN or infinite ones).
+    """Remove cells without coordinates (NaN or infinite).
 
-    Cells without any counts stay: they have a place and neighbours, and get their niche from these.
+    Cells without counts stay: their niche is that of their neighbours.
 
     Parameters
     ----------
@@ -54,7 +54,7 @@ def filter_cells(adata: AnnData, *, spatial_key: str = "spatial", copy: bool = F
     if not keep.any():
         raise ValueError(f"None of the {adata.n_obs} cells has coordinates in `adata.obsm[{spatial_key!r}]`.")
     removed = int((~keep).sum())
-    logger.info("Removed %d of %d cells, which have no coordinates.", removed, adata.n_obs)
+    logger.info("Removed %d of %d cells without coordinates.", removed, adata.n_obs)
     adata = adata.copy() if copy else adata
     if removed:
         adata._inplace_subset_obs(keep)
@@ -62,17 +62,16 @@ def filter_cells(adata: AnnData, *, spatial_key: str = "spatial", copy: bool = F
 
 
 def filter_genes(adata: AnnData, *, min_cells: int = 50, layer: str | None = None, copy: bool = False) -> AnnData | int:
-    """Remove genes that are seen in too few cells, and control probes.
+    """Remove genes with counts in too few cells, and control probes.
 
     Parameters
     ----------
     adata
         Cells in memory.
     min_cells
-        A gene stays if it has counts in at least this many cells, or in 1 % of the cells where that is less, so that a
-        section of a few hundred cells keeps its genes.
+        Minimum number of cells with counts of a gene, or 1 % of the cells if that is less (for small sections).
     layer
-        Entry of ``adata.layers`` to look at, instead of ``adata.X``.
+        Entry of ``adata.layers`` with the counts. ``None``: ``adata.X``.
     copy
         Return a filtered copy instead of changing `adata`.
 
@@ -89,8 +88,7 @@ def filter_genes(adata: AnnData, *, min_cells: int = 50, layer: str | None = Non
 
     Notes
     -----
-    The paper filters its corpus with 50 cells (F.3.1). Control probes are known by their names (``NegControlProbe_…``,
-    ``BLANK_…`` and the like).
+    The paper uses 50 cells (F.3.1). Control probes are recognised by name (``NegControlProbe_…``, ``BLANK_…`` …).
 
     Examples
     --------
@@ -113,7 +111,7 @@ def filter_genes(adata: AnnData, *, min_cells: int = 50, layer: str | None = Non
         )
     removed = int((~keep).sum())
     logger.info(
-        "Removed %d of %d genes: %d control probes, %d others seen in fewer than %d cells.",
+        "Removed %d of %d genes: %d control probes, %d others with counts in fewer than %d cells.",
         *(removed, adata.n_vars, control.sum(), (rare & ~control).sum(), needed),
     )
     adata = adata.copy() if copy else adata

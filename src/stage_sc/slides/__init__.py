@@ -1,10 +1,10 @@
 """Slides: expression and neighbourhoods in memory or on disk, batches and windows of them."""
 
-from stage_sc.slides._batch import make_batch, sample_partners, select_columns, slide_panel, to_device
+from stage_sc.slides._batch import make_batch, sample_partners, slide_panel, to_device
+from stage_sc.slides._canonical import sort_cells, subsample
 from stage_sc.slides._expression import scratch_folder
 from stage_sc.slides._slide import Matrix, Slide, gene_scaling, read_slides
-from stage_sc.slides._stored import MatrixWriter, StoredArray, StoredMatrix, files_of
-from stage_sc.slides._subsample import sort_cells, subsample
+from stage_sc.slides._stored import MatrixWriter, StoredArray, StoredMatrix, files_of, select_columns
 from stage_sc.slides._window import CHUNK, boxes_of, chunk_cells, load_window, n_chunks, sample
 
 __all__ = [

@@ -1,4 +1,4 @@
-"""A slide as the network reads it: matched genes, scaled expression, neighbourhoods, cells in canonical order."""
+"""One slide in the form that the network reads: known genes, neighbourhoods, cells in canonical order."""
 
 from __future__ import annotations
 
@@ -26,41 +26,41 @@ from stage_sc.slides._stored import StoredArray, StoredMatrix
 logger = logging.getLogger("stage_sc.data")
 
 Matrix: TypeAlias = "sp.csr_matrix | StoredMatrix"
-# Fewer genes than this say little about a niche.
+# Number of known genes below which a warning is logged.
 FEW_GENES = 50
 
 
 @dataclass(frozen=True, eq=False)
 class Slide:
-    """One slide, or a window of one. Cells stand in one order of their own, genes in that of their tokens."""
+    """One slide, or a window of one, with cells in canonical order (on disk: in spatial order)."""
 
     name: str
     genes: list[str]
     """Tokens of the P columns of `expression`, sorted."""
     mean: np.ndarray
-    """``(P,)`` float32 mean of each column over the slide, as the configuration scales."""
+    """``(P,)`` float32, mean of each gene over the slide (0 without centring)."""
     scale: np.ndarray
-    """``(P,)`` float32, standard deviation of each column over the slide, or 1."""
+    """``(P,)`` float32, sd of each gene over the slide (1 without scaling)."""
     cells: np.ndarray | StoredArray
-    """``(n,)`` position of every cell in the AnnData."""
+    """``(n,)`` row of every cell in the AnnData."""
     expression: Matrix
-    """``(n, P)`` float32, log-normalised; in the order of `rows`."""
+    """``(n, P)`` float32, log-normalised, unscaled; rows in the order of `rows`."""
     rows: np.ndarray | None
-    """``(n,)`` row of `expression` of every cell. ``None``: the cells follow each other there too."""
+    """``(n,)`` row of every cell in `expression`. ``None``: the same order."""
     graph: Matrix
     """``(n, n)`` float32 Gaussian weights of the Delaunay edges, 1 on the diagonal; rows are sorted."""
     local: Matrix
     """``(n, n)`` float32 Gaussian weights of the local neighbourhoods; rows are sorted."""
     xy: np.ndarray | StoredArray
-    """``(n, 2)`` float64 coordinates in µm."""
+    """``(n, 2)`` float64 coordinates, µm."""
     sizes: tuple[str, float, float, float]
-    """Mode of the neighbourhoods, size of the local one and of the ring, σ of the weights."""
+    """Mode of the neighbourhoods, size of the local one and of the view ring, σ of the weights."""
     empty: np.ndarray | StoredArray
-    """``(n,)`` bool: no counts."""
+    """``(n,)`` bool, no counts."""
     isolated: np.ndarray | StoredArray
-    """``(n,)`` bool: no neighbour."""
+    """``(n,)`` bool, no neighbour."""
     boxes: np.ndarray = field(default_factory=lambda: np.empty((0, 2, 2)))
-    """Corners of the chunks of a slide on disk, see `stage_sc.data._window`."""
+    """Bounding boxes of the chunks of a slide on disk, see `boxes_of`."""
 
     @property
     def n_cells(self) -> int:
@@ -69,12 +69,12 @@ class Slide:
 
     @property
     def stored(self) -> bool:
-        """Whether its cells are on disk."""
+        """True if the slide is on disk."""
         return isinstance(self.graph, StoredMatrix)
 
     @cached_property
     def tree(self) -> cKDTree:
-        """Look-up of cells by place."""
+        """Spatial index of the cells."""
         return cKDTree(self.xy[:])
 
     def take(self, cells: np.ndarray) -> sp.csr_matrix:
@@ -82,7 +82,7 @@ class Slide:
         return self.expression[cells if self.rows is None else self.rows[cells]]
 
     def blocks(self, size: int) -> Iterator[tuple[slice | np.ndarray, sp.csr_matrix]]:
-        """All cells with their expression, `size` at a time, in the order in which it is kept."""
+        """All cells with their expression, `size` at a time, in the order of `expression`."""
         order = None if self.rows is None else np.argsort(self.rows)
         for start in range(0, self.n_cells, size):
             part = slice(start, min(start + size, self.n_cells))
@@ -101,7 +101,7 @@ def read_slides(
     view: AnnData | None = None,
     scratch: Path | None = None,
 ) -> list[Slide]:
-    """Read all slides of an AnnData, which is not changed: a stale graph is rebuilt beside it.
+    """Read all slides of an AnnData with a graph, which is not changed.
 
     Parameters
     ----------
@@ -110,21 +110,17 @@ def read_slides(
     config
         `scaling` and `min_sd` decide how genes are scaled on each slide.
     vocabulary
-        Tokens of the model. ``None``: every gene of the data.
+        Tokens of the model. ``None``: all genes of the data.
     spatial_key, library_key
         As in `stage_sc.pp.build_graph`.
     layer
         Entry of ``adata.layers`` with the counts. ``None``: ``adata.X``.
     prefix
-        Put before the names of the slides, with a slash.
+        Prefix of the names of the slides, before a slash.
     view
-        `stage_sc.graph.graph_view` of `adata`, into which a rebuilt graph is written. ``None``: a new one.
+        `stage_sc.graph.graph_view` of `adata`, to which a stale graph is written anew. ``None``: a new one.
     scratch
-        Folder in which expression is kept. ``None``: it is kept in memory.
-
-    Returns
-    -------
-    One entry per slide.
+        Folder for the expression. ``None``: it is kept in memory.
 
     Raises
     ------
@@ -138,40 +134,35 @@ def read_slides(
     view = view or graph_view(adata)
     graph = read_graph(view, spatial_key=spatial_key, library_key=library_key)
     state = view.uns["stage_graph"]
-    slides = read_slide_codes(adata, state["params"]["library_key"])
-    xy = read_coordinates(adata, state["params"]["spatial_key"])
-    read = read_expression(values, columns, slides.codes, len(slides.names), scratch)
-    return [
-        _slide(
-            slide_name(prefix, name) or "slide",
-            cells,
-            expression,
-            config,
-            (graph.distances, graph.local, xy[:, :2]),
-            state["slides"].loc[name],
-        )
-        for (name, cells), expression in zip(slides.rows().items(), read, strict=True)
-    ]
+    codes = read_slide_codes(adata, state["params"]["library_key"])
+    xy = read_coordinates(adata, state["params"]["spatial_key"])[:, :2]
+    expressions = read_expression(values, columns, codes.codes, len(codes.names), scratch)
+    slides = []
+    for (key, cells), expression in zip(codes.rows().items(), expressions, strict=True):
+        lengths, local = graph.distances, graph.local
+        if len(cells) < len(xy):
+            lengths, local = lengths[cells][:, cells], local[cells][:, cells]
+        name = slide_name(prefix, key) or "slide"
+        slides.append(_slide(name, cells, expression, config, lengths, local, xy[cells], state["slides"].loc[key]))
+    return slides
 
 
 def _tokens(adata: AnnData, vocabulary: Collection[str] | None) -> list[str | None]:
     """Token of every column, ``None`` for control probes."""
-    control = is_control(adata.var)
     if vocabulary is None:
         tokens = gene_tokens(adata.var)
     else:
-        table = match_genes(adata, vocabulary=vocabulary).table
-        tokens = table["token"].tolist()
-        known = int(table["status"].isin(["matched", "ambiguous"]).sum())
-        if known < 0.5 * len(tokens) or known < FEW_GENES:
+        match = match_genes(adata, vocabulary=vocabulary)
+        tokens = match.table["token"].tolist()
+        if match.n_matched < max(0.5 * len(tokens), FEW_GENES):
             logger.warning(
-                "The model knows %d of the %d genes, which is little: niches may be coarse or wrong. Look at "
+                "The model knows only %d of the %d genes: niches may be coarse or wrong. Check "
                 "`st.pp.match_genes(adata)`, or train on this data with `st.tl.fit`.",
-                *(known, len(tokens)),
+                *(match.n_matched, len(tokens)),
             )
         else:
-            logger.info("The model knows %d of the %d genes.", known, len(tokens))
-    return [None if skip else token for token, skip in zip(tokens, control, strict=True)]
+            logger.info("The model knows %d of the %d genes.", match.n_matched, len(tokens))
+    return [None if control else token for token, control in zip(tokens, is_control(adata.var), strict=True)]
 
 
 def _slide(
@@ -179,19 +170,25 @@ def _slide(
     cells: np.ndarray,
     expression: Expression,
     config: StageConfig,
-    everything: tuple[sp.csr_matrix, sp.csr_matrix, np.ndarray],
+    lengths: sp.csr_matrix,
+    local: sp.csr_matrix,
+    xy: np.ndarray,
     settings: pd.Series,
 ) -> Slide:
-    """Put one slide into canonical order; `everything` holds distances, local weights and coordinates of all cells."""
-    lengths, local, xy = everything
-    if len(cells) < len(xy):
-        lengths, local, xy = lengths[cells][:, cells], local[cells][:, cells], xy[cells]
+    """Put one slide into canonical order; `lengths` of the edges, `local` weights and `xy` are those of its cells."""
     weights = gaussian_weights(lengths.data, settings["sigma"])
     edges = sp.csr_matrix((weights, lengths.indices, lengths.indptr), shape=lengths.shape, copy=False)
     graph = sp.csr_matrix(edges + sp.identity(len(cells), np.float32, format="csr"))
     order = canonical_order(expression.identity, graph)
+    empty, isolated = ~expression.filled[order], np.diff(edges.indptr)[order] == 0
+    for flags, lacking in ((empty, "counts of the genes used"), (isolated, "neighbour")):
+        if flags.any():
+            logger.warning(
+                "%s%d cells have no %s; they get the labels of the rest of their neighbourhood, and a flag.",
+                *(about(name), flags.sum(), lacking),
+            )
     mean, sd = gene_scaling(expression.mean, expression.deviation, config)
-    slide = Slide(
+    return Slide(
         name=name,
         genes=expression.genes,
         mean=mean,
@@ -203,25 +200,13 @@ def _slide(
         local=permute(local, order),
         xy=xy[order] * float(settings["scale"]),
         sizes=(str(settings["mode"]), float(settings["local"]), float(settings["view"]), float(settings["sigma"])),
-        empty=~expression.filled[order],
-        isolated=np.diff(edges.indptr)[order] == 0,
+        empty=empty,
+        isolated=isolated,
     )
-    _report(slide)
-    return slide
 
 
 def gene_scaling(mean: np.ndarray, sd: np.ndarray, config: StageConfig) -> tuple[np.ndarray, np.ndarray]:
-    """Float32 values that are subtracted from the expression of each gene, and divided by afterwards."""
+    """Float32 mean to subtract from the expression of each gene, and sd to divide it by."""
     mean = np.zeros_like(mean) if config.scaling == "none" else mean
     sd = np.maximum(sd, config.min_sd) if config.scaling == "standardize" else np.ones_like(sd)
     return mean.astype(np.float32), sd.astype(np.float32)
-
-
-def _report(slide: Slide) -> None:
-    for flags, lacking in ((slide.empty, "counts of the genes used"), (slide.isolated, "neighbour")):
-        cells = flags[:]
-        if cells.any():
-            logger.warning(
-                "%s%d cells have no %s; they get the labels of the rest of their neighbourhood, and a flag.",
-                *(about(slide.name), cells.sum(), lacking),
-            )

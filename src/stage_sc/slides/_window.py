@@ -1,4 +1,4 @@
-"""Parts of a slide on disk that are held in memory while batches are drawn from them."""
+"""Windows: parts of a slide on disk that are held in memory while batches are drawn from them."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ import numpy as np
 from scipy.spatial import cKDTree
 
 from stage_sc.graph import SLACK
-from stage_sc.slides._batch import receptive_field, select_columns
+from stage_sc.slides._batch import receptive_field, within_hops
 from stage_sc.slides._slide import Slide
+from stage_sc.slides._stored import select_columns
 
-# Cells that follow each other on disk and lie together in the tissue.
+# Cells of a chunk, which are consecutive on disk and close in the tissue.
 CHUNK = 2048
 
 
@@ -27,7 +28,7 @@ def chunk_cells(slide: Slide, chunks: np.ndarray) -> np.ndarray:
 
 
 def sample(slide: Slide, size: int) -> np.ndarray:
-    """Sorted cells all over a slide, about `size` of them: single ones in memory, whole chunks on disk."""
+    """About `size` sorted cells, evenly spaced over the slide: single cells in memory, whole chunks on disk."""
     if not slide.stored:
         return np.arange(0, slide.n_cells, max(1, slide.n_cells // size))
     number = max(1, min(n_chunks(slide), size // CHUNK))
@@ -37,25 +38,15 @@ def sample(slide: Slide, size: int) -> np.ndarray:
 def load_window(
     slide: Slide, centres: np.ndarray, n_layers: int, context_hops: int, *, rings: bool = True
 ) -> tuple[Slide, np.ndarray]:
-    """Read some cells of a slide with all cells that batches of them need.
+    """Read the sorted `centres` of a slide on disk with all cells that their batches need.
 
-    Parameters
-    ----------
-    slide
-        On disk.
-    centres
-        ``(b,)`` sorted cells.
-    n_layers
-        Attention layers of the encoder.
-    context_hops
-        Hops of the context.
-    rings
-        Partners are drawn for the centres, and are embedded too.
+    The window includes the receptive field of `n_layers` layers, `context_hops` hops and, with `rings`, the receptive
+    field of the partners in training.
 
     Returns
     -------
-    A slide in memory, whose cells stand in the same order, and the positions of the centres in it. Batches of these
-    centres are those of the whole slide.
+    A slide in memory with its cells in the same order, and the positions of the centres in it. Batches of these centres
+    equal those of the whole slide.
     """
     cells = receptive_field(slide, centres, n_layers, context_hops)
     if rings:
@@ -75,22 +66,19 @@ def load_window(
 
 
 def boxes_of(xy: np.ndarray) -> np.ndarray:
-    """Corners of every chunk, ``(n_chunks, 2, 2)`` float64: lowest and highest coordinates."""
+    """Bounding box of every chunk, ``(n_chunks, 2, 2)`` float64: lowest and highest coordinates."""
     starts = np.arange(0, len(xy), CHUNK)
     return np.stack([np.minimum.reduceat(xy, starts), np.maximum.reduceat(xy, starts)], axis=1)
 
 
 def _in_rings(slide: Slide, centres: np.ndarray) -> np.ndarray:
-    """Sorted cells that are in the view ring of any of the centres."""
+    """Sorted cells that include the view rings of all centres."""
     mode, _, view, _ = slide.sizes
     if mode == "hops":
-        reached = centres
-        for _ in range(int(view)):
-            reached = np.unique(slide.graph[reached].indices)
-        return reached
+        return within_hops(slide, centres, int(view))[-1]
     reach = view * SLACK
     low, high = slide.boxes[np.unique(centres // CHUNK)].transpose(1, 0, 2)
-    near = (slide.boxes[:, None, 0] <= high + reach).all(axis=2) & (slide.boxes[:, None, 1] >= low - reach).all(axis=2)
-    cells = chunk_cells(slide, np.flatnonzero(near.any(axis=1)))
+    below, above = slide.boxes[:, None, 0] <= high + reach, slide.boxes[:, None, 1] >= low - reach
+    cells = chunk_cells(slide, np.flatnonzero((below & above).all(axis=2).any(axis=1)))
     distance, _ = cKDTree(slide.xy[centres]).query(slide.xy[cells], distance_upper_bound=reach * SLACK)
     return cells[np.isfinite(distance)]

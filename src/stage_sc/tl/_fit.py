@@ -14,7 +14,7 @@ from anndata import AnnData
 
 from stage_sc._checks import check_name, check_positive
 from stage_sc._compute import one_thread, resolve_device
-from stage_sc._input import Tables, read_tables
+from stage_sc._input import read_tables
 from stage_sc.data import Store
 from stage_sc.model import resolve_model
 from stage_sc.niches import settle_tree
@@ -46,18 +46,18 @@ def fit(
     rng: int | np.random.Generator | None = 0,
     progress: bool = True,
 ) -> Stage:
-    r"""Train a model, from scratch or from another one.
+    r"""Train a model, from scratch or from another one. Labels are never used.
 
-    From scratch, gene vectors start from the co-expression of genes around cells and the tree from K-means of the
-    untrained embeddings. The first epochs train the network with the tree as it is, on
+    From scratch, gene vectors start from the coexpression of genes in neighbourhoods and the tree from K-means of the
+    untrained embeddings. The first epochs train the network with a fixed tree, on
 
-    .. math:: L = L_{swav} + w L_{anchor};
+    .. math:: L = L_{swav} + w L_{reconstruction};
 
-    then the tree is grown anew and trained with the network, on
-    :math:`L + \lambda L_{global}` (equation 13 of the paper). Labels are never used.
+    then the tree is grown anew and trained with the network, on :math:`L + \lambda L_{path}` (equation 13 of the
+    paper).
 
     From another model (`init`), network and tree are trained a little further, and then the tree settles on `data`, as
-    in `stage_niches`. The niches in use become fewer, as many as there are cells for.
+    in `stage_niches`: the number of niches in use falls to the number that the cells support.
 
     Parameters
     ----------
@@ -67,20 +67,18 @@ def fit(
     library_key
         Column of ``obs`` that names the slide of every cell. ``None``: the one that the graph was built with.
     init
-        Model to start from, ``"bundled"``, the path of a checkpoint, or a file on the Hugging Face hub as
-        ``hf://OWNER/REPO@COMMIT/FILE.safetensors``, optionally with ``#DIGEST``. The nodes of its tree keep their
-        numbers and parents, and move with the data: the model returned says where each came from. Genes that it does
-        not know are left out. ``None``: from scratch, with all genes of `data`.
+        Model to start from: as in `stage_niches`, or ``"bundled"``. Nodes of its tree keep their numbers and parents,
+        and move with the data. Genes unknown to it are left out. ``None``: from scratch, with all genes of `data`.
     config
-        All choices of the method, used as they are. ``None``: from scratch the defaults, below 200,000 cells with a
-        shorter schedule (20 epochs, 10 of them warm-up, and a learning rate of 1e-3), and with a leaf for 50 cells of
-        the largest slide or 500 of all, at most; with `init` its own, with 10 epochs, no warm-up and a learning rate of
-        3e-4. The log says what was changed.
+        All choices of the method, used as they are. ``None``: with `init` its own, with 10 epochs, no warm-up and a
+        learning rate of 3e-4; from scratch the defaults, below 200,000 cells with 20 epochs, 10 of them warm-up, and a
+        learning rate of 1e-3, and with at most one leaf per 50 cells of the largest slide or per 500 of all. The log
+        says what was changed.
     epochs
-        Length of training, of which the warm-up keeps its share. ``None``: as configured. 0: an untrained network, with
-        a tree, to compare with; with `init`, its network as it is, and its tree settled on `data` in seconds.
+        Number of epochs; the fraction of warm-up is kept. ``None``: as configured. 0: an untrained network with a tree,
+        to compare with; with `init`, its network as it is, and its tree settled on `data` in seconds.
     patience
-        End a stage when the loss has not fallen for so many epochs. ``None``: never.
+        Number of epochs without a lower loss after which a stage of the training ends. ``None``: no limit.
     spatial_key
         Entry of ``obsm`` with the coordinates. ``None``: the one that the graph was built with.
     layer
@@ -88,16 +86,16 @@ def fit(
     name
         Name of the model, written beside its labels.
     checkpoint
-        File that the training is written to while it runs: every 200 steps and after every epoch. When the same call is
-        made again, it goes on from there, and ends with the model that it would have had without interruption (on the
-        CPU, to the bit); once it is finished, this model is returned at once. ``None``: nothing is written.
+        File to which the training is written every 200 steps and after every epoch. The same call continues from it,
+        and returns the model that it would have had without interruption (on the CPU, to the bit), at once where the
+        training is finished. ``None``: nothing is written.
     callback
         Called after every epoch with the history so far, e.g. to write or plot it. ``None``: nothing is called.
     device
         ``"cpu"`` or ``"cuda"``; ``"auto"`` takes a GPU where there is one.
     rng
         Seed or generator. The same seed gives the same model, for any order of cells and genes (on the CPU, to the
-        bit). A training that goes on from a `checkpoint` keeps the seed that it began with.
+        bit). A training continued from a `checkpoint` keeps its seed.
     progress
         Show a progress bar.
 
@@ -105,28 +103,23 @@ def fit(
     -------
     A model for ``stage_niches(model=)`` and `stage_sc.model.save_checkpoint`. Its ``history`` is a table with one row
     per epoch: the stage, the losses, ``entropy`` (evenness of the use of leaves, 1 at most), ``used`` (leaves in use)
-    and ``cosine`` (of two cells on average: near 1, all embeddings are the same).
+    and ``cosine`` (mean cosine of two cells: near 1, all embeddings are the same).
 
-    With `init`, ``init_node`` has for every node the node of the first model that most of its training cells were in
-    (-1 where there are none), and ``init_share`` the fraction of these. `stage_niches` writes both into the table of
-    the tree.
+    With `init`, ``init_node`` has for every node the node of the first model with most of its training cells (-1
+    without any), and ``init_share`` the fraction of these cells. `stage_niches` writes both to the table of the tree.
 
     Raises
     ------
     KeyError
-        If there is no graph, or if a key names nothing.
-    FileNotFoundError
-        If there is no checkpoint at `init`.
-    ImportError
-        If `init` is on the hub and huggingface_hub is not installed.
-    OSError
-        If `checkpoint` cannot be written, e.g. because its folder does not exist, or if `init` cannot be downloaded.
+        If there is no graph, or if a key does not exist.
+    FileNotFoundError, ImportError, OSError
+        If `init` is not found, as in `stage_niches`, or if `checkpoint` cannot be written, e.g. without its folder.
     TypeError
         If an argument is of another type, or a key is given for a store, which was built with its own.
     ValueError
         If expression has negative, NaN or infinite values, if no cell has counts, if no gene is known to `init`, if
         `init` is no model, its address has another form or its digest differs, if `config` and `init` differ in network
-        or tree, if `config` asks for more leaves than there are cells, if this machine has no such `device`, or if
+        or tree, if `config` has more leaves than there are cells, if this machine has no such `device`, or if
         `checkpoint` holds another training.
 
     See Also
@@ -135,18 +128,16 @@ def fit(
 
     Notes
     -----
-    What training changes are the niches of the tree. The domains of ``stage_niches(n_domains=)`` rest on the slides
-    and on gene vectors as training began, which come from `data` or, with `init`, from that model: they are the same
-    for any `epochs`. Where a slide lacks more than a tenth of all genes, these vectors also depend on `rng`, and tell
-    nothing of how panels correspond that share fewer than 40 genes with the others: a warning says so. Begin with a
-    model (`init`) then.
+    Training changes the niches of the tree, not the domains of ``stage_niches(n_domains=)``: these depend on the slides
+    and on the initial gene vectors, which come from `data` or, with `init`, from that model. Where a slide lacks more
+    than a tenth of all genes, initial vectors depend on `rng` too, and do not relate panels that share fewer than 40
+    genes with the others: a warning says so. Start from a model (`init`) then.
 
-    About 10 s for 3,000 cells and 166 genes on one core; the time grows with cells times epochs. `data` is not changed.
-
+    About 10 s for 3,000 cells and 166 genes on one core; time grows with cells times epochs. `data` is not changed.
     Training stops early, with a warning, when the embeddings have collapsed in two epochs in a row.
 
-    A script that is started with ``torchrun --nproc-per-node 2 script.py`` trains in two processes: they share every
-    batch, and both return the same model, that of one process to rounding.
+    A script started by ``torchrun --nproc-per-node 2 script.py`` trains in two processes, which divide every batch and
+    return the same model, that of one process to rounding.
 
     Examples
     --------
@@ -158,52 +149,48 @@ def fit(
     >>> len(model.history)
     2
     """
-    store = data if isinstance(data, Store) else None
-    tables = Tables({}, data) if store else read_tables(data)
+    tables = {} if isinstance(data, Store) else read_tables(data).by_name
     keys = {"spatial_key": spatial_key, "library_key": library_key, "layer": layer}
-    if store and (given := [key for key, value in keys.items() if value is not None]):
+    if not tables and (given := [key for key, value in keys.items() if value is not None]):
         raise TypeError(f"A store has its own `{given[0]}`: pass it to `st.data.build_store`, not here.")
     if patience is not None:
         check_positive(patience, "patience", integer=True)
     if epochs is not None and (epochs != 0 or isinstance(epochs, bool)):
         check_positive(epochs, "epochs", integer=True)
     check_name(name, "name")
-    where = resolve_device(device)
+    accelerator = resolve_device(device).type
     saved = None if checkpoint is None else _checkpoint_path(checkpoint)
     if config is not None and not isinstance(config, StageConfig):
         raise TypeError(f"`config` must be a stage_sc.model.StageConfig, got {type(config).__name__}.")
     start = None if init is None else resolve_model(init)
     chosen = config or (start.config if start else StageConfig())
-    if start is not None and _fixed(chosen) != _fixed(start.config):
+    if start and any(getattr(chosen, field) != getattr(start.config, field) for field in FIXED):
         raise ValueError("`config` and `init` differ in the network or the tree: pass one of them only.")
     generator = np.random.default_rng(rng)
-    vocabulary = None if start is None else start.vocabulary.keys()
+    vocabulary = start.vocabulary.keys() if start else None
     with ExitStack() as scratch:
-        if store:
-            slides = store.slides(chosen, vocabulary=vocabulary)
-        else:
-            slides = []
-            for prefix, part in tables.by_name.items():
-                folder = scratch.enter_context(scratch_folder(part, layer))
-                slides += read_slides(part, chosen, vocabulary=vocabulary, prefix=prefix, scratch=folder, **keys)
+        slides = data.slides(chosen, vocabulary=vocabulary) if isinstance(data, Store) else []
+        for prefix, part in tables.items():
+            folder = scratch.enter_context(scratch_folder(part, layer))
+            slides += read_slides(part, chosen, vocabulary=vocabulary, prefix=prefix, scratch=folder, **keys)
         if all(slide.empty[:].all() for slide in slides):
             raise ValueError("There is nothing to train on: no cell has any counts.")
-        n_cells = sum(slide.n_cells for slide in slides)
-        if start is None and config is not None and config.levels[-1] > n_cells:
+        n_cells = [slide.n_cells for slide in slides]
+        if config is None:
+            chosen = adapt_config(chosen, n_cells, tuning=start is not None)
+        elif start is None and config.levels[-1] > sum(n_cells):
             raise ValueError(
-                f"`config.levels` asks for {config.levels[-1]} leaves, more than the {n_cells} training cells: pass "
+                f"`config.levels` has {config.levels[-1]} leaves, more than the {sum(n_cells)} training cells: pass "
                 "fewer, or no `config`."
             )
-        if config is None:
-            chosen = adapt_config(chosen, [slide.n_cells for slide in slides], tuning=start is not None)
         if epochs is not None:
-            share = min(chosen.warmup_epochs / max(chosen.epochs, 1), 1)
-            chosen = chosen.replace(epochs=epochs, warmup_epochs=round(epochs * share))
+            warmup = epochs * min(chosen.warmup_epochs / max(chosen.epochs, 1), 1)
+            chosen = chosen.replace(epochs=epochs, warmup_epochs=round(warmup))
         with one_thread(blas=True):
-            if start is None:
-                model = new_model(chosen, slides, generator, name, vectors=saved is None or not saved.exists())
-            else:
+            if start:
                 model = copy_model(start, chosen, slides, name)
+            else:
+                model = new_model(chosen, slides, generator, name, vectors=saved is None or not saved.exists())
             model.history = train(
                 model,
                 slides,
@@ -212,10 +199,10 @@ def fit(
                 patience=patience,
                 checkpoint=saved,
                 callback=callback,
-                accelerator=where.type,
+                accelerator=accelerator,
                 progress=progress,
             )
-            if start is not None:
+            if start:
                 h = torch.cat([encoded.niche for encoded in encode_slides(model, slides)])
                 settle_tree(model.tree, subsample(h, len(h), chosen.settle_cells), chosen)
                 trace_niches(model, start, h, slides)
@@ -223,7 +210,7 @@ def fit(
 
 
 def _checkpoint_path(checkpoint: str | os.PathLike[str]) -> Path:
-    """Raise unless a file can be there."""
+    """Absolute path of the file; raise unless it can be written."""
     if not isinstance(checkpoint, str | os.PathLike):
         raise TypeError(f"`checkpoint` must be a path, got {checkpoint!r}.")
     path = Path(checkpoint).absolute()
@@ -232,8 +219,3 @@ def _checkpoint_path(checkpoint: str | os.PathLike[str]) -> Path:
     if path.is_dir():
         raise IsADirectoryError(f"`checkpoint` must name a file, but {str(path)!r} is a folder.")
     return path
-
-
-def _fixed(config: StageConfig) -> tuple[object, ...]:
-    """Values that cannot change in a trained model."""
-    return tuple(getattr(config, name) for name in FIXED)

@@ -15,7 +15,9 @@ from stage_sc._result import label_keys
 from stage_sc.genes import match_genes
 from stage_sc.graph import graph_view
 from stage_sc.metrics import compare_labels
+from stage_sc.model import resolve_model
 from stage_sc.nn import Stage
+from stage_sc.tl._stage_niches import stage_niches
 
 
 def panel_agreement(
@@ -27,10 +29,10 @@ def panel_agreement(
     layer: str | None = None,
     rng: int | np.random.Generator | None = 0,
 ) -> pd.DataFrame:
-    """Label the same cells twice, with two halves of the genes that share none, and compare the labels.
+    """Label the same cells twice, from two disjoint halves of the genes, and compare the labels.
 
-    The cells are as if they had been measured on two platforms with different panels. A model whose niches are those of
-    the tissue gives both the same labels, without any expert's labels being needed.
+    The halves stand for two platforms with different panels. A model whose niches are those of the tissue gives both
+    the same labels; no expert labels are needed.
 
     Parameters
     ----------
@@ -39,9 +41,9 @@ def panel_agreement(
     model
         As in `stage_sc.tl.stage_niches`.
     n_splits
-        How often the genes that the model knows are split at random; the spread over splits says how sure a figure is.
+        Number of random splits of the genes known to the model; the spread over splits is the uncertainty of a value.
     n_domains
-        Compare domains too, cut to this number over both labellings together.
+        Number of domains of both labellings together, compared too. ``None``: no domains.
     layer
         Entry of ``layers`` with the counts. ``None``: ``X``.
     rng
@@ -51,8 +53,8 @@ def panel_agreement(
     -------
     Data frame with the float64 columns ARI, NMI and JSD. Rows are indexed by ``split`` and ``labels``: the columns that
     `stage_sc.tl.stage_niches` writes, ``"stage_l1"`` and so on, and with `n_domains` ``"stage_domain"``. ARI and NMI
-    are 1 where the labels of all cells are the same up to their names; JSD, in bits, is 0 where both labellings give
-    each name to equally many cells, and 1 where they share no name.
+    are 1 where labels are the same up to their names; JSD, in bits, is 0 where each name has the same number of cells
+    in both labellings, and 1 where no name is in both.
 
     Raises
     ------
@@ -69,9 +71,9 @@ def panel_agreement(
 
     Notes
     -----
-    Costs two calls of `stage_sc.tl.stage_niches` per split; the tree settles on both halves together. Half a panel says
-    less than all of it, so the labels of the whole panel are more stable than the figures say. Levels with many niches
-    agree less than levels with few: compare models with trees of the same size, or domains.
+    Each split costs two calls of `stage_sc.tl.stage_niches`; the tree settles on both halves together. Labels of the
+    whole panel are more stable than those of its halves. Levels with many niches agree less than levels with few:
+    compare models with trees of the same size, or domains.
 
     Examples
     --------
@@ -85,9 +87,6 @@ def panel_agreement(
     >>> table.columns.tolist()
     ['ARI', 'NMI', 'JSD']
     """
-    from stage_sc.model import resolve_model
-    from stage_sc.tl import stage_niches
-
     check_anndata(adata)
     check_positive(n_splits, "n_splits", integer=True)
     network = resolve_model(model)
@@ -96,7 +95,7 @@ def panel_agreement(
     tokens = table["token"].where(table["status"].isin(["matched", "ambiguous"])).to_numpy()
     genes = np.unique([token for token in tokens if isinstance(token, str)])
     if len(genes) < 2:
-        raise ValueError(f"The model knows {len(genes)} gene of {adata.n_vars} only, which cannot be split.")
+        raise ValueError(f"The model knows only {len(genes)} of {adata.n_vars} genes, too few to split.")
     generator = np.random.default_rng(rng)
     rows: dict[tuple[int, str], dict[str, float]] = {}
     for split in range(n_splits):
@@ -107,12 +106,11 @@ def panel_agreement(
         stage_niches(halves, model=network, n_domains=n_domains)
         for key in label_keys(one):
             rows[split, key] = compare_labels(one.obs[key], other.obs[key])
-    index = pd.MultiIndex.from_tuples(rows, names=["split", "labels"])
-    return pd.DataFrame(list(rows.values()), index=index)
+    return pd.DataFrame(list(rows.values()), index=pd.MultiIndex.from_tuples(rows, names=["split", "labels"]))
 
 
 def _with_genes(adata: AnnData, values: Any, columns: np.ndarray) -> AnnData:
-    """Make an AnnData of some genes; what is not changed is shared."""
+    """AnnData of some genes; everything else is shared."""
     view = graph_view(adata)
     return AnnData(
         values[:, columns], obs=view.obs, var=adata.var.iloc[columns], obsm=view.obsm, obsp=view.obsp, uns=view.uns

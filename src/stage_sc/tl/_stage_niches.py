@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from anndata import AnnData
 
@@ -32,88 +33,87 @@ def stage_niches(
     device: str = "auto",
     copy: bool = False,
 ) -> AnnData | list[AnnData] | dict[str, AnnData] | None:
-    r"""Give every cell its niche at every level of a model's tree.
+    r"""Label every cell with a niche at every level of a model's tree.
 
-    Nothing is trained: genes are matched with the model's vocabulary, each cell's hop_means are embedded, the tree
-    of prototypes settles on the cells, and every embedding is led through it. A niche has the same name on every slide
-    that the same model labels.
+    Nothing is trained: genes are matched with the vocabulary of the model, every cell is embedded with its
+    neighbourhood, the prototypes of the tree settle on the cells, and every cell is assigned to its nearest path.
+
+    Names of niches hold within one tissue, best within one call (see Notes); names of domains within one call only.
 
     Parameters
     ----------
     data
         Cells with counts, coordinates and the graph of `stage_sc.pp.build_graph`, of one or several slides; or a list
-        or a dictionary of these, whose panels may differ.
+        or a dictionary of these, whose panels may differ. Their slides are called ``"key/slide"``, with the key or the
+        position of the object.
     model
         A model from `fit`, the path of a checkpoint, or a file on the Hugging Face hub as
-        ``hf://OWNER/REPO@COMMIT/FILE.safetensors``, optionally with ``#DIGEST``. ``None``: the model that comes with
-        the package.
+        ``hf://OWNER/REPO@COMMIT/FILE.safetensors``, optionally with ``#DIGEST``. ``None``: the bundled model.
     n_domains
-        Exactly this number of domains over all `data`, written to ``obs["stage_domain"]``; fewer only where fewer cells
-        differ. What surrounds the cells is clustered: along the slide's own axes (unless ``whiten=False``), turned onto
-        those of the model, which are the same for all panels. Equations are in ``docs/method.md``. Domains are named
-        ``D1``, ``D2`` … for this call only: to compare separate calls, use the niches. Of the model, only the gene
-        vectors that training began with have a say, so training and fine-tuning do not change domains. Slides of one
-        call share domains: label tissues of different kinds in separate calls.
+        Number of domains over all `data`, written to ``obs["stage_domain"]``; fewer only where fewer cells differ.
+        Domains are clusters of the contexts of cells, by the principal axes of each slide (unless ``whiten=False``)
+        rotated onto the directions of the model; the method page of the documentation has the equations. They are named
+        ``D1``, ``D2`` … for this call alone: label slides that are compared in one call, and different tissues in
+        separate calls. Of the model, only the initial gene vectors matter: training and fine-tuning do not change
+        domains.
     settle
-        Move the prototypes to the cells of `data` before niches are read, as far as there are any (equation below). The
-        tree of a corpus cuts other tissue at places that mean little there; settled, its niches follow the tissue and
-        agree between slides and panels much better. The slides of one call settle together, so a niche is at its best
-        where all slides that are compared are in one call. ``False``: the tree as it is, so that a cell has the same
-        niche in any company. To label more slides later by the very same tree, let it settle once,
+        Move the prototypes to the cells of `data` before niches are assigned (equation below). The tree of a corpus
+        divides another tissue at arbitrary places; settled, its niches follow the tissue and agree better between
+        slides and panels. ``False``: the tree as it is, so that the niche of a cell does not depend on the other slides
+        of the call. To label more slides later by the same tree, settle it once,
         ``model = st.tl.fit(data, init="bundled", epochs=0)``, and pass this model with ``settle=False``.
     spatial_key
         Entry of ``obsm`` with the coordinates. ``None``: the one that the graph was built with.
     library_key
         Column of ``obs`` that names the slide of every cell. ``None``: the one that the graph was built with.
-        Expression is scaled, and embedded cells are whitened, on each slide by itself: keep slides apart, and whole.
+        Expression is scaled, and embedded cells are whitened, on each slide by itself: name whole sections, not fields
+        of view.
     layer
         Entry of ``layers`` with the counts. ``None``: ``X``. Neither is changed.
     key_added
-        Begins the names of all results.
+        Prefix of the names of all results.
     device
-        ``"cpu"`` or ``"cuda"``; ``"auto"`` takes a GPU where there is one. Reading and the graph take most of the time,
-        on the CPU.
+        ``"cpu"`` or ``"cuda"``; ``"auto"`` takes a GPU where there is one. Most of the time is for reading and the
+        graph, on the CPU.
     copy
         Return a labelled copy instead of writing into `data`.
 
     Returns
     -------
-    ``None``, or with `copy` what was given, labelled. Written are, for `key_added` ``"stage"``:
+    ``None``, or with `copy` a labelled copy of `data`. Written are, for `key_added` ``"stage"``:
 
     ``obs["stage_l1"]``, ``obs["stage_l2"]`` …
-        Categorical. Niche of every level, from the coarsest to the finest, as ``"N12"``.
+        Categorical. Niche at every level, from the coarsest to the finest, as ``"N12"``.
     ``obs["stage_path"]``
-        Categorical. The way from the root to the leaf, as ``"N3>N17>N203"``.
+        Categorical. Niches from the root to the leaf, as ``"N3>N17>N203"``.
     ``obs["stage_confidence"]``
         float32 in [0, 1]. Geometric mean over the levels of the probability of the cell's node among its siblings,
         :math:`p = \mathrm{softmax}(h^\top c / \tau)` (equations 6 and 7 of the paper).
     ``obs["stage_flag"]``
-        Categorical. ``"empty"`` for cells without counts of any gene that the model knows, ``"isolated"`` for cells
+        Categorical. ``"empty"`` for cells without counts of any gene known to the model, ``"isolated"`` for cells
         without neighbour, else ``"ok"``.
     ``obs["stage_domain"]``
         Categorical, with `n_domains` only.
     ``obsm["X_stage"]``
-        ``(n_cells, dim)`` float32, embeddings of length 1, averaged over four hops (`smoothing` of the model's
-        configuration): niches are nearest to these.
+        ``(n_cells, dim)`` float32 niche embeddings of length 1, means over four hops (`smoothing` of the model).
     ``uns["stage"]``
-        Parameters; name, digest and version of the model; the names of the level columns; the whole tree as a table
-        with level, parent and number of cells of every node. For a model that began as another, also ``before``, the
-        niche there that most of a node's training cells were in, and ``shared``, their share.
+        Parameters; name, digest and version of the model; names of the level columns; the whole tree as a table with
+        level, parent and number of cells of every node. For a model trained from another also ``init_node``, the node
+        of that model with most of the node's training cells, and ``init_share``, the fraction of these cells.
 
     Raises
     ------
     KeyError
-        If there is no graph, or if a key names nothing.
+        If there is no graph, or if a key does not exist.
     TypeError
         If `data` or `model` is of another type.
     ValueError
         If this machine has no such `device`, if no gene is in the model's vocabulary, if expression has negative, NaN
         or infinite values, if the coordinates of a stale graph are refused, if ``uns[key_added]`` holds something else,
-        or if `model` is no checkpoint, its address has another form or its digest differs. `data` is then as it was.
-    FileNotFoundError
-        If there is no checkpoint at `model`.
-    ImportError, OSError
-        If `model` is on the hub and huggingface_hub is not installed, or the file cannot be downloaded.
+        or if `model` is no checkpoint, its address has another form or its digest differs. `data` is then unchanged.
+    FileNotFoundError, ImportError, OSError
+        If there is no checkpoint at `model`; if it is on the hub and huggingface_hub is not installed, or the file
+        cannot be downloaded.
 
     See Also
     --------
@@ -122,25 +122,28 @@ def stage_niches(
 
     Notes
     -----
-    A tree settles as in fine-tuning. With :math:`m_k^0` a prototype of the model, which counts as much as
-    :math:`\kappa` = 4 % of the n cells, and :math:`h_i` the embeddings of the cells whose path has the node k (a sample
-    of 20,000 cells at most),
+    Settling is spherical K-means in the tree, with its prototypes as prior. With :math:`m_k^0` a prototype of the
+    model, :math:`\kappa` = 0.04 its prior weight as a fraction of the n cells (a sample of about 20,000), and
+    :math:`h_i` the embeddings of the cells whose path contains node k,
 
     .. math:: m_k \propto \kappa n \, m_k^0 + \sum_{i : k \in path(i)} h_i,
 
-    until no cell takes another path: spherical K-means in the tree, with its prototypes as prior. Numbers and parents
-    of nodes stay, the model is not changed, and the niches in use become fewer, as many as there are cells for.
+    until no path changes. Numbers and parents of nodes stay, the model is not changed, and the number of niches in use
+    falls to the number that the cells support.
 
-    A warning names slides that are unlike what the model was trained on: those where the correlation, over pairs of
-    genes, between covariance around cells and the cosine of the vectors that training began with is below 0.05. Real
-    tissue can be below it, and noise above it where the panel is small.
+    Names of niches hold within one tissue. With the main expert label of each niche taken from one section of mouse
+    cortex (STARmap), the fraction of cells of another labelled correctly is 0.77, 0.86 and 0.88 at the three levels if
+    both are in one call, 0.76, 0.80 and 0.69 in separate calls, and 0.78, 0.88 and 0.87 with the tree settled once. In
+    other tissue the same name is another niche: N46 is carcinoma in situ in a breast and white matter in a cortex.
 
-    The same input gives the same labels, for any order of cells and genes and for rotated or shifted coordinates: cells
-    are computed in an order of their own, on one thread. Each is encoded once, layer by layer, over blocks of rows.
-    Time and memory grow linearly with the number of cells: on one core about 12 s and 3.5 GB for a million cells with
-    50 genes in each, most of the memory for the expression; `settle` adds up to 1 s, `n_domains` 2 to 5 s and 0.8 GB.
-    An `X` on disk (backed, or a dask array) is read once, in blocks, into files in the folder for temporary files (8
-    bytes per count), and does not stay in memory.
+    A warning names slides unlike the training data: those where the coexpression of genes in neighbourhoods and the
+    cosine of their initial vectors have a correlation over pairs of genes below 0.05. Real tissue can be below it, and
+    noise above it where the panel is small.
+
+    The same input gives the same labels, for any order of cells and genes and for rotated or shifted coordinates. Time
+    and memory are linear in the number of cells: on one core about 12 s and 3.5 GB for a million cells with 50 genes in
+    each, most of the memory for the expression; `settle` adds up to 1 s, `n_domains` 2 to 5 s and 0.8 GB. An `X` on
+    disk (backed, or a dask array) is read once, in blocks, into temporary files (8 bytes per count).
 
     Examples
     --------
@@ -154,32 +157,23 @@ def stage_niches(
     tables = read_tables(data)
     if n_domains is not None:
         check_positive(n_domains, "n_domains", integer=True)
-    for part in tables.by_name.values():
-        if part.isbacked and part.is_view and not copy:
-            raise ValueError(
-                "`data` is a view of a backed object, and results cannot be written to it. Pass `copy=True`, or label "
-                "the object that it is a view of."
-            )
+    if not copy and any(part.isbacked and part.is_view for part in tables.by_name.values()):
+        raise ValueError(
+            "`data` is a view of a backed object, and results cannot be written to it. Pass `copy=True`, or label the "
+            "object that it is a view of."
+        )
     check_key(list(tables.by_name.values()), key_added)
     where, network = resolve_device(device), resolve_model(model)
     tables = tables.copy() if copy else tables
     parts = list(tables.by_name.values())
-    views = [graph_view(part) for part in parts]  # stale graphs are rebuilt there
+    views = [graph_view(part) for part in parts]  # stale graphs are rebuilt in these
+    reading: dict[str, Any] = {"spatial_key": spatial_key, "library_key": library_key, "layer": layer}
+    reading["vocabulary"] = network.vocabulary.keys()
     embedded = []
     with one_thread():
         for (prefix, part), view in zip(tables.by_name.items(), views, strict=True):
             with scratch_folder(part, layer) as scratch:
-                slides = read_slides(
-                    part,
-                    network.config,
-                    vocabulary=network.vocabulary.keys(),
-                    spatial_key=spatial_key,
-                    library_key=library_key,
-                    layer=layer,
-                    prefix=prefix,
-                    view=view,
-                    scratch=scratch,
-                )
+                slides = read_slides(part, network.config, prefix=prefix, view=view, scratch=scratch, **reading)
                 embedded.append(embed_slides(network, slides, where, domains=n_domains is not None))
         partition = find_partition(network, embedded, settle=settle, n_domains=n_domains)
         labels = [assign_labels(network, partition, one, where) for one in embedded]
@@ -193,7 +187,7 @@ def stage_niches(
             "spatial_key": spatial_key or graph["spatial_key"],
             "library_key": library_key or graph["library_key"] or "",
             "layer": layer or "",
-            "n_domains": 0 if partition.domains is None else n_domains,
+            "n_domains": n_domains or 0,
             "settle": settle,
         }
         write_labels(part, given, network, digest, params)

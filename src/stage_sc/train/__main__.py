@@ -10,53 +10,45 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from time import perf_counter
-from typing import Any
 
 import anndata as ad
 import pandas as pd
 
 import stage_sc as st
+from stage_sc._files import write_whole
 from stage_sc.train._health import has_collapsed
 
-# Number of slides on which the model is tried: the smallest with this number of cells or more.
+# Agreement between halves of the panel is measured on the smallest slides of at least MIN_CELLS cells.
 MAX_SLIDES, MIN_CELLS = 5, 500
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """All choices of a training but the data."""
+    """All choices of a training except the data."""
 
     name: str
-    """Name of the model, and of its file."""
+    """Name of the model and of its file."""
     config: st.model.StageConfig
     half: bool = False
     """Store weights in 16 bits."""
     library_key: str | None = None
-    """Column of ``obs`` that names the slides, in the files that have it."""
+    """Column of ``obs`` with the slides, in the files that have it."""
     seed: int = 0
 
 
-# Fields of every table and their types; StageConfig checks the values of [config].
-TABLES: dict[str, dict[str, type]] = {
+# Types of the fields of a recipe ("") and of its tables. StageConfig checks the values of [config].
+FIELDS: dict[str, dict[str, type]] = {
+    "": {"seed": int, "model": dict, "data": dict, "config": dict},
     "model": {"name": str, "half": bool},
     "data": {"library_key": str},
     "config": {field.name: object for field in fields(st.model.StageConfig)},
 }
-TOP: dict[str, type] = {"seed": int, **dict.fromkeys(TABLES, dict)}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Read the recipe and the data, train, write the model and its quality metrics.
+    """Read recipe and data, train, and write the model and its quality metrics; exits if the training has collapsed.
 
-    Parameters
-    ----------
-    argv
-        Arguments of the command line, without the program's name. ``None``: those of the process.
-
-    Raises
-    ------
-    SystemExit
-        If the training has collapsed; the message says what to change.
+    `argv` are the arguments of the command line without the program's name (default: those of the process).
     """
     options = _parser().parse_args(argv)
     if options.store and options.leave_out:
@@ -65,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     seed = recipe.seed if options.seed is None else options.seed
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     out.mkdir(parents=True, exist_ok=True)
-    first = os.environ.get("RANK", "0") == "0"  # of the processes that torchrun has started, or the only one
+    first = os.environ.get("RANK", "0") == "0"  # the first process of torchrun, or the only one
     start = perf_counter()
     store = st.data.Store(options.store) if options.store else None
     files = {} if store else read_corpus(options.data, options.leave_out, recipe.library_key)
@@ -101,11 +93,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         f"{perf_counter() - start:.0f} s, digest {model.digest}"
     )
     slides = small_slides(files, recipe.library_key)
-    tables = {name: st.tl.panel_agreement(slide, model, rng=seed) for name, slide in slides}
-    if tables:
+    if tables := {name: st.tl.panel_agreement(slide, model, rng=seed) for name, slide in slides}:
         table = pd.concat(tables, names=["slide"])
         table.to_csv(out / "panels.csv", float_format="%.4f")
-        print("Labels from two halves of the genes, mean over slides and splits (panels.csv):")
+        print("Agreement of labels from two halves of the genes, mean over slides and splits (panels.csv):")
         print(table.groupby("labels", sort=False).mean().to_string(float_format="{:.2f}".format))
 
 
@@ -122,92 +113,56 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--leave-out", nargs="+", default=[], metavar="PART", help="skip files whose path contains one of these"
     )
-    parser.add_argument("--seed", type=int, help="instead of that of the recipe")
+    parser.add_argument("--seed", type=int, help="instead of the seed of the recipe")
     parser.add_argument("--tensorboard", action="store_true", help="write files for TensorBoard too")
     return parser
 
 
 def read_recipe(path: Path) -> Recipe:
-    """Read a file with the tables ``[model]``, ``[data]`` and ``[config]``, and the field ``seed``.
+    """Read a TOML file with the tables ``[model]``, ``[data]`` and ``[config]``, and the field ``seed``.
 
-    Parameters
-    ----------
-    path
-        A TOML file. ``name`` in ``[model]`` is required; the other defaults are those of `Recipe` and `StageConfig`.
-
-    Raises
-    ------
-    FileNotFoundError
-        If there is no such file.
-    KeyError
-        If the model has no name.
-    TypeError, ValueError
-        If it is not TOML, or has unknown fields or invalid values.
+    ``name`` in ``[model]`` is required; other defaults are those of `Recipe` and `StageConfig`. Raises a ValueError
+    (no TOML, unknown field, invalid value), a TypeError (type of a field) or a KeyError (no name).
     """
     try:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
     except tomllib.TOMLDecodeError as error:
         raise ValueError(f"{str(path)!r} cannot be read as TOML: {error}.") from error
-    _check(content, TOP, str(path))
-    tables = {name: content.get(name, {}) for name in TABLES}
-    for name, table in tables.items():
-        _check(table, TABLES[name], f"[{name}] of {str(path)!r}")
-    if "name" not in tables["model"]:
+    for table, known in FIELDS.items():
+        where, values = (f"[{table}] of {str(path)!r}", content.get(table, {})) if table else (repr(str(path)), content)
+        if unknown := sorted(values.keys() - known.keys()):
+            raise ValueError(f"{where} has the unknown fields {', '.join(unknown)}. Known are {', '.join(known)}.")
+        for name, value in values.items():
+            if known[name] not in (object, type(value)):
+                raise TypeError(f"`{name}` in {where} must be of type {known[name].__name__}, got {value!r}.")
+    model = content.get("model", {})
+    if "name" not in model:
         raise KeyError(f'[model] of {str(path)!r} has no `name`: add e.g. `name = "atlas"`.')
-    name = tables["model"]["name"]
-    if not name or name != Path(name).name:
-        raise ValueError(
-            f"`name` in [model] of {str(path)!r} names a file: it cannot be empty or have '/', got {name!r}."
-        )
-    config = st.model.StageConfig(**tables["config"])
-    return Recipe(config=config, seed=content.get("seed", 0), **tables["model"], **tables["data"])
-
-
-def _check(values: dict[str, Any], known: dict[str, type], where: str) -> None:
-    """Raise unless all fields are known and have the right type."""
-    unknown = sorted(set(values) - set(known))
-    if unknown:
-        raise ValueError(f"{where} has the unknown fields {', '.join(unknown)}. Known are {', '.join(known)}.")
-    for name, value in values.items():
-        wanted = known[name]
-        if not isinstance(value, wanted) or (wanted is int and isinstance(value, bool)):
-            raise TypeError(f"`{name}` in {where} must be of type {wanted.__name__}, got {value!r}.")
+    if not model["name"] or model["name"] != Path(model["name"]).name:
+        raise ValueError(f"`name` in [model] of {str(path)!r} cannot be empty or have '/', got {model['name']!r}.")
+    config = st.model.StageConfig(**content.get("config", {}))
+    return Recipe(config=config, seed=content.get("seed", 0), **model, **content.get("data", {}))
 
 
 def read_corpus(folders: Sequence[Path], leave_out: Sequence[str], library_key: str | None) -> dict[str, ad.AnnData]:
     """Read all ``.h5ad`` files below some folders, keep the cells with coordinates, and build the graphs.
 
-    Parameters
-    ----------
-    folders
-        Searched with all subfolders.
-    leave_out
-        A file is skipped if its path, from the name of its folder among `folders` on, contains one of these.
-    library_key
-        Column of ``obs`` that names the slides, in the files that have it.
-
-    Returns
-    -------
-    Cells of every file by its name: folder, slash, file without suffix.
-
-    Raises
-    ------
-    FileNotFoundError
-        If a folder has no file.
-    ValueError
-        If two files have one name, if a part of `leave_out` is in no path, or if no file is left.
+    Files are named by folder and stem, ``folder/stem``. Skipped are those whose path, from the name of its folder among
+    `folders` on, contains an entry of `leave_out`. `library_key` is the column of ``obs`` with the slides, in the files
+    that have it.
     """
-    places: dict[Path, str] = {}
+    paths: dict[Path, str] = {}
     for folder in folders:
-        base = folder.resolve().name
-        found = {path: f"{base}/{path.relative_to(folder).as_posix()}" for path in folder.rglob("*.h5ad")}
+        found = {
+            path: f"{folder.resolve().name}/{path.relative_to(folder).as_posix()}" for path in folder.rglob("*.h5ad")
+        }
         if not found:
             raise FileNotFoundError(f"There is no .h5ad file below {str(folder)!r}.")
-        places |= found
+        paths |= found
     for part in leave_out:
-        if not any(part in place for place in places.values()):
-            raise ValueError(f"`--leave-out {part}` is in no path, such as {min(places.values())!r}: nothing to skip.")
-    kept = sorted(path for path, place in places.items() if not any(part in place for part in leave_out))
+        if not any(part in place for place in paths.values()):
+            raise ValueError(f"`--leave-out {part}` is in no path, such as {min(paths.values())!r}: nothing to skip.")
+    kept = sorted(path for path, place in paths.items() if not any(part in place for part in leave_out))
     if not kept:
         raise ValueError("`--leave-out` leaves no file to train on.")
     names = [f"{path.resolve().parent.name}/{path.stem}" for path in kept]
@@ -221,46 +176,32 @@ def read_corpus(folders: Sequence[Path], leave_out: Sequence[str], library_key: 
 
 
 def small_slides(data: Mapping[str, ad.AnnData], library_key: str | None) -> Iterator[tuple[str, ad.AnnData]]:
-    """Names and cells of the smallest slides of a corpus that have enough cells."""
+    """Names and cells of the smallest slides of at least `MIN_CELLS` cells."""
     sizes = []
     for name, adata in data.items():
-        slides = {"": adata.n_obs}
-        if library_key in adata.obs:
-            slides = adata.obs[library_key].astype(str).value_counts().to_dict()
+        slides = adata.obs[library_key].astype(str).value_counts() if library_key in adata.obs else {"": adata.n_obs}
         sizes += [(n, name, slide) for slide, n in slides.items() if n >= MIN_CELLS]
     for _, name, slide in sorted(sizes)[:MAX_SLIDES]:
+        adata = data[name]
         if slide:
-            part = data[name][(data[name].obs[library_key].astype(str) == slide).to_numpy()].copy()
-            st.pp.build_graph(part)
-            yield f"{name}/{slide}", part
-        else:
-            yield name, data[name]
+            adata = adata[(adata.obs[library_key].astype(str) == slide).to_numpy()].copy()
+            st.pp.build_graph(adata)
+        yield f"{name}/{slide}" if slide else name, adata
 
 
 def history_writer(folder: Path, *, tensorboard: bool) -> Callable[[pd.DataFrame], None]:
-    """Return a function that writes the history of a training to ``history.csv``, and for TensorBoard.
-
-    Raises
-    ------
-    ImportError
-        If TensorBoard is asked for and not installed.
-    """
-    board, path, shown = None, folder / "history.csv", 0
+    """Return a function that writes the history of a training to ``history.csv``, and for TensorBoard."""
+    board, shown = None, 0
     if tensorboard:
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError as error:
-            raise ImportError(
-                "`--tensorboard` needs tensorboard: run `pip install tensorboard`, or leave the option out and look at "
-                "history.csv."
-            ) from error
+            raise ImportError("`--tensorboard` needs tensorboard: run `pip install tensorboard`.") from error
         board = SummaryWriter(folder / "tensorboard", purge_step=0)  # all epochs are written again after a resume
 
     def write(history: pd.DataFrame) -> None:
         nonlocal shown
-        part = path.with_name(path.name + ".part")
-        history.to_csv(part, float_format="%.6g")
-        part.replace(path)
+        write_whole(folder / "history.csv", lambda part: history.to_csv(part, float_format="%.6g"))
         if board is not None:
             for epoch, row in history.iloc[shown:].iterrows():
                 for name, value in row.drop("stage").dropna().items():

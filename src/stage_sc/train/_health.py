@@ -12,23 +12,17 @@ from stage_sc.nn import StageConfig
 
 logger = logging.getLogger("stage_sc.train")
 
-# Beyond these a run has collapsed: the embeddings of different cells are nearly the same, or few prototypes are used.
+# A training has collapsed above this mean cosine of two cells, or below this fraction of leaves in use.
 MAX_COSINE = 0.98
-MIN_SHARE_USED = 0.05
-# Training ends after so many collapsed epochs in a row.
+MIN_FRACTION_USED = 0.05
+# Number of successive collapsed epochs after which training ends.
 PATIENCE = 2
 
 EpochMetrics = dict[str, float | str]
 
 
 class Health:
-    """Collects metrics over an epoch, as sums over its steps.
-
-    Parameters
-    ----------
-    n_leaves
-        Leaves of the tree.
-    """
+    """Metrics of an epoch, collected as sums over its steps."""
 
     def __init__(self, n_leaves: int) -> None:
         self.count = torch.zeros(n_leaves, dtype=torch.int64)
@@ -39,32 +33,32 @@ class Health:
         """Add a batch."""
         self.count += torch.bincount(leaf_scores.argmax(dim=1), minlength=len(self.count)).cpu()
         n, total = len(h), h.detach().sum(dim=0)
-        cosine = (total @ total - n) / max(1, n * (n - 1))  # of two different cells
+        cosine = (total @ total - n) / max(1, n * (n - 1))  # mean over pairs of different cells
         values = torch.stack([*(loss.detach() for loss in losses.values()), cosine]).tolist()
         for name, value in zip((*losses, "cosine"), values, strict=True):
             self.sums[name] = self.sums.get(name, 0.0) + value
         self.n_steps += 1
 
     def summary(self) -> EpochMetrics:
-        """Means over the epoch; entropy of the use of leaves (1: all alike), and leaves in use."""
-        share = self.count.numpy() / max(int(self.count.sum()), 1)
-        used = share > 0
-        entropy = float(-(share[used] * np.log(share[used])).sum() / np.log(max(len(share), 2)))
+        """Means over the epoch, normalised entropy of the leaves (1: equal use), and number of leaves in use."""
+        fraction = self.count.numpy() / max(int(self.count.sum()), 1)
+        used = fraction[fraction > 0]
+        entropy = float(-(used * np.log(used)).sum() / np.log(max(len(fraction), 2)))
         means = {name: total / self.n_steps for name, total in self.sums.items()}
-        return {**means, "entropy": entropy, "used": int(used.sum())}
+        return {**means, "entropy": entropy, "used": len(used)}
 
 
 def has_collapsed(history: list[EpochMetrics], n_leaves: int, patience: int = PATIENCE) -> bool:
-    """Whether the last `patience` epochs were all beyond what is healthy, or brought no numbers at all."""
-    least = min(n_leaves, max(2, MIN_SHARE_USED * n_leaves))
+    """Return True if the last `patience` epochs were all collapsed, or without numbers."""
+    min_used = min(n_leaves, max(2, MIN_FRACTION_USED * n_leaves))
     last = history[-patience:]
     return len(last) == patience and all(
-        not float(row["cosine"]) <= MAX_COSINE or float(row["used"]) < least for row in last
+        not float(row["cosine"]) <= MAX_COSINE or float(row["used"]) < min_used for row in last
     )
 
 
 def warn_if_collapsed(history: list[EpochMetrics], config: StageConfig) -> None:
-    """Log a warning if the last epoch was that of a collapsed run."""
+    """Log a warning if the last epoch was collapsed."""
     if has_collapsed(history, config.levels[-1], patience=1):
         logger.warning(
             "The embeddings have collapsed after %d of %d epochs: two cells have a cosine of %.3f on average, and %d "

@@ -1,4 +1,4 @@
-"""The processes that train together, and what they exchange."""
+"""Processes that train together, and their communication."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ from torch import Tensor, nn
 
 Value = TypeVar("Value")
 
-# While one process sets the tree from all cells the others wait.
-PATIENCE = timedelta(days=1)
+# Maximum time for which processes wait while one of them grows the tree.
+TIMEOUT = timedelta(days=1)
 
 
 class Processes(NamedTuple):
-    """One of several processes; a process that is alone exchanges nothing."""
+    """One of n processes; a single one exchanges nothing."""
 
     rank: int = 0
     n: int = 1
 
     def all_reduce(self, tensor: Tensor) -> Tensor:
-        """Sum over all processes, in place; every process gets the same, to the bit."""
+        """Sum over all processes, in place; bit-identical in every process."""
         if self.n > 1:
             dist.all_reduce(tensor)
         return tensor
 
     def all_gather(self, rows: Tensor) -> Tensor:
-        """Rows of all processes: each gives its own, and zeros for the others'. Only its own carry a gradient."""
+        """Rows of all processes; each passes its own, and zeros for the others. Only its own carry a gradient."""
         if self.n == 1:
             return rows
         own = rows.detach()
@@ -45,27 +45,21 @@ class Processes(NamedTuple):
         return box[0]
 
     def broadcast_model(self, model: nn.Module) -> None:
-        """Give every process the model of process 0."""
+        """Copy the model of process 0 to every process."""
         if self.n > 1:
             for tensor in model.state_dict().values():
                 dist.broadcast(tensor, src=0)
 
 
 def launch(accelerator: str) -> tuple[Processes, torch.device]:
-    """Join the other processes where torchrun has started several.
+    """Join the processes that torchrun started, if any; return them and the device of this one.
 
-    Parameters
-    ----------
-    accelerator
-        Where to compute, as lightning names it.
-
-    Returns
-    -------
-    The processes, and the device of this one.
+    `accelerator` is a name of lightning, such as "cpu" or "cuda".
     """
     if not (dist.is_available() and dist.is_torchelastic_launched()):
         return Processes(), Fabric(accelerator=accelerator, devices=1).device
-    n, here = int(os.environ["WORLD_SIZE"]), int(os.environ["LOCAL_WORLD_SIZE"])
-    fabric = Fabric(accelerator=accelerator, strategy=DDPStrategy(timeout=PATIENCE), devices=here, num_nodes=n // here)
+    n, local = int(os.environ["WORLD_SIZE"]), int(os.environ["LOCAL_WORLD_SIZE"])
+    strategy = DDPStrategy(timeout=TIMEOUT)
+    fabric = Fabric(accelerator=accelerator, strategy=strategy, devices=local, num_nodes=n // local)
     fabric.launch()
     return Processes(fabric.global_rank, fabric.world_size), fabric.device

@@ -16,15 +16,10 @@ class Purpose(IntEnum):
     PATHS = 4
 
 
-def generator_at(purpose: Purpose, *place: int) -> np.random.Generator:
-    """Random number generator for one purpose at one place of the training.
+def generator_at(purpose: Purpose, *key: int) -> np.random.Generator:
+    """Random number generator for one purpose and one step of the training.
 
-    Parameters
-    ----------
-    purpose
-        What the numbers are for.
-    place
-        Root seed of the training, then as far as they apply epoch, step in the epoch and number of the slide: for one
-        purpose always as many, because numpy does not tell ``(1,)`` from ``(1, 0)``.
+    `key` is the root seed, then, as far as they apply, epoch, step of the epoch and number of the slide. Its length must
+    be fixed per purpose, because numpy gives ``(1,)`` and ``(1, 0)`` the same numbers.
     """
-    return np.random.default_rng((int(purpose), *place))
+    return np.random.default_rng((int(purpose), *key))

@@ -1,9 +1,8 @@
-"""A training on disk, from which it continues as if it had never been interrupted."""
+"""State of a training on disk, from which it continues as if never interrupted."""
 
 from __future__ import annotations
 
 import hashlib
-import logging
 import os
 import pickle
 from dataclasses import dataclass, field
@@ -17,19 +16,17 @@ from stage_sc.nn import Stage
 from stage_sc.slides import Slide
 from stage_sc.train._health import EpochMetrics, Health
 
-logger = logging.getLogger("stage_sc.train")
-
 FORMAT = "stage_sc training 2"
 
 
 @dataclass
 class State:
-    """Progress of a training, beside its model and optimiser."""
+    """Progress of a training, besides its model and optimiser."""
 
     root: int
     """Seed of all random numbers."""
     health: Health
-    """Metrics of the epoch under way."""
+    """Metrics of the present epoch."""
     epoch: int = 0
     step: int = 0
     """Number of finished steps of the epoch."""
@@ -51,7 +48,7 @@ def describe_run(model: Stage, slides: list[Slide], *, keep_tree: bool) -> dict[
 
 
 def _describe(slide: Slide) -> list[Any]:
-    """Values that differ for other counts or another graph, rounded as machines differ in the last bits."""
+    """Values that differ for other counts or another graph, rounded because machines differ in the last bits."""
     n_pairs = [int(matrix.indptr[-1:][0]) for matrix in (slide.graph, slide.local)]
     mode, *sizes = slide.sizes
     rounded = [f"{value:.4g}" for value in (*sizes, float(slide.mean.sum(dtype=np.float64)))]
@@ -59,17 +56,7 @@ def _describe(slide: Slide) -> list[Any]:
 
 
 def write_state(path: Path, run: dict[str, Any], state: State, model: Stage, optimizer: torch.optim.Optimizer) -> None:
-    """Write a training to a file, which is replaced as a whole.
-
-    Parameters
-    ----------
-    path
-        The file.
-    run
-        From `describe_run`.
-    state, model, optimizer
-        The training. The optimiser is left out once it is finished.
-    """
+    """Write a training, described by `run`, to a file, which is replaced as a whole."""
     content = {
         "format": FORMAT,
         "run": run,
@@ -87,20 +74,14 @@ def write_state(path: Path, run: dict[str, Any], state: State, model: Stage, opt
 
 
 def read_state(path: Path) -> dict[str, Any]:
-    """Read the content of a file of `write_state`; no code in it is run.
-
-    Raises
-    ------
-    ValueError
-        If the file is something else, is damaged, or was written by another version.
-    """
+    """Read a file of `write_state`, without running code in it; a ValueError if it is another or a damaged file."""
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
         format_ = content["format"]
     except (RuntimeError, EOFError, KeyError, TypeError, ValueError, pickle.UnpicklingError) as error:
         raise ValueError(
             f"`checkpoint` {str(path)!r} holds no training of this version of stage_sc, or is damaged "
-            f"({type(error).__name__}), and is not written over. Pass another path; to start from a model, pass it as "
+            f"({type(error).__name__}), and was not overwritten. Pass another path; to start from a model, pass it as "
             "`init`."
         ) from error
     if format_ != FORMAT:
@@ -114,32 +95,16 @@ def read_state(path: Path) -> dict[str, Any]:
 def resume(
     saved: dict[str, Any], path: Path, run: dict[str, Any], model: Stage, optimizer: torch.optim.Optimizer
 ) -> State:
-    """Set model and optimiser to those of a saved training.
-
-    Parameters
-    ----------
-    saved, path
-        From `read_state`, and its file.
-    run
-        From `describe_run`.
-    model, optimizer
-        Set in place.
-
-    Raises
-    ------
-    ValueError
-        If another training was saved.
-    """
-    differs = {name: (saved["run"].get(name), value) for name, value in run.items()}
-    differs = {name: pair for name, pair in differs.items() if pair[0] != pair[1]}
-    if differs:
-        listed = ", ".join(
-            f"`{name}` ({there!r} there, {here!r} here)" if len(f"{there}{here}") < 80 else f"`{name}`"
-            for name, (there, here) in differs.items()
-        )
+    """Set model and optimiser to those of a saved training; a ValueError names values that differ from `run`."""
+    differences = [
+        f"`{name}` ({before!r} there, {now!r} here)" if len(f"{before}{now}") < 80 else f"`{name}`"
+        for name, now in run.items()
+        if now != (before := saved["run"].get(name))
+    ]
+    if differences:
         raise ValueError(
-            f"`checkpoint` {str(path)!r} belongs to another training, which differs in {listed}. Pass another path, or "
-            "remove the file to start anew."
+            f"`checkpoint` {str(path)!r} belongs to another training, which differs in {', '.join(differences)}. Pass "
+            "another path, or remove the file to start anew."
         )
     model.load_state_dict(saved["model"])
     if saved["optimizer"] is not None:

@@ -1,17 +1,15 @@
-"""One training step: a batch through the network, its losses, its gradients (inner loops of algorithm 1)."""
+"""One training step: embeddings of pairs, losses, gradients (inner loops of algorithm 1)."""
 
 from __future__ import annotations
 
-from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import normalize
 
 from stage_sc.embed import ContextCache
-from stage_sc.nn import Batch, Panel, Stage, View, draw_view, path_loss, reconstruction_loss, swav_loss
+from stage_sc.nn import Panel, Stage, draw_view, path_loss, reconstruction_loss, swav_loss
 from stage_sc.slides import make_batch, sample_partners, to_device
 from stage_sc.train._epoch import GlobalBatch, Part
 from stage_sc.train._processes import Processes
@@ -19,14 +17,14 @@ from stage_sc.train._random import Purpose, generator_at
 
 
 class Pairs(NamedTuple):
-    """Cells and their partners, each in a view of its own: the B rows of all processes."""
+    """Embedded pairs (i, j) of equation 4, the B rows of all processes."""
 
     h_i: Tensor
     """``(B, dim)`` embeddings of the cells."""
     h_j: Tensor
     """``(B, dim)`` embeddings of their partners."""
     context: Tensor | None
-    """``(B, dim)`` contexts of the cells, where they are reconstructed."""
+    """``(B, dim)`` contexts of the cells; ``None`` without reconstruction."""
     slides: Tensor
     """``(B,)`` int64 number of the slide."""
 
@@ -35,40 +33,26 @@ def embed_pairs(
     model: Stage,
     batch: GlobalBatch,
     panels: list[Panel],
-    place: tuple[int, ...],
+    key: tuple[int, ...],
     processes: Processes,
     contexts: ContextCache,
 ) -> Pairs:
-    """Embed the cells of a batch and their partners.
+    """Embed the cells of a batch and their partners, each in a view of its own (algorithm 1, lines 5 and 6).
 
-    Every process embeds its own rows and gets those of the others. What follows is little work, and each process does
-    it for the whole batch: balanced assignment, losses and statistics are those of a process that is alone.
-
-    Parameters
-    ----------
-    model
-        On its device.
-    batch
-        From `stage_sc.data`.
-    panels
-        Genes of every slide.
-    place
-        Root seed, epoch and step, which all chance comes from.
-    processes
-        Those that share the batch.
-    contexts
-        Contexts of the cells.
+    Every process embeds its own rows and receives the others. The rest of a step is little work, and each process does
+    it for the whole batch: assignment, losses and metrics are those of a single process. `panels` are those of all
+    slides; `key` is root seed, epoch and step, which determine all random numbers.
     """
     config, device = model.config, model.tree.parent.device
     h_i, h_j, context = (torch.zeros(batch.size, config.dim, device=device) for _ in range(3))
     slides = torch.zeros(batch.size, dtype=torch.int64, device=device)
-    draws = generator_at(Purpose.PARTNERS, *place).random(batch.size)
+    draws = generator_at(Purpose.PARTNERS, *key).random(batch.size)
     for part in batch.parts:
-        rows, panel, rng = part.rows, panels[part.number], generator_at(Purpose.VIEWS, *place, part.number)
+        rows, panel, rng = part.rows, panels[part.number], generator_at(Purpose.VIEWS, *key, part.number)
         partners = sample_partners(part.slide, part.centres, draws[rows])
-        one, view_i = _seen(model, part, part.centres, panel, rng)
-        other, view_j = _seen(model, part, partners, panel, rng)
-        h_i[rows], h_j[rows], slides[rows] = model(one, view_i), model(other, view_j), part.number
+        h_i[rows] = _embed_view(model, part, part.centres, panel, rng)
+        h_j[rows] = _embed_view(model, part, partners, panel, rng)
+        slides[rows] = part.number
         if config.reconstruction_weight:
             context[rows] = contexts.of(model, part.slide, panel)[part.centres].to(device)
     return Pairs(
@@ -79,8 +63,8 @@ def embed_pairs(
     )
 
 
-def _seen(model: Stage, part: Part, cells: np.ndarray, panel: Panel, rng: np.random.Generator) -> tuple[Batch, View]:
-    """Put some cells of a slide together, and draw a view of them."""
+def _embed_view(model: Stage, part: Part, cells: np.ndarray, panel: Panel, rng: np.random.Generator) -> Tensor:
+    """Embed cells of a slide in a random view."""
     config, device = model.config, model.tree.parent.device
     batch = make_batch(part.slide, panel, config.n_layers, centres=cells, number=part.number)
     view = draw_view(
@@ -90,61 +74,47 @@ def _seen(model: Stage, part: Part, cells: np.ndarray, panel: Panel, rng: np.ran
         noise_rate=config.noise_rate,
         noise_scale=config.noise_scale,
     )
-    return to_device(batch, device), view.to(device)
+    return model(to_device(batch, device), view.to(device))
 
 
 def pair_losses(
-    model: Stage, pairs: Pairs, place: tuple[int, ...], *, joint: bool
+    model: Stage, pairs: Pairs, key: tuple[int, ...], *, joint: bool
 ) -> tuple[dict[str, Tensor], list[Tensor]]:
-    """Losses of one batch, and its slides remember which prototypes they used.
+    """Losses of a batch (algorithm 1, lines 7, 8, 15 and 16), which is added to the queue of its slides.
 
-    Parameters
-    ----------
-    model
-        On its device.
-    pairs
-        From `embed_pairs`.
-    place
-        Root seed, epoch and step.
-    joint
-        With the path loss.
-
-    Returns
-    -------
-    Losses by name, their weighted sum as ``"loss"``; and for every level, the ``(B, K_l)`` scores of the cells.
+    `joint` adds the path loss. Returned are the losses by name, their weighted sum as ``"loss"``, and for every level
+    the ``(B, K_l)`` scores of the cells.
     """
     config, tree = model.config, model.tree
-    active = model.active(pairs.slides)
+    transport: dict[str, Any] = {"epsilon": config.epsilon, "n_iterations": config.sinkhorn_iterations}
+    active = model.active(pairs.slides)  # equation 12
     scores_i, scores_j = tree.scores(pairs.h_i, active), tree.scores(pairs.h_j, active)
     with torch.no_grad():
-        cosine = pairs.h_i @ normalize(tree.prototypes, dim=1).T
-        model.queue.push(pairs.slides, cosine, config.queue_rank)
+        model.queue.push(pairs.slides, torch.cat(tree.scores(pairs.h_i), dim=1), config.queue_rank)  # equation 11
 
-    epsilon, n_iterations, temperature = config.epsilon, config.sinkhorn_iterations, config.temperature
-    swav = partial(swav_loss, temperature=temperature, epsilon=epsilon, n_iterations=n_iterations)
-    levels = range(len(tree.levels)) if config.swav_levels == "all" else [len(tree.levels) - 1]
-    losses = {"swav": torch.stack([swav(scores_i[level], scores_j[level]) for level in levels]).mean()}
+    levels = range(len(tree.levels)) if config.swav_levels == "all" else [-1]
+    swav = [swav_loss(scores_i[l], scores_j[l], temperature=config.temperature, **transport) for l in levels]
+    losses = {"swav": torch.stack(swav).mean()}  # equation 4
     total = config.swav_weight * losses["swav"]
     if pairs.context is not None:
         losses["reconstruction"] = reconstruction_loss(model.decoder(pairs.h_i), pairs.context)
         total = total + config.reconstruction_weight * losses["reconstruction"]
     scores = [level.detach() for level in scores_i]
     if joint and len(tree.levels) > 1:
-        draws = generator_at(Purpose.PATHS, *place).random((len(pairs.slides), len(tree.levels)), dtype=np.float32)
-        uniform = torch.from_numpy(draws).to(active.device)
-        paths = tree.sample_paths(scores, uniform, epsilon=epsilon, n_iterations=n_iterations)
+        draws = generator_at(Purpose.PATHS, *key).random((len(pairs.slides), len(tree.levels)), dtype=np.float32)
+        paths = tree.sample_paths(scores, torch.from_numpy(draws).to(active.device), **transport)  # equations 6 to 8
         siblings = [torch.ones_like(scores[0], dtype=torch.bool)]
         siblings += [tree.siblings(level, paths[:, level - 1]) for level in range(1, len(tree.levels))]
-        losses["path"] = path_loss(scores_i, paths, siblings, temperature=temperature)
-        total = total + config.path_weight * losses["path"]
+        losses["path"] = path_loss(scores_i, paths, siblings, temperature=config.temperature)  # equation 10
+        total = total + config.path_weight * losses["path"]  # equation 13
     return {"loss": total, **losses}, scores
 
 
 def set_gradients(model: Stage, loss: Tensor, processes: Processes) -> None:
-    """Set the gradients of the whole batch, on every process.
+    """Set the gradients of the whole batch, in every process.
 
-    Each has run its own rows through embedder and encoder, whose gradients are added up, and all rows through decoder
-    and tree, whose gradients are those of process 0.
+    Gradients of embedder and encoder, through which each process passed its own rows, are added up. Those of decoder and
+    tree, which had all rows, are taken from process 0.
     """
     model.zero_grad()
     if loss.requires_grad:

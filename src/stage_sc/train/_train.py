@@ -1,4 +1,4 @@
-"""The two-stage schedule (section 3.7 and algorithm 1 of the paper)."""
+"""The two-stage training protocol (section 3.7 and algorithm 1 of the paper)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch.nn.utils import clip_grad_norm_
 from tqdm.auto import tqdm
 
 from stage_sc.embed import ContextCache
-from stage_sc.nn import Stage, StageConfig
+from stage_sc.nn import Stage
 from stage_sc.slides import Slide
 from stage_sc.train._epoch import epoch_batches, n_batches
 from stage_sc.train._health import EpochMetrics, Health, has_collapsed, warn_if_collapsed
@@ -27,7 +27,7 @@ from stage_sc.train._step import embed_pairs, pair_losses, set_gradients
 
 logger = logging.getLogger("stage_sc.train")
 
-# An epoch that lowers the loss by less than this share is no progress.
+# Minimum relative decrease of the loss that counts as progress.
 MIN_PROGRESS = 1e-3
 
 
@@ -44,41 +44,34 @@ def train(
     accelerator: str = "cpu",
     progress: bool = True,
 ) -> pd.DataFrame:
-    """Train a model in place, together with the other processes if torchrun has started several.
+    """Train a model with gene vectors in place, together with the other processes if torchrun started several.
 
     Parameters
     ----------
-    model
-        With gene vectors set.
-    slides
-        Training slides, in the order of the model's slides.
+    model, slides
+        The model, and its training slides in the order of its slides.
     rng
-        Source of all chance.
+        Source of all random numbers.
     keep_tree
-        Go on with the network and the tree of the model, instead of growing a tree from the data at the start and again
-        after the warm-up.
+        Continue with network and tree of the model; else a tree is grown at the start and again after the warm-up.
     patience
-        End a stage after so many epochs without progress. ``None``: never.
+        Number of epochs without progress that end a stage. ``None``: no limit.
     checkpoint
-        File that the training is written to while it runs. If there is one, it goes on from there, with the chance that
-        it began with: the result is that of a training that was never interrupted, on the CPU to the bit.
+        File that the training is written to while it runs. If it exists, the training continues from there with its
+        random numbers; on the CPU the result is bit-identical to that of an uninterrupted training. A ValueError is
+        raised if it holds anything but this training.
     callback
         Called with the history after every epoch, in the first process.
     every
-        Number of steps between two times of writing. It is also written at the end of every epoch.
+        Number of steps between two writes of `checkpoint`, which is also written after every epoch.
     accelerator
-        Where to compute, as lightning names it.
+        Device by its name in lightning.
     progress
         Show a progress bar.
 
     Returns
     -------
     One row per epoch: ``stage`` ("warm-up" or "joint"), the losses, and the metrics of `Health`.
-
-    Raises
-    ------
-    ValueError
-        If `checkpoint` is a file that holds anything but this training.
     """
     config = model.config
     processes, device = launch(accelerator)
@@ -106,11 +99,11 @@ def train(
     while state.epoch < config.epochs:
         joint = state.epoch >= config.warmup_epochs
         model.tree.prototypes.requires_grad_(joint)
-        plan = {"skip": state.step, "rank": processes.rank, "n_ranks": processes.n}
-        for batch in epoch_batches(slides, config, (state.root, state.epoch), **plan):
-            place = state.root, state.epoch, state.step
-            pairs = embed_pairs(model, batch, panels, place, processes, contexts)
-            losses, scores = pair_losses(model, pairs, place, joint=joint)
+        options = {"skip": state.step, "rank": processes.rank, "n_ranks": processes.n}
+        for batch in epoch_batches(slides, config, (state.root, state.epoch), **options):
+            key = state.root, state.epoch, state.step
+            pairs = embed_pairs(model, batch, panels, key, processes, contexts)
+            losses, scores = pair_losses(model, pairs, key, joint=joint)
             set_gradients(model, losses["loss"], processes)
             clip_grad_norm_(model.parameters(), 1.0, error_if_nonfinite=True)
             for group in optimizer.param_groups:
@@ -126,7 +119,11 @@ def train(
         bar.update()
         bar.set_postfix(loss=f"{metrics['loss']:.3f}", leaves=metrics["used"])
         if processes.rank == 0:
-            _log_epoch(state.history, config)
+            logger.info(
+                "Epoch %d of %d (%s): loss %.4f, %d of %d leaves in use, cosine %.3f.",
+                *(len(state.history), config.epochs, state.history[-1]["stage"], metrics["loss"]),
+                *(metrics["used"], config.levels[-1], metrics["cosine"]),
+            )
             if callback:
                 callback(_table(state.history))
         if has_collapsed(state.history, config.levels[-1]):
@@ -156,17 +153,8 @@ def _table(history: list[EpochMetrics]) -> pd.DataFrame:
     return pd.DataFrame(history).rename_axis("epoch")
 
 
-def _log_epoch(history: list[EpochMetrics], config: StageConfig) -> None:
-    last = history[-1]
-    logger.info(
-        "Epoch %d of %d (%s): loss %.4f, %d of %d leaves in use, cosine %.3f.",
-        *(len(history), config.epochs, last["stage"], last["loss"]),
-        *(last["used"], config.levels[-1], last["cosine"]),
-    )
-
-
 def _rate(step: int, n_steps: int) -> float:
-    """Linear rise over the first twentieth of the steps, then a cosine down to a hundredth."""
+    """Factor of the learning rate: linear rise over a twentieth of the steps, then cosine decay to a hundredth."""
     rise = max(1, n_steps // 20)
     if step < rise:
         return (step + 1) / rise
@@ -174,7 +162,7 @@ def _rate(step: int, n_steps: int) -> float:
 
 
 def _stalled(history: list[EpochMetrics], patience: int) -> bool:
-    """Whether the last `patience` epochs of the present stage brought no progress."""
+    """Return True if the last `patience` epochs of the present stage brought no progress."""
     losses = [float(row["loss"]) for row in history if row["stage"] == history[-1]["stage"]]
     if len(losses) <= patience:
         return False

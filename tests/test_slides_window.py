@@ -12,16 +12,26 @@ from scipy.spatial import cKDTree
 from scipy.spatial.distance import cdist
 
 import stage_sc as st
-from stage_sc.data import _window
-from stage_sc.slides._batch import sample_partners, make_batch, slide_panel
-from stage_sc.slides._slide import Slide, read_slides_of
-from stage_sc.slides._window import boxes_of, chunk_cells, load_window, n_chunks, sample
+from stage_sc.embed import ContextCache
+from stage_sc.graph import ring
 from stage_sc.model import Stage, StageConfig
-from stage_sc.nn._stage import Batch
-from stage_sc.graph._neighbors import ring
-from stage_sc.embed._encode import Contents
+from stage_sc.nn import Batch
+from stage_sc.slides import (
+    Slide,
+    _window,
+    boxes_of,
+    chunk_cells,
+    load_window,
+    make_batch,
+    n_chunks,
+    read_slides,
+    sample,
+    sample_partners,
+    slide_panel,
+)
 
 N = 420
+HOPS = StageConfig().context_hops
 
 
 def in_space(slide: Slide, put_in_order) -> Slide:
@@ -45,7 +55,7 @@ def cases(put_in_order) -> dict[str, Slide]:
     }.items():
         adata.obsm["spatial"] = xy
         st.pp.build_graph(adata, scale=1.0, **arguments)
-        found[name] = in_space(read_slides_of(adata, scaling="standardize")[0], put_in_order)
+        found[name] = in_space(read_slides(adata, StageConfig())[0], put_in_order)
     return found
 
 
@@ -102,7 +112,7 @@ class TestWindow:
                 parameter.copy_(0.4 * torch.randn_like(parameter))
         rng = np.random.default_rng(n_layers)
         for wanted in groups_of_centres(whole, n_layers):
-            window, places = load_window(stored, wanted, n_layers)
+            window, places = load_window(stored, wanted, n_layers, HOPS)
             assert not window.stored
             back = _back(window, whole)
             np.testing.assert_array_equal(back[places], wanted)
@@ -126,45 +136,47 @@ class TestWindow:
 
     @pytest.mark.parametrize("rings", [False, True])
     @torch.no_grad()
-    def test_content_of_the_centres_is_that_of_the_whole_slide(self, pair, rings):
+    def test_context_of_the_centres_is_that_of_the_whole_slide(self, pair, rings):
         whole, stored = pair
         model = Stage(StageConfig(dim=8, n_layers=0, levels=(2, 4)), whole.genes, ["one"], version="0")
         panel = slide_panel(whole, model.vocabulary)
-        expected = Contents().of(model, whole, panel)
+        expected = ContextCache().of(model, whole, panel)
         for wanted in groups_of_centres(whole, 0):
-            window, places = load_window(stored, wanted, 0, rings=rings)
-            assert Contents().of(model, window, panel)[places].equal(expected[wanted])
+            window, places = load_window(stored, wanted, 0, HOPS, rings=rings)
+            assert ContextCache().of(model, window, panel)[places].equal(expected[wanted])
         assert expected.std(dim=0).min() > 1e-3
 
+    @pytest.mark.parametrize("n_layers", [0, 1, 3])
+    @pytest.mark.parametrize("hops", [1, 6])
+    def test_cells_without_rings(self, pair, n_layers, hops):
+        """Those that the embedding depends on, and those of the context."""
+        whole, stored = pair
+        graph, local = whole.graph.toarray() > 0, whole.local.toarray() > 0
+        for centres in (np.array([2, 11, 99]), np.flatnonzero(whole.isolated)):
+            reached, around = local[centres].any(axis=0), np.isin(np.arange(N), centres)
+            for _ in range(n_layers):
+                reached = graph[reached].any(axis=0)
+            for _ in range(hops):
+                around = graph[around].any(axis=0)
+            window, _ = load_window(stored, centres, n_layers, hops, rings=False)
+            np.testing.assert_array_equal(_back(window, whole), np.flatnonzero(reached | around))
+
     def test_something_is_left_out(self, cases, chunk, on_disk):
-        """Or the test above would show nothing."""
+        """Or the tests above would show nothing."""
         stored = on_disk(cases["radius"])
         assert (cases["radius"].graph.data[:] < 1).any()
-        window, _ = load_window(stored, np.arange(20), 1)
+        window, _ = load_window(stored, np.arange(20), 1, HOPS)
         assert 20 < window.n_cells < 0.7 * N
 
     def test_rings_are_complete(self, pair):
         whole, stored = pair
         centres = np.sort(np.random.default_rng(3).permutation(N)[:15])
-        window, places = load_window(stored, centres, 0)
+        window, places = load_window(stored, centres, 0, HOPS)
         got = ring(window.xy, window.tree, window.graph, places, window.sizes)
         expected = ring(whole.xy, whole.tree, whole.graph, centres, whole.sizes)
         full = sp.csr_matrix((got.data, _back(window, whole)[got.indices], got.indptr), shape=expected.shape)
         np.testing.assert_array_equal(full.toarray(), expected.toarray())
         assert expected.nnz > 15
-
-    def test_without_rings(self, pair):
-        whole, stored = pair
-        centres = np.arange(40, 50)
-        window, places = load_window(stored, centres, 2, rings=False)
-        larger, _ = load_window(stored, centres, 2)
-        assert window.n_cells <= larger.n_cells
-        got, want = (
-            make_batch(slide, slide_panel(slide, {gene: n for n, gene in enumerate(whole.genes)}), 2, centres=cells)
-            for slide, cells in ((window, places), (whole, centres))
-        )
-        for a, b in zip(parts(got), parts(want), strict=True):
-            np.testing.assert_array_equal(a, b)
 
     def test_fields(self, cases, chunk, on_disk):
         whole = cases["radius"]

@@ -1,5 +1,4 @@
-"""Batches: centres get the embedding that the whole slide gives them, partners come from the view ring, and cells stand
-in an order that does not depend on how they came."""
+"""Batches: centres get the embedding that the whole slide gives them, and partners come from the view ring."""
 
 from __future__ import annotations
 
@@ -12,14 +11,10 @@ import scipy.sparse as sp
 import torch
 
 import stage_sc as st
-from stage_sc.slides._batch import among, sample_partners, make_batch, slide_panel, to_device, receptive_field
-from stage_sc.slides._canonical import canonical_order
-from stage_sc.slides._expression import plan_columns, read_expression
-from stage_sc.slides._slide import Slide, read_slides_of
+from stage_sc.graph import ring
 from stage_sc.model import Stage, StageConfig
-from stage_sc.nn._augment import Panel, draw_view
-from stage_sc.nn._sparse import Sparse
-from stage_sc.graph._neighbors import ring
+from stage_sc.nn import Panel, Sparse, draw_view
+from stage_sc.slides import Slide, make_batch, read_slides, sample_partners, slide_panel, to_device
 
 LONELY = [4, 40]  # cells far from all others
 
@@ -35,7 +30,7 @@ def adata() -> ad.AnnData:
 
 @pytest.fixture(scope="module")
 def slide(adata) -> Slide:
-    return read_slides_of(adata, scaling="standardize")[0]
+    return read_slides(adata, StageConfig())[0]
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +38,7 @@ def in_hops(adata) -> Slide:
     """The same cells, with neighbourhoods counted in steps."""
     other = adata.copy()
     st.pp.build_graph(other, mode="hops", local=1, view=3)
-    return read_slides_of(other, scaling="standardize")[0]
+    return read_slides(other, StageConfig())[0]
 
 
 def rings(slide: Slide) -> sp.csr_matrix:
@@ -146,22 +141,6 @@ class TestBatch:
             batch.neighbours.pool.forward.to_dense().numpy(), slide.local[centres][:, cells[: sizes[0]]].toarray()
         )
 
-    @pytest.mark.parametrize("n_layers", [0, 1, 3])
-    def test_within_reach(self, slide, in_hops, n_layers):
-        """Cells that the embedding depends on; with those up to six hops away, for the content."""
-        for one in (slide, in_hops):
-            graph, local = one.graph.toarray() > 0, one.local.toarray() > 0
-            for centres in (np.array([11, 2, 99]), np.flatnonzero(one.isolated)):
-                reached = local[centres].any(axis=0)
-                for _ in range(n_layers):
-                    reached = graph[reached].any(axis=0)
-                around = np.isin(np.arange(300), centres)
-                for _ in range(6):
-                    around = graph[around].any(axis=0)
-                got = receptive_field(one, centres, n_layers, content=False)
-                np.testing.assert_array_equal(got, np.flatnonzero(reached))
-                np.testing.assert_array_equal(receptive_field(one, centres, n_layers), np.flatnonzero(reached | around))
-
     def test_panel(self, slide, vocabulary):
         panel = slide_panel(slide, vocabulary)
         names = list(vocabulary)
@@ -171,19 +150,9 @@ class TestBatch:
         assert panel.whitening is None
 
     def test_to_device(self, slide, vocabulary):
-        batch = to_device(make_batch(slide, slide_panel(slide, vocabulary), 1, centres=np.arange(5), number=2), "cpu")
+        batch = to_device(make_batch(slide, slide_panel(slide, vocabulary), 1, centres=np.arange(5), number=2), "meta")
         assert batch.slide == 2
-        with torch.no_grad():
-            assert network(vocabulary, 1)(batch).shape == (5, 8)
-
-    @pytest.mark.parametrize("cells", [[3], [0, 5, 9], [8, 9], list(range(10))], ids=len)
-    def test_among(self, cells):
-        rows = sp.random(6, 10, 0.4, format="csr", rng=np.random.default_rng(0), dtype=np.float32)
-        for some in (rows, rows[:0], sp.csr_matrix((3, 10), dtype=np.float32)):
-            got = among(some, np.array(cells))
-            np.testing.assert_array_equal(got.toarray(), some.toarray()[:, cells])
-            assert got.has_sorted_indices
-            assert got.dtype == np.float32
+        assert {part.device.type for part in (batch.panel.genes, batch.neighbours.edges)} == {"meta"}
 
 
 class TestPartners:
@@ -264,55 +233,3 @@ class TestPartners:
         assert (centres == np.arange(100)).all()
         assert (one == same).all()
         assert (one != other).any()
-
-
-class TestCanonicalOrder:
-    @pytest.fixture
-    def case(self, adata, slide):
-        (read,) = read_expression(adata.X, plan_columns(list(adata.var_names), bool), np.zeros(300, int), 1)
-        return read.identity[slide.cells], slide.graph
-
-    def test_is_the_identity_on_what_is_in_order(self, case):
-        identity, weights = case
-        order = canonical_order(identity, weights)
-        assert (canonical_order(identity[order], weights[order][:, order]) == np.arange(300)).all()
-
-    def test_any_order(self, case):
-        identity, weights = case
-        expected = canonical_order(identity, weights)
-        cells = np.random.default_rng(0).permutation(300)
-        order = canonical_order(identity[cells], weights[cells][:, cells])
-        assert (cells[order] == expected).all()
-
-    def test_cells_without_counts_are_told_apart_by_their_neighbours(self):
-        # a path of 7 cells, one of which is expressed: up to three hops away all differ
-        identity = np.array([3, 0, 0, 0, 0, 0, 0], np.uint64)
-        weights = sp.csr_matrix(np.eye(7, k=1) + np.eye(7, k=-1), dtype=np.float32)
-        expected = canonical_order(identity, weights)
-        cells = np.array([3, 6, 0, 5, 2, 4, 1])
-        order = canonical_order(identity[cells], weights[cells][:, cells])
-        assert (cells[order] == expected).all()
-
-    def test_what_cannot_be_told_apart_may_stand_in_any_order(self):
-        """But the kinds of cells follow each other in one."""
-        kind = np.random.default_rng(0).integers(2, size=400)
-        graph = sp.csr_matrix((400, 400), dtype=np.float32)
-        order = canonical_order(kind.astype(np.uint64), graph)
-        assert (np.sort(order) == np.arange(400)).all()
-        other = np.random.default_rng(1).permutation(400)
-        again = canonical_order(kind[other].astype(np.uint64), graph)
-        assert (kind[other][again] == kind[order]).all()
-
-    def test_neighbours_stand_near_each_other(self, case):
-        identity, weights = case
-        pairs = weights.tocoo()
-        where, anywhere = np.argsort(canonical_order(identity, weights)), np.random.default_rng(0).permutation(300)
-        apart, by_chance = (np.abs(place[pairs.row] - place[pairs.col]) for place in (where, anywhere))
-        assert apart.max() < 150
-        assert apart.mean() < 0.3 * by_chance.mean()
-
-    def test_identity_and_weights_count(self, case):
-        identity, weights = case
-        same = canonical_order(identity, weights)
-        assert (canonical_order(identity + np.uint64(1), weights) != same).any()
-        assert (canonical_order(identity, 0.5 * weights) != same).any()

@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from stage_sc.nn._losses import reconstruction_loss, path_loss, swav_loss
-from stage_sc.nn._sinkhorn import sinkhorn
+from stage_sc.nn import path_loss, reconstruction_loss, sinkhorn, swav_loss
 
 LEVELS = (2, 5)
 PARENT_OF = torch.tensor([0, 0, 1, 1, 1])
+ORDER = torch.tensor([3, 1, 7, 0, 2, 6, 5, 4])
 
 
 def cosines(seed: int, n_cells: int = 8, n_prototypes: int = 5) -> Tensor:
@@ -38,18 +38,10 @@ class TestSwapped:
                 total += q_i[cell][k] * p_j[k] + q_j[cell][k] * p_i[k]
         assert float(swav_loss(one, other, temperature=temperature)) == pytest.approx(-total / 2 / 8, rel=1e-4)
 
-    def test_swapping_the_views_changes_nothing(self):
-        assert torch.allclose(swav_loss(cosines(0), cosines(1)), swav_loss(cosines(1), cosines(0)))
-
     def test_order_of_cells(self):
-        one, other, order = cosines(0), cosines(1), torch.tensor([3, 1, 7, 0, 2, 6, 5, 4])
-        assert torch.allclose(swav_loss(one[order], other[order]), swav_loss(one, other), rtol=1e-5)
-        assert not torch.allclose(swav_loss(one[order], other), swav_loss(one, other), rtol=1e-2)
-
-    def test_does_not_grow_with_the_batch(self):
         one, other = cosines(0), cosines(1)
-        twice = swav_loss(one.repeat(2, 1), other.repeat(2, 1))
-        assert torch.allclose(twice, swav_loss(one, other), rtol=1e-4)
+        assert torch.allclose(swav_loss(one[ORDER], other[ORDER]), swav_loss(one, other), rtol=1e-5)
+        assert not torch.allclose(swav_loss(one[ORDER], other), swav_loss(one, other), rtol=1e-2)
 
     def test_no_gradient_through_the_assignment(self):
         one, other = cosines(0).requires_grad_(), cosines(1).requires_grad_()
@@ -70,11 +62,6 @@ class TestSwapped:
             assert torch.isfinite(scores.grad).all()
             assert (scores.grad[:, ~active] == 0).all()
             assert (scores.grad[:, active] != 0).any()
-
-    def test_perfect_prediction_costs_little(self):
-        same = 2 * torch.eye(5).repeat(4, 1) - 1
-        assert float(swav_loss(same, same, temperature=0.05)) < 1e-3
-        assert float(swav_loss(same, same.roll(1, 1), temperature=0.05)) > 1
 
 
 class TestPath:
@@ -104,12 +91,6 @@ class TestPath:
         scores, paths, siblings, _ = case
         assert float(path_loss(scores[:1], paths[:, :1], siblings[:1])) == 0
 
-    def test_order_of_cells(self, case):
-        scores, paths, siblings, _ = case
-        order = torch.tensor([3, 1, 7, 0, 2, 6, 5, 4])
-        shuffled = path_loss([s[order] for s in scores], paths[order], [s[order] for s in siblings])
-        assert torch.allclose(shuffled, path_loss(scores, paths, siblings), rtol=1e-5)
-
     def test_prototypes_left_out(self, case):
         scores, paths, siblings, _ = case
         unused = torch.ones(10, dtype=torch.bool)
@@ -133,21 +114,15 @@ class TestPath:
         np.testing.assert_allclose(middle.grad.numpy(), ((chance - chosen) / 0.1 / 8).numpy(), rtol=1e-4, atol=1e-6)
 
 
-class TestAnchor:
+class TestReconstruction:
     def test_by_loops(self):
-        predicted, content = cosines(0), cosines(1)
-        error = sum((float(a) - float(b)) ** 2 for a, b in zip(predicted.flatten(), content.flatten(), strict=True))
-        total = sum(float(b) ** 2 for b in content.flatten())
-        assert float(reconstruction_loss(predicted, content)) == pytest.approx(error / total, rel=1e-5)
-
-    def test_scale(self):
-        content = cosines(1)
-        assert float(reconstruction_loss(content, content)) == 0
-        assert float(reconstruction_loss(torch.zeros_like(content), content)) == pytest.approx(1)
-        assert torch.allclose(reconstruction_loss(3 * cosines(0), 3 * content), reconstruction_loss(cosines(0), content))
+        predicted, context = cosines(0), cosines(1)
+        error = sum((float(a) - float(b)) ** 2 for a, b in zip(predicted.flatten(), context.flatten(), strict=True))
+        total = sum(float(b) ** 2 for b in context.flatten())
+        assert float(reconstruction_loss(predicted, context)) == pytest.approx(error / total, rel=1e-5)
 
     @pytest.mark.parametrize("noise", [0.0, 1e-7])
-    def test_cells_without_content(self, noise):
+    def test_contexts_that_do_not_vary(self, noise):
         """There is nothing to predict, and nothing to learn from it."""
         predicted = cosines(0).requires_grad_()
         loss = reconstruction_loss(predicted, noise * cosines(1))

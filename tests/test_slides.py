@@ -12,8 +12,9 @@ import scipy.sparse as sp
 from scipy.spatial.distance import cdist
 
 import stage_sc as st
-from stage_sc.slides._slide import MIN_SCALE, Slide, read_slides_of
-from stage_sc.graph._neighbors import ring
+from stage_sc.graph import ring
+from stage_sc.model import StageConfig
+from stage_sc.slides import Slide, read_slides
 
 MATRICES = ("expression", "graph", "local", "view")
 ARRAYS = ("mean", "scale", "empty", "isolated")
@@ -39,8 +40,12 @@ def graphed(adata: ad.AnnData, **arguments: object) -> ad.AnnData:
     return adata
 
 
+def read_all(adata: ad.AnnData, **arguments: object) -> list[Slide]:
+    return read_slides(adata, StageConfig(), **arguments)
+
+
 def read(adata: ad.AnnData, **arguments: object) -> Slide:
-    (slide,) = read_slides_of(adata, **{"scaling": "standardize", **arguments})
+    (slide,) = read_all(adata, **arguments)
     return slide
 
 
@@ -116,11 +121,11 @@ class TestNumbers:
         np.testing.assert_allclose(values(slide).toarray(), expected[slide.cells], rtol=1e-5, atol=1e-6)
 
     def test_scaling(self, adata):
-        for scaling in ("none", "center", "standardize"):
-            slide = read(adata, scaling=scaling)
+        for scaling, min_sd in (("none", 1e-3), ("center", 1e-3), ("standardize", 1e-3), ("standardize", 0.4)):
+            (slide,) = read_slides(adata, StageConfig(scaling=scaling, min_sd=min_sd))
             x = values(slide).toarray().astype(float)
             mean = x.mean(axis=0) if scaling != "none" else 0 * x[0]
-            scale = np.maximum(x.std(axis=0), MIN_SCALE) if scaling == "standardize" else 0 * x[0] + 1
+            scale = np.maximum(x.std(axis=0), min_sd) if scaling == "standardize" else 0 * x[0] + 1
             np.testing.assert_allclose(slide.mean, mean, rtol=1e-5, atol=1e-7)
             np.testing.assert_allclose(slide.scale, scale, rtol=1e-4)
             assert slide.mean.dtype == slide.scale.dtype == np.float32
@@ -204,7 +209,7 @@ class TestNumbers:
         flat = adata.copy()
         flat.X = sp.csr_matrix(np.ones(flat.shape, np.float32))
         slide = read(flat)
-        assert slide.scale.min() >= np.float32(MIN_SCALE)
+        assert slide.scale.min() >= np.float32(1e-3)
         x = (values(slide).toarray() - slide.mean) / slide.scale
         assert np.abs(x[:, np.array(slide.genes) != "gfap"]).max() < 0.01
 
@@ -252,42 +257,29 @@ class TestSameForAnyOrder:
         assert_same(slide, result)
         assert (order[result.cells] == slide.cells).all()
 
-    def test_something_is_compared(self, slide):
-        counts = tissue()
-        counts.X[0, 3] += 1
-        with pytest.raises(AssertionError):
-            assert_same(slide, read(graphed(counts)))
+    def test_cells_told_apart_by_their_neighbours_alone(self, adata):
+        """All have the same counts; or none have any but one of them, seven cells in a row."""
+        flat = adata.copy()
+        flat.X = np.ones(flat.shape, np.float32)
+        flat.obsm["spatial"][9] = flat.obsm["spatial"][10] + 5
+        path = ad.AnnData(np.diag([3.0, *[0] * 6]), var=pd.DataFrame(index=adata.var_names[:7]))
+        path.obsm["spatial"] = np.c_[np.arange(7.0) * 11, np.arange(7.0) ** 2]
+        for one in (flat, path):
+            order = np.random.default_rng(3).permutation(one.n_obs)
+            expected, got = (read(graphed(x, radius=40.0, scale=1.0)) for x in (one.copy(), one[order].copy()))
+            assert (order[got.cells] == expected.cells).all()
+
+    def test_cells_in_order(self, adata, slide):
+        """Read again in that order they stay; neighbours stand near each other."""
+        assert read(adata[slide.cells].copy()).cells.tolist() == list(range(slide.n_cells))
+        pairs, anywhere = slide.graph.tocoo(), np.random.default_rng(0).permutation(slide.n_cells)
+        apart = np.abs(pairs.row - pairs.col)
+        assert apart.max() < 0.5 * slide.n_cells
+        assert apart.mean() < 0.3 * np.abs(anywhere[pairs.row] - anywhere[pairs.col]).mean()
 
 
 class TestContainers:
-    @pytest.mark.parametrize(
-        "convert",
-        [
-            *[lambda X, dtype=dtype: X.astype(dtype) for dtype in ("int32", "int64", "uint16", "float64")],
-            sp.csc_matrix,
-            sp.csr_array,
-            lambda X: X.toarray(),
-            lambda X: np.asfortranarray(X.toarray().astype(np.int16)),
-        ],
-    )
-    def test_matrices(self, adata, slide, convert):
-        other = adata.copy()
-        other.X = convert(adata.X)
-        before, kind = other.X.copy(), type(other.X)
-        assert_same(slide, read(other))
-        assert type(other.X) is kind
-        assert other.X.dtype == before.dtype
-        assert not (other.X != before).sum()
-
-    def test_unsorted_indices(self, adata, slide):
-        other, rows = adata.copy(), []
-        for row in adata.X:
-            order = np.random.default_rng(0).permutation(row.nnz)
-            rows.append((row.data[order], row.indices[order]))
-        data, indices = (np.concatenate(part) for part in zip(*rows, strict=True))
-        other.X = sp.csr_matrix((data, indices, adata.X.indptr), shape=adata.shape)
-        assert_same(slide, read(other))
-        np.testing.assert_array_equal(other.X.indices, indices)  # not sorted in place
+    """Those of the expression alone are in test_slides_expression."""
 
     def test_view(self, adata, slide):
         parts = {"": adata, "again": adata[:5]}
@@ -296,44 +288,18 @@ class TestContainers:
         assert_same(slide, read(view))
         assert view.is_view
 
-    def test_dask(self, adata, slide):
-        da = pytest.importorskip("dask.array")
-        other = adata.copy()
-        other.X = da.from_array(adata.X.toarray(), chunks=(60, 50))
-        assert_same(slide, read(other))
-        assert isinstance(other.X, da.Array)
-
-    @pytest.mark.parametrize("dense", [False, True])
-    def test_backed(self, adata, slide, dense, tmp_path):
-        other = adata.copy()
-        other.X = other.X.toarray() if dense else other.X
-        other.write_h5ad(tmp_path / "slide.h5ad")
-        backed = ad.read_h5ad(tmp_path / "slide.h5ad", backed="r")
-        assert_same(slide, read(backed))
-        assert backed.isbacked
-        backed.file.close()
-
-    def test_layer(self, adata, slide):
+    def test_layer_and_nothing_is_written(self, adata, slide, unchanged):
         other = adata.copy()
         other.layers["counts"] = other.X.copy()
         other.X = -np.ones(other.shape)
-        assert_same(slide, read(other, layer="counts"))
-
-    def test_nothing_is_written(self, adata):
-        other = adata.copy()
-        read(other)
-        assert list(other.obs) == list(adata.obs)
-        for place in ("obsm", "obsp", "uns", "layers", "varm"):
-            assert getattr(other, place).keys() == getattr(adata, place).keys()
-        for key in adata.obsp:
-            assert not (other.obsp[key] != adata.obsp[key]).nnz
-        np.testing.assert_array_equal(other.X.toarray(), adata.X.toarray())
+        with unchanged(other):
+            assert_same(slide, read(other, layer="counts"))
 
 
 class TestSlides:
     @pytest.mark.parametrize("key", [None, "slide"])
     def test_each_is_what_it_would_be_alone(self, many, key):
-        slides = read_slides_of(many, scaling="standardize", library_key=key)
+        slides = read_all(many, library_key=key)
         assert [slide.name for slide in slides] == ["slide1", "slide2", "slide3"]
         for slide in slides:
             members = np.flatnonzero(many.obs["slide"] == slide.name)
@@ -346,13 +312,13 @@ class TestSlides:
 
     def test_mixed_rows(self, many):
         order = np.random.default_rng(0).permutation(many.n_obs)
-        slides = read_slides_of(many[order].copy(), scaling="standardize")
-        for one, other in zip(read_slides_of(many, scaling="standardize"), slides, strict=True):
+        slides = read_all(many[order].copy())
+        for one, other in zip(read_all(many), slides, strict=True):
             assert_same(one, other)
             assert (order[other.cells] == one.cells).all()
 
     def test_names(self, many, adata):
-        names = [slide.name for slide in read_slides_of(many, scaling="none", prefix="a")]
+        names = [slide.name for slide in read_all(many, prefix="a")]
         assert names == ["a/slide1", "a/slide2", "a/slide3"]
         assert read(adata).name == "slide"
         assert read(adata, prefix="brain").name == "brain"

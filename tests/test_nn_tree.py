@@ -8,12 +8,11 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as some
-from scipy.cluster.hierarchy import fcluster, linkage
+from scipy.cluster.hierarchy import fcluster
+from scipy.cluster.hierarchy import linkage as hierarchy
 from torch import Tensor
 
-from stage_sc.nn._linkage import cut, group_with_siblings, leaf_order, weighted_ward
-from stage_sc.nn._sinkhorn import sinkhorn
-from stage_sc.nn._tree import PrototypeTree
+from stage_sc.nn import PrototypeTree, leaf_order, sinkhorn, weighted_ward
 
 DIM = 6
 SHAPES = [(4,), (1, 4), (2, 5), (3, 7, 16), (2, 4, 9, 20)]
@@ -25,11 +24,11 @@ def directions(n: int, seed: int = 0) -> Tensor:
     )
 
 
-def grown(levels: tuple[int, ...], seed: int = 0, n_cells: int = 200, linkage: str = "content") -> PrototypeTree:
+def grown(levels: tuple[int, ...], seed: int = 0, n_cells: int = 200, linkage: str = "context") -> PrototypeTree:
     tree, rng = PrototypeTree(levels, DIM), np.random.default_rng(seed)
     leaf = torch.from_numpy(rng.integers(0, levels[-1], n_cells))
-    content = torch.from_numpy(rng.standard_normal((n_cells, DIM)).astype(np.float32))
-    tree.grow(directions(levels[-1], seed), leaf, content, linkage)
+    context = torch.from_numpy(rng.standard_normal((n_cells, DIM)).astype(np.float32))
+    tree.grow(directions(levels[-1], seed), leaf, context, linkage)
     return tree
 
 
@@ -67,47 +66,24 @@ def merged_sets(merges: np.ndarray) -> list[frozenset[int]]:
     return [members[len(merges) + 1 + step] for step in range(len(merges))]
 
 
-def partition(groups: np.ndarray) -> set[frozenset[int]]:
-    return {frozenset(np.flatnonzero(groups == group).tolist()) for group in np.unique(groups)}
-
-
 class TestWard:
     @pytest.mark.parametrize("seed", range(6))
     def test_equals_scipy_on_replicated_points(self, seed):
         rng = np.random.default_rng(seed)
         n = int(rng.integers(3, 16))
         points, weights = rng.standard_normal((n, 3)) + 5, rng.integers(1, 7, n)
+        before = points.copy(), weights.copy()
         merges = weighted_ward(points, weights)
+        assert (points == before[0]).all() and (weights == before[1]).all()
         owner = np.repeat(np.arange(n), weights)
-        hierarchy = linkage(points[owner], "ward")
-        theirs = [frozenset(owner[list(members)].tolist()) for members in merged_sets(hierarchy[:, :2])]
+        joined = hierarchy(points[owner], "ward")[:, :2]
+        theirs = [frozenset(owner[list(members)].tolist()) for members in merged_sets(joined)]
         assert merged_sets(merges) == [members for members in theirs if len(members) > 1][-(n - 1) :]
-        for k in range(1, n + 1):
-            expected = fcluster(hierarchy, k, "maxclust")[np.searchsorted(owner, np.arange(n))]
-            assert partition(cut(merges, k)) == partition(expected)
-
-    def test_equal_weights_are_the_plain_linkage(self):
-        points = np.random.default_rng(0).standard_normal((40, 5))
-        theirs = merged_sets(linkage(points, "ward")[:, :2])
-        assert merged_sets(weighted_ward(points, np.full(40, 3.0))) == theirs
 
     def test_weights_matter(self):
         points = np.array([[0.0], [1.0], [2.1]])  # the near pair is heavy
         assert weighted_ward(points, np.array([1, 1, 1]))[0].tolist() == [0, 1]
         assert weighted_ward(points, np.array([50, 50, 1]))[0].tolist() == [1, 2]
-
-    def test_input_is_not_changed(self):
-        points, weights = np.random.default_rng(0).standard_normal((5, 2)), np.ones(5)
-        before = points.copy()
-        weighted_ward(points, weights)
-        assert (points == before).all()
-        assert (weights == 1).all()
-
-    def test_cut_numbers_clusters_by_their_first_point(self):
-        merges = weighted_ward(np.array([[0.0], [10.0], [0.1], [10.2], [5.0]]), np.ones(5))
-        assert cut(merges, 3).tolist() == [0, 1, 0, 1, 2]
-        assert cut(merges, 5).tolist() == [0, 1, 2, 3, 4]
-        assert cut(merges, 1).tolist() == [0, 0, 0, 0, 0]
 
     def test_leaf_order_keeps_clusters_together(self):
         merges = weighted_ward(np.random.default_rng(1).standard_normal((20, 3)), np.ones(20))
@@ -136,46 +112,63 @@ def grouping(draw: some.DrawFn) -> tuple[np.ndarray, np.ndarray, int]:
     return points, rng.integers(1, draw(some.sampled_from([2, 5000])), n), draw(some.integers(1, n // 2))
 
 
+def grouped(points: np.ndarray, weights: np.ndarray, n_groups: int, linkage: str = "context") -> list[int]:
+    """Parents of leaves with so many cells, whose contexts or prototypes are these points."""
+    n, dim = points.shape
+    tree, leaf = PrototypeTree((n_groups, n), dim), torch.from_numpy(np.repeat(np.arange(n), weights))
+    points, other = (torch.from_numpy(x.astype(np.float32)) for x in (points, np.ones((n, dim))))
+    leaves, context = (points, other) if linkage == "cosine" else (other, points)
+    tree.grow(leaves, leaf, context[leaf], linkage)
+    return tree.parent[n_groups:].tolist()
+
+
 class TestSiblings:
     @given(grouping())
     @settings(max_examples=150, deadline=None, derandomize=True)
     def test_every_group_has_two(self, case):
         points, weights, n_groups = case
-        groups = group_with_siblings(points, weights, n_groups)
-        assert groups.shape == (len(points),)
+        groups = grouped(points, weights, n_groups)
         assert np.unique(groups).tolist() == list(range(n_groups))
         assert np.bincount(groups).min() >= 2
 
-    def test_is_the_plain_cut_where_nobody_is_alone(self):
+    @pytest.mark.parametrize("linkage", ["context", "cosine"])
+    def test_is_the_plain_cut_where_no_point_is_alone(self, linkage):
+        """Of directions or contexts; numbered by the first point of each group."""
         rng = np.random.default_rng(0)
         points = np.repeat(10 * rng.standard_normal((4, 3)), 5, axis=0) + 0.1 * rng.standard_normal((20, 3))
-        groups = group_with_siblings(points, np.ones(20), 4)
-        assert groups.tolist() == np.repeat(np.arange(4), 5).tolist()
-        assert (groups == cut(weighted_ward(points, np.ones(20)), 4)).all()
+        points, weights = points[rng.permutation(20)], rng.integers(1, 6, 20)
+        if linkage == "cosine":
+            points /= np.linalg.norm(points, axis=1, keepdims=True)
+        owner = np.repeat(np.arange(20), weights)
+        cut = fcluster(hierarchy(points[owner], "ward"), 4, "maxclust")[np.searchsorted(owner, np.arange(20))]
+        _, first, codes = np.unique(cut, return_index=True, return_inverse=True)
+        assert grouped(points, weights, 4, linkage) == np.argsort(np.argsort(first))[codes].tolist()
 
-    def test_an_outlier_joins_whom_it_costs_least(self):
+    def test_an_outlier_joins_the_group_that_it_costs_least_to_join(self):
         points = np.array([[0.0], [0.1], [0.2], [5.0], [5.1], [5.2], [30.0]])
-        assert group_with_siblings(points, np.ones(7), 2).tolist() == [0, 0, 0, 1, 1, 1, 1]
+        assert grouped(points, np.ones(7, int), 2) == [0, 0, 0, 1, 1, 1, 1]
         # joining a light group is cheap, even from further away
         weights = np.array([1, 1, 1, 1000, 1000, 1000, 50])
         near, far = (w * 50 / (w + 50) * (30 - mean) ** 2 for w, mean in ((3000, 5.1), (3, 0.1)))
         assert far < near
-        assert group_with_siblings(points, weights, 2).tolist() == [0, 0, 0, 1, 1, 1, 0]
+        assert grouped(points, weights, 2) == [0, 0, 0, 1, 1, 1, 0]
 
     def test_even_split_where_no_cut_will_do(self):
-        groups = group_with_siblings(np.zeros((6, 2)), np.ones(6), 3)
-        assert np.bincount(groups).tolist() == [2, 2, 2]
+        assert np.bincount(grouped(np.zeros((6, 2)), np.ones(6, int), 3)).tolist() == [2, 2, 2]
 
 
 class TestGrow:
     @given(
-        some.sampled_from(SHAPES), some.integers(0, 500), some.integers(1, 80), some.sampled_from(["content", "cosine"])
+        some.sampled_from(SHAPES), some.integers(0, 500), some.integers(1, 80), some.sampled_from(["context", "cosine"])
     )
     @settings(max_examples=60, deadline=None, derandomize=True)
     def test_shape(self, levels, seed, n_cells, linkage):
         # with few cells most leaves are empty
         tree = grown(levels, seed, n_cells, linkage)
         assert tree.n_nodes == sum(levels) == len(tree.parent)
+        nodes = [list(range(tree.n_nodes))[tree.nodes(level)] for level in range(len(levels))]
+        assert sum(nodes, []) == list(range(sum(levels)))
+        assert [len(level) for level in nodes] == list(levels)
         assert (tree.parent[: levels[0]] == -1).all()
         for level in range(1, len(levels)):
             upper = tree.nodes(level - 1)
@@ -186,48 +179,22 @@ class TestGrow:
         assert torch.allclose(tree.prototypes.norm(dim=1), torch.ones(tree.n_nodes), atol=1e-5)
         assert torch.isfinite(tree.prototypes).all()
 
-    def test_levels_follow_each_other_without_gap(self):
-        tree = PrototypeTree((3, 7, 16), DIM)
-        nodes = [list(range(tree.n_nodes))[tree.nodes(level)] for level in range(3)]
-        assert sum(nodes, []) == list(range(26))
-        assert [len(level) for level in nodes] == [3, 7, 16]
-
-    def test_leaves_are_the_given_directions(self):
-        tree = PrototypeTree((2, 5), DIM)
-        tree.grow(3 * directions(5), torch.arange(5), directions(5), "content")
-        assert torch.allclose(tree.prototypes[2:], directions(5), atol=1e-6)
-
-    @pytest.mark.parametrize("linkage", ["content", "cosine"])
-    def test_what_is_grouped(self, linkage):
-        # leaves 0 1 | 2 3 by direction, 0 2 | 1 3 by content
-        leaves = torch.tensor([[1.0, 0.1], [1.0, -0.1], [-1.0, 0.1], [-1.0, -0.1]])
-        content = torch.tensor([[5.0, 0], [-5.0, 0], [5.1, 0], [-5.1, 0]])
-        tree = PrototypeTree((2, 4), 2)
-        tree.grow(leaves, torch.arange(4), content, linkage)
-        assert tree.parent[2:].tolist() == ([0, 1, 0, 1] if linkage == "content" else [0, 0, 1, 1])
-
     def test_parents_are_the_weighted_mean_direction(self):
         tree, leaf = PrototypeTree((2, 4), DIM), torch.tensor([0] * 9 + [1] + [2] * 3 + [3] * 2)
-        tree.grow(directions(4), leaf, directions(15, 1), "cosine")
+        tree.grow(3 * directions(4), leaf, directions(15, 1), "cosine")
+        assert torch.allclose(tree.prototypes[2:], directions(4), atol=1e-6)
         for node in (0, 1):
             mean = sum(int((leaf == child - 2).sum()) * directions(4)[child - 2] for child in children(tree, node))
             assert torch.allclose(tree.prototypes[node], F.normalize(mean, dim=0), atol=1e-5)
 
-    def test_order_of_cells(self):
-        rng = np.random.default_rng(0)
-        leaf, content, order = torch.from_numpy(rng.integers(0, 16, 300)), directions(300), rng.permutation(300)
-        one, other = PrototypeTree((3, 7, 16), DIM), PrototypeTree((3, 7, 16), DIM)
-        one.grow(directions(16), leaf, content, "content")
-        other.grow(directions(16), leaf[order], content[order], "content")
-        assert torch.equal(one.parent, other.parent)
-        assert torch.allclose(one.prototypes, other.prototypes, atol=1e-5)
-
-    def test_growing_again_leaves_no_trace(self):
+    def test_growing_again_in_another_order_of_the_cells(self):
         tree, fresh = grown((3, 7, 16), seed=1), PrototypeTree((3, 7, 16), DIM)
-        for one in (tree, fresh):
-            one.grow(directions(16, 2), torch.zeros(30, dtype=torch.int64), directions(30), "content")
-        for name, value in fresh.state_dict().items():
-            assert torch.equal(tree.state_dict()[name], value), name
+        rng = np.random.default_rng(0)
+        leaf, context = torch.from_numpy(rng.integers(0, 16, 300)), directions(300)
+        for one, order in ((tree, np.arange(300)), (fresh, rng.permutation(300))):
+            one.grow(directions(16, 2), leaf[order], context[order], "context")
+        assert torch.equal(tree.parent, fresh.parent)
+        assert torch.allclose(tree.prototypes, fresh.prototypes, atol=1e-5)
 
 
 class TestScores:
@@ -293,14 +260,6 @@ class TestSampling:
             among = [child - 2 for child in children(tree, parent)]
             expected = sinkhorn(scores[1][upper == parent][:, among], 0.05, 3)
             assert torch.allclose(plan[upper == parent][:, among], expected, atol=1e-5)
-
-    def test_balance_spreads_cells_that_are_alike(self):
-        tree = grown((2, 4, 8))
-        paths = tree.sample_paths(tree.scores(directions(1, 9).repeat(800, 1)), draws(800, tree))
-        for level, n_nodes in enumerate((2, 4)):
-            expected = [400] * 2 if level == 0 else [400 / len(children(tree, int(p))) for p in tree.parent[2:6]]
-            count = torch.bincount(paths[:, level], minlength=n_nodes).numpy()
-            np.testing.assert_allclose(count, expected, atol=70)
 
     @pytest.mark.parametrize("epsilon", [0.05, 0.5])
     @torch.no_grad()
@@ -374,15 +333,6 @@ class TestAssign:
                 best = max(paths, key=lambda path: tuple(cosine[cell, path]))
             assert nodes[cell].tolist() == best
             assert float(confidence[cell]) == pytest.approx(np.exp(log_p[cell, best].mean()), rel=1e-3)
-
-    @torch.no_grad()
-    def test_the_ways_differ(self):
-        """From each other, and from the nearest leaf."""
-        tree, h = grown((3, 7, 16)), directions(300, 9)
-        path, down = (tree.assign(h, how=how)[0] for how in ("path", "top-down"))
-        assert (path != down).any()
-        for nodes in (path, down):
-            assert (nodes[:, -1] - tree.offsets[2] != tree.scores(h)[-1].argmax(dim=1)).any()
 
     @torch.no_grad()
     def test_confidence(self):

@@ -1,0 +1,717 @@
+"""The graph: against brute force, invariances, units and grids, containers, and what becomes of a stale one."""
+
+from __future__ import annotations
+
+import logging
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+import pytest
+import scipy.sparse as sp
+from scipy.spatial import Delaunay, cKDTree
+from scipy.spatial.distance import cdist
+
+import stage_sc.pp as pp
+from stage_sc.graph import gaussian_weights, read_graph, ring
+
+STORED = ("spatial_connectivities", "spatial_distances", "local_connectivities")
+KEYS = (*STORED, "view")  # the view ring is not stored
+
+
+def cells(xy: np.ndarray, **obs: object) -> ad.AnnData:
+    index = pd.RangeIndex(xy.shape[0]).astype(str)
+    return ad.AnnData(obs=pd.DataFrame(dict(obs), index=index), obsm={"spatial": xy})
+
+
+def tissue(n: int = 300, size: float = 200.0, seed: int = 0) -> np.ndarray:
+    """Uneven density, a few coincident cells, one cell far from all others."""
+    rng = np.random.default_rng(seed)
+    xy = size * rng.uniform(0, 1, (n, 2)) ** [1.5, 1.0]
+    xy[10:13] = xy[0]
+    xy[13] = xy[1]
+    xy[14] = [size + 150, size + 150]
+    return xy
+
+
+def hexagonal(rows: int = 12, pitch: float = 100.0) -> np.ndarray:
+    row, column = np.divmod(np.arange(rows * rows), rows)
+    return np.c_[pitch * (column + 0.5 * (row % 2)), pitch * np.sqrt(0.75) * row]
+
+
+def squares(rows: int = 12, pitch: float = 8.0) -> np.ndarray:
+    return pitch * np.argwhere(np.ones((rows, rows))).astype(float)
+
+
+def rotate(xy: np.ndarray, angle: float) -> np.ndarray:
+    c, s = np.cos(angle), np.sin(angle)
+    return xy @ np.array([[c, s], [-s, c]])
+
+
+def built(xy: np.ndarray, library: object = None, **arguments: object) -> ad.AnnData:
+    adata = cells(xy) if library is None else cells(xy, slide=library)
+    pp.build_graph(adata, library_key=None if library is None else "slide", **arguments)
+    return adata
+
+
+def slide_row(adata: ad.AnnData, name: str = "") -> pd.Series:
+    return adata.uns["stage_graph"]["slides"].loc[name]
+
+
+def ring_of(xy: np.ndarray, some: np.ndarray, graph: sp.csr_matrix, *sizes: object) -> sp.csr_matrix:
+    return ring(xy, cKDTree(xy), graph, some, sizes)
+
+
+def relation(adata: ad.AnnData, key: str) -> sp.csr_matrix:
+    """A stored matrix, or the view rings of all cells, slide by slide."""
+    if key != "view":
+        return sp.csr_matrix(adata.obsp[key])
+    library_key, xy = adata.uns["stage_graph"]["params"]["library_key"], adata.obsm["spatial"]
+    found = sp.lil_matrix((adata.n_obs, adata.n_obs), dtype=np.float32)
+    for name, row in adata.uns["stage_graph"]["slides"].iterrows():
+        here = np.flatnonzero(adata.obs[library_key] == name) if library_key else np.arange(adata.n_obs)
+        graph = sp.csr_matrix(adata.obsp["spatial_connectivities"])[here][:, here]
+        sizes = row[["mode", "local", "view", "sigma"]]
+        found[np.ix_(here, here)] = ring_of(xy[here] * row["scale"], np.arange(len(here)), graph, *sizes)
+    return found.tocsr()
+
+
+def rings(adata: ad.AnnData) -> sp.csr_matrix:
+    return relation(adata, "view")
+
+
+def assert_same(
+    one: ad.AnnData,
+    other: ad.AnnData,
+    keys: tuple[str, ...] = KEYS,
+    *,
+    of: np.ndarray | slice = slice(None),
+    **tolerance: float,
+) -> None:
+    """The graph of `one` is that among the cells `of` the other."""
+    for key in keys:
+        a, b = relation(one, key).sorted_indices(), relation(other, key)[of][:, of].sorted_indices()
+        np.testing.assert_array_equal(a.indptr, b.indptr, err_msg=key)
+        np.testing.assert_array_equal(a.indices, b.indices, err_msg=key)
+        np.testing.assert_allclose(a.data, b.data, err_msg=key, **{"rtol": 0, **tolerance})
+
+
+class TestAgainstBruteForce:
+    def expected_delaunay(self, xy: np.ndarray, radius: float) -> np.ndarray:
+        places, place = np.unique(xy, axis=0, return_inverse=True)
+        place = place.reshape(-1)
+        joined = np.eye(len(places), dtype=bool)
+        for triangle in Delaunay(places).simplices:
+            for i in triangle:
+                for j in triangle:
+                    joined[i, j] = i == j or np.linalg.norm(places[i] - places[j]) <= radius
+        expected = joined[np.ix_(place, place)]
+        np.fill_diagonal(expected, False)
+        return expected
+
+    @pytest.mark.parametrize("radius", [20.0, 100.0])
+    def test_delaunay_with_coincident_cells(self, radius):
+        xy = tissue()
+        adata = built(xy, radius=radius)
+        expected = self.expected_delaunay(xy, radius)
+        np.testing.assert_array_equal(adata.obsp["spatial_connectivities"].toarray() == 1, expected)
+        np.testing.assert_allclose(adata.obsp["spatial_distances"].toarray(), np.where(expected, cdist(xy, xy), 0))
+        assert adata.obsp["spatial_distances"].nnz == expected.sum()  # edges of length 0 are stored too
+        assert len(np.unique(expected.sum(axis=0))) > 3  # the example has unequal degrees
+        assert not expected[14].any()
+        assert slide_row(adata)["isolated"] >= 1
+
+    def test_radius_mode(self):
+        xy = tissue()
+        adata = built(xy, sigma=15.0)
+        d = cdist(xy, xy)
+        weight = np.exp(-(d**2) / (2 * 15.0**2))
+        local, view = d <= 25, (d > 25) & (d <= 50)
+        for got, pairs in ((adata.obsp["local_connectivities"], local), (rings(adata), view)):
+            np.testing.assert_array_equal(got.toarray() > 0, pairs)
+            np.testing.assert_allclose(got.toarray(), np.where(pairs, weight, 0), rtol=1e-4)
+        np.testing.assert_array_equal(adata.obsp["local_connectivities"].diagonal(), 1)
+        assert (np.diff(rings(adata).indptr) == 0).sum() == (~view.any(axis=1)).sum() == 1
+        assert slide_row(adata)["no_local"] == (local.sum(axis=1) == 1).sum()
+        assert slide_row(adata)["mean_local"] == pytest.approx(local.sum(axis=1).mean() - 1, abs=0.01)
+
+    @pytest.mark.parametrize(("local", "view"), [(1, 1), (1, 2), (2, 2), (2, 4)])
+    def test_hops_mode(self, local, view):
+        xy = tissue()
+        adata = built(xy, mode="hops", local=local, view=view, sigma=15.0)
+        joined = self.expected_delaunay(xy, 100.0)
+        hops = np.where(np.eye(len(xy), dtype=bool), 0, np.inf)
+        for step in range(1, 5):
+            reached = (hops < step) @ joined.astype(float) > 0
+            hops[reached & np.isinf(hops)] = step
+        np.testing.assert_array_equal(adata.obsp["local_connectivities"].toarray() > 0, hops <= local)
+        np.testing.assert_array_equal(rings(adata).toarray() > 0, hops == view)
+        weight = np.exp(-(cdist(xy, xy) ** 2) / (2 * 15.0**2))
+        np.testing.assert_allclose(rings(adata).toarray(), np.where(hops == view, weight, 0), rtol=1e-4, atol=1e-30)
+
+    def test_default_sigma_is_the_median_edge(self):
+        adata = built(tissue())
+        lengths = adata.obsp["spatial_distances"].data
+        assert slide_row(adata)["sigma"] == pytest.approx(np.median(lengths[lengths > 0]), rel=1e-4)
+
+    def test_coincident_cells(self):
+        """Closer than Qhull can tell, or at a zero of another sign."""
+        xy = np.r_[tissue(60), tissue(60)[20:21] + 1e-13, [[0.0, 5.0], [-0.0, 5.0]]]
+        joined = built(xy).obsp["spatial_connectivities"]
+        assert joined[60, 20] == joined[20, 60] == joined[61, 62] == joined[62, 61] == 1
+
+    def test_weights_never_vanish(self):
+        weights = gaussian_weights(np.array([0.0, 1.0, 1e4]), 1.0)
+        assert weights.dtype == np.float32
+        assert weights[0] == 1
+        assert (weights > 0).all()
+
+    def test_dtypes(self):
+        adata = built(tissue())
+        assert set(adata.obsp) == set(STORED)
+        for key, dtype in zip(STORED, ["float32", "float64", "float32"], strict=True):
+            assert adata.obsp[key].dtype == dtype
+            assert adata.obsp[key].has_sorted_indices
+            assert isinstance(adata.obsp[key], sp.csr_matrix)
+
+
+class TestRing:
+    """Rings of some cells, from the graph in any form."""
+
+    CELLS = np.array([14, 250, 0, 10, 10, 13, 77])  # an isolated cell, coincident ones, one twice
+
+    @pytest.mark.parametrize(("local", "view"), [(25.0, 50.0), (0.5, 20.0), (90.0, 110.0)])
+    def test_radius(self, local, view):
+        xy = tissue()
+        got = ring_of(xy, self.CELLS, built(xy).obsp["spatial_connectivities"], "radius", local, view, 15.0)
+        d = cdist(xy[self.CELLS], xy)
+        expected = np.where((local < d) & (d <= view), np.exp(-(d**2) / (2 * 15.0**2)), 0)
+        np.testing.assert_allclose(got.toarray(), expected, rtol=1e-4)
+        assert got.has_sorted_indices
+        assert got.dtype == np.float32
+        assert got[0].nnz == 0
+        assert got[1].nnz > 0
+
+    def weighted(self, adata: ad.AnnData, sigma: float) -> sp.csr_matrix:
+        """The graph as a slide keeps it: Gaussian weights, 1 on the diagonal."""
+        graph = adata.obsp["spatial_distances"].copy()
+        graph.data = gaussian_weights(graph.data, sigma)
+        return sp.csr_matrix(graph + sp.identity(len(graph.indptr) - 1), dtype=np.float32)
+
+    @pytest.mark.parametrize("sigma", [15.0, 4.0])
+    @pytest.mark.parametrize(("local", "view"), [(1, 1), (2, 2), (1, 2), (2, 3), (1, 4)])
+    def test_hops(self, local, view, sigma):
+        """By a walk over the graph; with small weights too, whose products float32 cannot hold."""
+        xy = tissue()
+        adata = built(xy, mode="hops", local=local, view=view)
+        adjacency = adata.obsp["spatial_connectivities"].toarray() > 0
+        for graph in (sp.csr_matrix(adjacency), self.weighted(adata, sigma)):
+            got = ring_of(xy, self.CELLS, graph, "hops", local, view, sigma)
+            assert got.has_sorted_indices
+            for cell, row in zip(self.CELLS, got, strict=True):
+                seen, last = {int(cell)}, {int(cell)}
+                for _ in range(view):
+                    last = {int(other) for one in last for other in np.flatnonzero(adjacency[one])} - seen
+                    seen |= last
+                assert row.indices.tolist() == sorted(last)
+                expected = gaussian_weights(cdist(xy[[cell]], xy[row.indices])[0], sigma)
+                np.testing.assert_allclose(row.data, expected, rtol=1e-4)
+        assert got[0].nnz == 0
+        assert got[1].nnz > 0
+
+    @pytest.mark.parametrize(("mode", "local", "view"), [("radius", 25.0, 50.0), ("hops", 2, 3)])
+    def test_order_of_the_cells(self, mode, local, view):
+        xy, sizes = tissue(), (mode, local, view, 15.0)
+        graph = self.weighted(built(xy), 15.0)
+        expected = ring_of(xy, np.arange(300), graph, *sizes)
+        order = np.random.default_rng(3).permutation(300)
+        got = ring_of(xy[order], np.arange(300), graph[order][:, order], *sizes)
+        np.testing.assert_array_equal(got.toarray(), expected.toarray()[np.ix_(order, order)])
+        some = order[:50]
+        np.testing.assert_array_equal(ring_of(xy, some, graph, *sizes).toarray(), expected[some].toarray())
+
+
+class TestInvariance:
+    @pytest.mark.parametrize("mode", ["radius", "hops"])
+    def test_cell_order(self, mode):
+        xy = tissue()
+        library = np.where(np.arange(len(xy)) % 3, "a", "b")
+        adata, order = built(xy, library, mode=mode), np.random.default_rng(1).permutation(len(xy))
+        assert_same(built(xy[order], library[order], mode=mode), adata, of=order)
+
+    def test_cell_order_on_a_square_lattice_triangulated_as_cells(self):
+        """Every four neighbours lie on one circle: the triangulation is a matter of choice, but always the same."""
+        xy = squares(10, 10.0)
+        order = np.random.default_rng(1).permutation(len(xy))
+        adata = built(xy, technology="xenium", mode="hops")
+        assert_same(built(xy[order], technology="xenium", mode="hops"), adata, of=order)
+
+    @pytest.mark.parametrize("mode", ["radius", "hops"])
+    def test_rotation_and_shift_leave_weights_to_the_bit(self, mode):
+        xy = tissue(1000, 400.0)
+        moved = rotate(xy, 0.7) + [1234.5, -98765.4]
+        moved[10:13], moved[13] = moved[0], moved[1]  # coincident cells stay coincident
+        one, other = built(xy, mode=mode), built(moved, mode=mode)
+        assert_same(one, other, ("spatial_connectivities", "local_connectivities", "view"))
+        assert_same(one, other, ("spatial_distances",), atol=1e-8)
+
+    def test_pairs_on_the_boundary_stay_on_their_side(self):
+        xy = np.array([[0.0, 0.0], [15, 20], [30, 40], [0, 10], [10, 0], [3, 3]])  # distances of exactly 25 and 50
+        for angle in np.linspace(0, 6, 25):
+            adata = built(rotate(xy, angle) + 1000 * angle)
+            assert adata.obsp["local_connectivities"][0, 1] > 0
+            assert rings(adata)[0, 1] == 0
+            assert rings(adata)[0, 2] > 0
+
+    def test_slides_do_not_touch(self):
+        xy, other = tissue(), tissue(200, seed=1)
+        library = ["one"] * len(xy) + ["two"] * len(other)
+        adata = built(np.r_[xy, other], library)
+        for name, alone in (("one", built(xy)), ("two", built(other))):
+            assert_same(alone, adata, of=np.flatnonzero(adata.obs["slide"] == name))
+        cut = np.array(library) == "one"
+        for key in STORED:
+            assert adata.obsp[key][cut][:, ~cut].nnz == 0
+
+
+class TestUnits:
+    def test_microns_are_recognised_silently(self, caplog):
+        assert slide_row(built(np.random.default_rng(0).uniform(0, 500, (2000, 2))))["scale"] == 1
+        assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
+
+    @pytest.mark.parametrize("factor", [30.0, 0.005])
+    def test_unknown_unit_is_taken_from_the_spacing_with_a_warning(self, caplog, factor):
+        xy = factor * np.random.default_rng(0).uniform(0, 400, (2000, 2))
+        adata = built(xy)
+        nearest = cKDTree(xy).query(xy, 2)[0][:, 1]
+        assert slide_row(adata)["scale"] * np.median(nearest) == pytest.approx(10, rel=1e-4)
+        assert "`scale`" in caplog.text
+        assert_same(adata, built(xy * 4), atol=1e-3)
+
+    def test_each_slide_has_its_own_unit(self, caplog):
+        xy = np.random.default_rng(0).uniform(0, 400, (1500, 2))
+        adata = built(np.r_[xy, xy * 50], ["µm"] * 1500 + ["px"] * 1500)
+        assert slide_row(adata, "µm")["scale"] == 1
+        assert slide_row(adata, "px")["scale"] < 0.1
+        assert "'px'" in caplog.text
+        assert "'µm'" not in caplog.text
+
+    def test_given_scale_for_all_or_for_each(self):
+        xy = tissue()
+        assert_same(built(xy * 4, scale=0.25), built(xy), atol=1e-9)
+        library = ["a"] * len(xy) + ["b"] * len(xy)
+        mixed = built(np.r_[xy * 4, xy], library, scale={"a": 0.25})
+        assert_same(mixed, built(np.r_[xy, xy], library), atol=1e-9)
+
+    def test_pixels_of_a_named_instrument(self):
+        pixels = np.random.default_rng(0).uniform(0, 800, (2000, 2)) / 0.2125
+        assert slide_row(built(pixels, technology="Xenium"))["scale"] == 0.2125
+
+    def test_sparse_neighbourhoods_are_reported(self, caplog):
+        built(np.random.default_rng(0).uniform(0, 4000, (500, 2)), scale=1.0)
+        assert "of 500 cells" in caplog.text
+        assert 'mode="hops"' in caplog.text
+
+
+class TestGrids:
+    @pytest.mark.parametrize("pitch", [100.0, 6.9, 137.0])
+    def test_visium_is_recognised_in_microns_and_pixels(self, pitch, caplog):
+        xy = hexagonal(pitch=pitch)
+        adata = built(xy)
+        row = slide_row(adata)
+        assert (row["layout"], row["mode"], row["local"], row["view"]) == ("hexagonal", "hops", 1, 2)
+        assert row["scale"] == pytest.approx(100 / pitch, rel=1e-4)
+        assert ("scale=" in caplog.text) == (pitch != 100)
+        expected = np.abs(cdist(xy, xy) / pitch - 1) < 0.1
+        np.testing.assert_array_equal(adata.obsp["spatial_connectivities"].toarray() == 1, expected)
+        np.testing.assert_allclose(adata.obsp["spatial_distances"].data, 100, rtol=1e-4)
+        inside = 5 * 12 + 5
+        assert adata.obsp["local_connectivities"][inside].nnz == 7
+        assert rings(adata)[inside].nnz == 12
+
+    def test_visium_with_holes(self):
+        xy = hexagonal(20)
+        keep = np.random.default_rng(0).uniform(size=len(xy)) < 0.8
+        assert slide_row(built(xy[keep]))["layout"] == "hexagonal"
+
+    @pytest.mark.parametrize("pitch", [2.0, 8.0, 16.0])
+    def test_visium_hd(self, pitch):
+        xy = squares(pitch=pitch)
+        adata = built(xy)
+        row = slide_row(adata)
+        assert (row["layout"], row["mode"], row["scale"]) == ("square", "hops", 1)
+        steps = cdist(xy, xy, "chebyshev").round() / pitch
+        np.testing.assert_array_equal(adata.obsp["spatial_connectivities"].toarray() == 1, steps == 1)
+        np.testing.assert_array_equal(adata.obsp["local_connectivities"].toarray() > 0, steps <= 2)
+        np.testing.assert_array_equal(rings(adata).toarray() > 0, steps == 3)
+
+    def test_rotated_grid_stays_a_grid(self):
+        xy = hexagonal()
+        assert_same(built(rotate(xy, 0.3)), built(xy), KEYS[2:])
+
+    def test_random_cells_are_no_grid(self):
+        for seed in range(5):
+            assert slide_row(built(np.random.default_rng(seed).uniform(0, 100, (40, 2))))["layout"] == "cells"
+
+    def test_small_grid_with_a_name(self):
+        adata = built(hexagonal(3), technology="visium")
+        assert slide_row(adata)["layout"] == "hexagonal"
+        assert adata.obsp["spatial_connectivities"].nnz > 0
+
+    @pytest.mark.parametrize(
+        "name",
+        ["xenium", "merscope", "merfish", "cosmx", "starmap", "osmfish", "seqfish", "verafish", "slide_seq"]
+        + ["stereo_seq", "visium", "visium_hd", "Slide-seq", "Visium HD", "STEREO-seq"],
+    )
+    def test_every_technology(self, name):
+        row = slide_row(built(tissue(), technology=name))
+        assert row["mode"] == ("hops" if "visium" in name.casefold() else "radius")
+        assert (row["scale"] == 0.5) == ("stereo" in name.casefold())  # counts in half microns
+
+    def test_arguments_win(self):
+        row = slide_row(built(hexagonal(), technology="visium", mode="radius", local=150.0, sigma=70))
+        assert (row["mode"], row["local"], row["view"], row["sigma"]) == ("radius", 150, 300, 70)
+        row = slide_row(built(hexagonal(), local=2))
+        assert (row["mode"], row["local"], row["view"]) == ("hops", 2, 2)
+
+
+class TestBadInput:
+    @pytest.mark.parametrize(
+        ("arguments", "error", "match"),
+        [
+            ({"spatial_key": "xy"}, KeyError, "'xy'.*'spatial'"),
+            ({"mode": "knn"}, ValueError, "'radius', 'hops'.*'knn'"),
+            ({"radius": 0}, ValueError, "`radius`"),
+            ({"radius": True}, TypeError, "`radius`"),
+            ({"sigma": np.inf}, ValueError, "`sigma`"),
+            ({"scale": -1.0}, ValueError, "`scale`"),
+            ({"scale": "px"}, TypeError, "`scale`"),
+            ({"scale": {"b": 1.0}}, KeyError, r"`scale`.*\['b'\]"),
+            ({"local": 50, "view": 25}, ValueError, "`view`.*`local`"),
+            ({"local": 60.0, "view": 60.0}, ValueError, "`view`.*`local`"),
+            ({"mode": "hops", "local": 1.5}, TypeError, "`local`.*integer"),
+            ({"technology": 1}, TypeError, "`technology`"),
+            ({"technology": "xenum"}, ValueError, "'xenum'.*xenium, merscope"),
+        ],
+        ids=str,
+    )
+    def test_refused_and_untouched(self, arguments, error, match, unchanged):
+        adata = cells(tissue())
+        with unchanged(adata), pytest.raises(error, match=match):
+            pp.build_graph(adata, **arguments)
+
+    def test_fractional_hops_on_a_grid(self):
+        with pytest.raises(ValueError, match=r"local=1\.5.*hexagonal"):
+            built(hexagonal(), local=1.5)
+
+    def test_four_cells(self):
+        adata = built(np.array([[0.0, 0], [10, 0], [0, 10], [11, 12]]))
+        assert adata.obsp["spatial_connectivities"].nnz >= 8
+
+    @pytest.mark.parametrize("offset", [0.0, 1e6])
+    def test_a_line_far_away(self, offset):
+        with pytest.raises(ValueError, match="line"):
+            built(np.outer(np.arange(6), [0.1, 0.3]) + offset)
+        assert built(tissue() + offset).n_obs == 300
+
+
+class TestCoordinates:
+    """Containers of the coordinates and slides of one object."""
+
+    @pytest.mark.parametrize(
+        "convert",
+        [
+            lambda xy: xy.astype(int),
+            lambda xy: xy.astype(np.float32),
+            sp.csr_matrix,
+            lambda xy: pd.DataFrame(xy, columns=["x", "y"], index=pd.RangeIndex(len(xy)).astype(str)),
+            np.asfortranarray,
+            lambda xy: np.c_[xy, np.full(len(xy), 7.0)],  # a constant third coordinate
+        ],
+        ids=["integers", "float32", "sparse", "frame", "fortran", "three columns"],
+    )
+    def test_any_container(self, convert):
+        xy = tissue().round()
+        assert_same(built(convert(xy)), built(xy), STORED)
+
+    def test_coordinates_far_away_and_as_integers(self):
+        xy = np.unique(tissue(400).round().astype(int), axis=0)
+        assert_same(built(xy + 10_000_000), built(xy.astype(float)), atol=1e-6)
+
+    def test_third_coordinate_of_each_slide(self):
+        xy, library = np.r_[tissue(), tissue()], ["a"] * 300 + ["b"] * 300
+        xyz = np.c_[xy, np.repeat([7.0, 9.0], 300)]
+        assert_same(built(xyz, library), built(xy, library), STORED)
+        with pytest.raises(ValueError, match="7 to 9.*`library_key`"):
+            built(xyz)
+
+    @pytest.mark.parametrize(
+        "library",
+        [
+            ["b", "a"] * 150,
+            pd.Categorical(["b", "a"] * 150, categories=["unused", "b", "a"]),
+            np.array([10, 9] * 150),
+        ],
+        ids=["strings", "unsorted categories", "integers"],
+    )
+    def test_slides(self, library):
+        adata = cells(tissue(), slide=library)
+        before = adata.obs.copy()
+        pp.build_graph(adata, library_key="slide")
+        pd.testing.assert_frame_equal(adata.obs, before)  # strings stay strings
+        assert adata.uns["stage_graph"]["slides"].index.tolist() == sorted({str(name) for name in library})
+
+    def test_view_of_an_object(self):
+        whole = cells(tissue())
+        part = whole[::2]
+        with pytest.warns(ad.ImplicitModificationWarning):
+            pp.build_graph(part)
+        assert part.obsp["local_connectivities"].shape == (150, 150)
+        assert not whole.obsp
+
+    @pytest.mark.parametrize("copy", [False, True])
+    def test_backed(self, tmp_path, copy):
+        adata = cells(tissue())
+        adata = ad.AnnData(np.ones((300, 2), np.float32), obs=adata.obs, obsm=dict(adata.obsm))
+        adata.write_h5ad(tmp_path / "a.h5ad")
+        backed = ad.read_h5ad(tmp_path / "a.h5ad", backed="r")
+        changed = pp.build_graph(backed, copy=copy)
+        assert_same(changed if copy else backed, built(tissue()))
+        assert bool(backed.obsp) != copy
+        backed.file.close()
+
+    @pytest.mark.parametrize("kind", ["h5ad", "zarr"])
+    def test_round_trip(self, tmp_path, kind, caplog):
+        adata = built(tissue(), ["a/1", "b"] * 150, scale={"b": 1.0})
+        getattr(adata, f"write_{kind}")(tmp_path / "a")
+        again = getattr(ad, f"read_{kind}")(tmp_path / "a")
+        assert_same(again, adata)
+        table = adata.uns["stage_graph"]["slides"]
+        pd.testing.assert_frame_equal(
+            again.uns["stage_graph"]["slides"].astype(table.dtypes), table, check_index_type=False
+        )
+        assert list(again.uns["spatial_neighbors"]["params"]["radius"]) == [0.0, 100.0]
+        caplog.clear()
+        for got, key in zip(read_graph(again), STORED[1:], strict=True):
+            np.testing.assert_array_equal(got.toarray(), adata.obsp[key].toarray())
+        assert not caplog.records
+
+
+CONTAINERS = [
+    pytest.param(lambda one, other: {"one": one, 7: other}, ["one", "7"], id="dict"),
+    pytest.param(lambda one, other: [one, other], ["0", "1"], id="list"),
+    pytest.param(lambda one, other: (one, other), ["0", "1"], id="tuple"),
+]
+
+
+@pytest.mark.parametrize(("container", "names"), CONTAINERS)
+class TestSeveral:
+    """Objects in a container."""
+
+    def parts(self) -> tuple[ad.AnnData, ad.AnnData]:
+        return cells(tissue()), cells(tissue(200, seed=1) * 8, slide=["x", "y"] * 100)
+
+    def alone(self) -> list[ad.AnnData]:
+        return [
+            pp.build_graph(part, scale=scale, copy=True) for part, scale in zip(self.parts(), (1, 0.125), strict=True)
+        ]
+
+    def test_each_as_alone(self, container, names):
+        parts = self.parts()
+        scale = {names[0]: 1.0, names[1]: 0.125}
+        assert pp.build_graph(container(*parts), scale=scale) is None
+        for part, expected in zip(parts, self.alone(), strict=True):
+            assert_same(part, expected)
+            pd.testing.assert_frame_equal(part.uns["stage_graph"]["slides"], expected.uns["stage_graph"]["slides"])
+            assert part.uns["stage_graph"]["params"] == expected.uns["stage_graph"]["params"]
+        parts[0].uns["stage_graph"]["params"]["mode"] = "changed"
+        assert parts[1].uns["stage_graph"]["params"]["mode"] is None  # nothing is shared
+
+    def test_copy(self, container, names, unchanged):
+        given = container(*self.parts())
+        values = given.values() if isinstance(given, dict) else given
+        with unchanged(*values):
+            found = pp.build_graph(given, scale={names[1]: 0.125}, copy=True)
+        assert type(found) is (dict if isinstance(given, dict) else list)
+        assert list(found) == list(given) if isinstance(given, dict) else len(found) == 2
+        for part, expected in zip(found.values() if isinstance(found, dict) else found, self.alone(), strict=True):
+            assert_same(part, expected)
+
+    def test_slides_within_objects(self, container, names):
+        one, other = self.parts()
+        one.obs["slide"] = "y"
+        scale = {f"{names[0]}/y": 1.0, f"{names[1]}/x": 0.125, f"{names[1]}/y": 0.2}
+        pp.build_graph(container(one, other), library_key="slide", scale=scale)
+        assert other.uns["stage_graph"]["slides"]["scale"].to_dict() == {"x": 0.125, "y": 0.2}
+        with pytest.raises(KeyError, match=r"`scale`.*\['y'\]"):
+            pp.build_graph(container(one, other), library_key="slide", scale={"y": 1.0})
+
+    @pytest.mark.parametrize(
+        ("library", "change", "name"),
+        [
+            (None, lambda xy: xy[:3], ""),
+            ("slide", lambda xy: xy[:7], "/y"),
+            (None, lambda xy: 0 * xy, ""),
+            (None, lambda xy: np.c_[xy, xy[:, 0]], ""),
+            (None, lambda xy: xy[:0], ""),
+        ],
+        ids=["few cells", "few cells of a slide", "one place", "third coordinate", "no cells"],
+    )
+    def test_one_that_is_refused_is_named(self, container, names, library, change, name, unchanged):
+        one, xy = self.parts()[0], change(tissue(200))
+        bad = cells(xy, slide=(["x", "y"] * 100)[: len(xy)])
+        one.obs["slide"] = "x"
+        with unchanged(one, bad), pytest.raises(ValueError, match=f"'{names[1]}{name}'"):
+            pp.build_graph(container(one, bad), library_key=library)
+
+    def test_one_that_is_refused_late(self, container, names, unchanged):
+        """When its pairs are counted, after the graph of the other was built."""
+        parts = cells(tissue()), cells(np.random.default_rng(0).uniform(0, 1000, (3000, 2)))
+        with unchanged(*parts), pytest.raises(ValueError, match="`scale`"):
+            pp.build_graph(container(*parts), scale={names[0]: 1.0, names[1]: 0.01})
+
+    def test_other_things_in_it(self, container, names, unchanged):
+        one = self.parts()[0]
+        for wrong in ("slide.h5ad", None, [one]):
+            with unchanged(one), pytest.raises(TypeError, match=rf"\['{names[1]}'\].*{type(wrong).__name__}"):
+                pp.build_graph(container(one, wrong))
+
+
+def test_keys_of_the_same_text(unchanged):
+    one, other = cells(tissue()), cells(tissue())
+    with unchanged(one, other), pytest.raises(ValueError, match=r"\['1', '1'\]"):
+        pp.build_graph({1: one, "1": other})
+
+
+class TestStaleGraph:
+    def test_fresh_and_permuted_graphs_are_read_as_they_are(self, caplog):
+        adata = built(tissue(), ["a", "b"] * 150)
+        order = np.random.default_rng(0).permutation(300)
+        for view in (adata, adata[order].copy()):
+            caplog.clear()
+            graph = read_graph(view)
+            assert not caplog.records
+            for got, key in zip(graph, STORED[1:], strict=True):
+                np.testing.assert_array_equal(got.toarray(), view.obsp[key].toarray(), err_msg=key)
+
+    def test_more_than_is_needed(self, caplog):
+        """Matrices and columns that are of no use any more, as in older files."""
+        adata = built(tissue())
+        adata.obsp["view_connectivities"] = adata.obsp["local_connectivities"].copy()
+        adata.uns["stage_graph"]["slides"]["no_view"] = 3
+        read_graph(adata)
+        assert "rebuilding" not in caplog.text
+        part = adata[:200].copy()
+        read_graph(part)
+        assert "rebuilding" in caplog.text
+        assert part.uns["stage_graph"]["slides"]["n_cells"].tolist() == [200]
+
+    def test_subset_is_rebuilt_in_the_same_unit(self, caplog):
+        xy = np.random.default_rng(0).uniform(0, 40_000, (1500, 2))  # pixels
+        adata = built(xy)
+        scale, sigma = slide_row(adata)[["scale", "sigma"]]
+        part = adata[:300].copy()
+        graph = read_graph(part)
+        assert "rebuilding" in caplog.text
+        assert_same(part, built(xy[:300], scale=scale, sigma=sigma), atol=1e-9)
+        np.testing.assert_array_equal(graph.local.toarray(), part.obsp["local_connectivities"].toarray())
+        caplog.clear()
+        read_graph(part)
+        assert "rebuilding" not in caplog.text
+
+    def test_slide_dropped(self, caplog):
+        adata = built(np.r_[tissue(), tissue(seed=1)], ["a"] * 300 + ["b"] * 300)
+        part = adata[:300].copy()
+        read_graph(part)
+        assert "rebuilding" in caplog.text
+        assert part.uns["stage_graph"]["slides"].index.tolist() == ["a"]
+
+    @pytest.mark.parametrize(
+        "change",
+        [lambda xy: xy * 0.5, lambda xy: xy[::-1].copy(), lambda xy: xy + np.arange(len(xy))[:, None] % 7],
+        ids=["other unit", "reordered by hand", "moved"],
+    )
+    def test_changed_coordinates(self, change, caplog):
+        xy = tissue()
+        adata = built(xy, local=20.0)
+        adata.obsm["spatial"] = change(xy)
+        read_graph(adata)
+        assert "rebuilding" in caplog.text
+        assert_same(adata, built(change(xy), local=20.0))
+
+    def test_isolated_cell_that_moved_or_went(self, caplog):
+        """No edge is lost or too long: only the fingerprint tells."""
+        adata = built(tissue())
+        adata.obsm["spatial"][14] = adata.obsm["spatial"][30] + 1
+        read_graph(adata)
+        assert "rebuilding" in caplog.text
+        assert adata.obsp["spatial_connectivities"][14].nnz > 0
+        caplog.clear()
+        read_graph(built(tissue())[np.arange(300) != 14].copy())
+        assert "rebuilding" in caplog.text
+
+    def test_changed_slides(self):
+        library = np.repeat(["a", "b"], 150)
+        adata = built(tissue(), library)
+        adata.obs["slide"] = library[::-1].copy()
+        adata.obs["other"] = ["x", "y", "z"] * 100
+        read_graph(adata)
+        assert_same(adata, built(tissue(), library[::-1].copy()))
+        read_graph(adata, library_key="other")
+        assert_same(adata, built(tissue(), ["x", "y", "z"] * 100))
+        assert adata.uns["stage_graph"]["params"]["library_key"] == "other"
+
+    def test_graph_replaced_by_another_tool(self, caplog):
+        import squidpy as sq
+
+        adata = built(tissue())
+        sq.gr.spatial_neighbors_knn(adata, n_neighs=4)
+        read_graph(adata)
+        assert "rebuilding" in caplog.text
+        assert_same(adata, built(tissue()))
+
+    def test_given_scale(self, caplog):
+        """Kept for other coordinates; one given for all holds for slides of other names."""
+        xy = np.r_[tissue(), tissue(seed=1)]
+        adata = built(xy, scale=0.8)
+        adata.obs["slide"] = ["a"] * 300 + ["b"] * 300
+        read_graph(adata, library_key="slide")
+        assert adata.uns["stage_graph"]["slides"]["scale"].tolist() == [0.8, 0.8]
+        assert adata.uns["stage_graph"]["slides"]["scale_given"].all()
+        assert_same(adata, built(xy, adata.obs["slide"].to_numpy(), scale=0.8))
+        adata.obsm["spatial"] = xy * 1.1
+        read_graph(adata)
+        assert adata.uns["stage_graph"]["slides"]["scale"].tolist() == [0.8, 0.8]
+        assert "`scale`" not in caplog.text
+
+    def test_a_scale_that_does_not_tell_of_a_slide_is_reported(self, caplog):
+        adata = built(np.r_[tissue(), tissue(seed=1)], ["a"] * 300 + ["b"] * 300, scale={"a": 0.8, "b": 0.9})
+        adata.obs["slide"] = ["a"] * 300 + ["c"] * 300
+        read_graph(adata)
+        table = adata.uns["stage_graph"]["slides"]
+        assert table.loc["a", "scale"] == 0.8
+        assert not table.loc["c", "scale_given"]
+        assert "`scale`" in caplog.text
+        assert "'c'" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("path", "layout", "low", "high"),
+    [
+        ("dlpfc_visium/151673", "hexagonal", 1, 1),
+        ("starmap_mpfc/BZ5", "cells", 0.05, 0.07),
+        ("osmfish_cortex/SScortex", "cells", 1, 1),
+        ("xenium_breast_idc/IDC_crop", "cells", 1, 1),
+    ],
+)
+def test_real_sections(dev_data, path, layout, low, high):
+    adata = ad.read_h5ad(dev_data / f"{path}.h5ad")
+    pp.build_graph(adata)
+    row = slide_row(adata)
+    assert row["layout"] == layout
+    assert low <= row["scale"] <= high
+    assert row["isolated"] <= 2
+    assert 3 < row["mean_local"] < 25
+    sizes, xy = row[["mode", "local", "view", "sigma"]], adata.obsm["spatial"] * row["scale"]
+    found = ring_of(xy, np.arange(adata.n_obs), adata.obsp["spatial_connectivities"], *sizes)
+    assert (np.diff(found.indptr) == 0).sum() < 0.01 * adata.n_obs

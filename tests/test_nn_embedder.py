@@ -1,0 +1,227 @@
+"""Embedded cells against equations 16 and 17 on dense matrices; views of a panel; sparse products with gradients."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import scipy.sparse as sp
+import torch
+from torch import Tensor
+
+from stage_sc.nn import Panel, Sparse, Stage, StageConfig, View, clean_view, draw_view, embed_cells
+
+SCALINGS = ("none", "center", "standardize")
+PUBLISHED = {"panel_fraction": 0.8, "noise_rate": 8.0, "noise_scale": 0.05}
+GENES = np.array([3, 11, 0, 7, 5, 2, 8])
+
+
+def counts(n_cells: int = 9, n_genes: int = 7) -> np.ndarray:
+    rng = np.random.default_rng(0)
+    x = np.where(rng.random((n_cells, n_genes)) < 0.6, rng.exponential(size=(n_cells, n_genes)), 0)
+    x[3] = 0  # a cell without counts
+    return x.astype(np.float32)
+
+
+def make_panel(x: np.ndarray, scaling: str, genes: np.ndarray | None = None, whitening: Tensor | None = None) -> Panel:
+    genes = np.arange(x.shape[1]) if genes is None else genes
+    mean = np.zeros(x.shape[1]) if scaling == "none" else x.mean(axis=0)
+    scale = x.std(axis=0) if scaling == "standardize" else np.ones(x.shape[1])
+    return Panel(torch.from_numpy(genes), torch.from_numpy(mean).float(), torch.from_numpy(scale).float(), whitening)
+
+
+def drawn(n_genes: int, seed: int = 0, **changes: float) -> View:
+    return draw_view(n_genes, np.random.default_rng(seed), **{**PUBLISHED, **changes})
+
+
+def some_view() -> View:
+    return drawn(7, 5, panel_fraction=0.6, noise_scale=0.3)
+
+
+def embedded(x: np.ndarray, panel: Panel, view: View, vectors: Tensor) -> Tensor:
+    return embed_cells(Sparse(sp.csr_matrix(x)), panel, view, vectors)
+
+
+def dense(x: np.ndarray, panel: Panel, view: View, vectors: Tensor) -> Tensor:
+    """Equations 16 and 17 on a dense matrix, in double precision; whitened at last."""
+    value = (torch.from_numpy(x).double() - panel.mean) / panel.scale * view.gain + view.offset
+    kept = vectors.double()[view.kept]
+    result = value[:, view.kept] @ kept / kept.square().sum().sqrt()
+    return result if panel.whitening is None else result @ panel.whitening.double()
+
+
+@pytest.fixture
+def vectors() -> Tensor:
+    return torch.randn(7, 4, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture(params=[False, True], ids=["not whitened", "whitened"])
+def whitening(request) -> Tensor | None:
+    return torch.randn(4, 4, generator=torch.Generator().manual_seed(7)) if request.param else None  # not symmetric
+
+
+class TestEquations:
+    def test_by_loops(self, vectors):
+        x, v = counts(), vectors.double().numpy()
+        got = embedded(x, make_panel(x, "none"), clean_view(7), vectors)
+        norm = np.sqrt(sum(np.linalg.norm(v[gene]) ** 2 for gene in range(7)))
+        for cell in range(len(x)):
+            expected = sum(float(x[cell, gene]) * v[gene] for gene in range(7)) / norm
+            np.testing.assert_allclose(got[cell].numpy(), expected, rtol=1e-4, atol=1e-6)
+
+    @pytest.mark.parametrize("scaling", SCALINGS)
+    @pytest.mark.parametrize("augmented", [False, True])
+    def test_dense_reference_and_its_gradient(self, vectors, whitening, scaling, augmented):
+        x, weight = counts(), torch.randn(9, 4, generator=torch.Generator().manual_seed(1))
+        panel, view = make_panel(x, scaling, whitening=whitening), some_view() if augmented else clean_view(7)
+        got, expected = (
+            (function(x, panel, view, leaf), leaf)
+            for function, leaf in ((one, vectors.clone().requires_grad_()) for one in (embedded, dense))
+        )
+        assert got[0].dtype == torch.float32
+        np.testing.assert_allclose(got[0].detach(), expected[0].detach(), rtol=1e-4, atol=1e-5)
+        for result, _ in (got, expected):
+            (result * weight).sum().backward()
+        np.testing.assert_allclose(got[1].grad, expected[1].grad, rtol=1e-3, atol=1e-4)
+        assert got[1].grad.abs().max() > 0.1
+        assert (got[1].grad[~view.kept] == 0).all()
+
+    def test_a_view_of_a_panel_is_the_smaller_panel(self, vectors):
+        x, kept = counts(), np.array([0, 2, 5])
+        view = clean_view(7)._replace(kept=torch.zeros(7, dtype=torch.bool).index_fill(0, torch.from_numpy(kept), True))
+        got = embedded(x, make_panel(x, "center"), view, vectors)
+        expected = embedded(x[:, kept], make_panel(x[:, kept], "center"), clean_view(3), vectors[kept])
+        assert torch.allclose(got, expected, atol=1e-6)
+
+    def test_centred_cells_have_mean_zero(self, vectors):
+        got = embedded(counts(), make_panel(counts(), "standardize"), clean_view(7), vectors)
+        np.testing.assert_allclose(got.mean(dim=0).numpy(), 0, atol=1e-6)
+
+    def test_genes_without_vector_do_not_break_the_norm(self):
+        got = embedded(counts(), make_panel(counts(), "none"), clean_view(7), torch.zeros(7, 4))
+        assert torch.equal(got, torch.zeros(9, 4))
+
+    @pytest.mark.parametrize("n_genes", [40, 2000])
+    def test_length_does_not_depend_on_the_size_of_the_panel(self, n_genes):
+        # independent genes of variance 1: the mean squared length is 1
+        rng = np.random.default_rng(n_genes)
+        x = rng.standard_normal((2000, n_genes)).astype(np.float32)
+        vectors = torch.from_numpy(rng.standard_normal((n_genes, 4)).astype(np.float32))
+        got = embedded(x, make_panel(x, "none"), clean_view(n_genes), vectors)
+        assert float(got.square().sum(dim=1).mean()) == pytest.approx(1, rel=0.15)
+
+    def test_length_of_the_vectors_does_not_matter(self, vectors):
+        one, other = (
+            embedded(counts(), make_panel(counts(), "center"), some_view(), factor * vectors) for factor in (1, 100)
+        )
+        assert torch.allclose(one, other, atol=1e-5)
+
+
+class TestVocabulary:
+    @pytest.fixture
+    def model(self) -> Stage:
+        return Stage(StageConfig(dim=4, levels=(2, 4)), [f"g{number}" for number in range(12)], ["one"])
+
+    @pytest.mark.parametrize("scaling", SCALINGS)
+    def test_rows_of_the_panel_in_any_order(self, model, scaling):
+        x = counts()
+        for order in (np.arange(7), np.random.default_rng(2).permutation(7)):
+            panel = make_panel(x[:, order], scaling, GENES[order])
+            got = model.embed(Sparse(sp.csr_matrix(x[:, order])), panel)
+            expected = dense(x, make_panel(x, scaling), clean_view(7), model.embedder.vectors[GENES])
+            np.testing.assert_allclose(got.detach(), expected.detach(), atol=1e-5)
+
+    def test_genes_of_other_panels_learn_nothing(self, model):
+        model.embed(Sparse(sp.csr_matrix(counts())), make_panel(counts(), "none", GENES)).square().sum().backward()
+        touched = model.embedder.vectors.grad.abs().sum(dim=1) > 0
+        assert sorted(np.flatnonzero(touched.numpy())) == sorted(GENES)
+
+
+class TestViews:
+    @pytest.mark.parametrize("n_genes", [1, 2, 7, 33])
+    @pytest.mark.parametrize("fraction", [0.1, 0.8, 1.0])
+    def test_number_of_genes(self, n_genes, fraction):
+        view = drawn(n_genes, panel_fraction=fraction)
+        assert view.kept.dtype == torch.bool
+        assert int(view.kept.sum()) == max(1, math.floor(fraction * n_genes))
+
+    def test_every_gene_is_as_likely(self):
+        rng = np.random.default_rng(0)
+        share = np.mean([draw_view(20, rng, **PUBLISHED).kept.numpy() for _ in range(2000)], axis=0)
+        np.testing.assert_allclose(share, 0.8, atol=0.04)  # four standard errors
+
+    @pytest.mark.parametrize("rate", [2.0, 8.0])
+    def test_offset_is_exponential_with_mean_one_over_the_rate(self, rate):
+        offset = drawn(100_000, noise_rate=rate).offset
+        assert offset.dtype == torch.float32
+        assert offset.min() >= 0
+        assert offset.mean() == pytest.approx(1 / rate, rel=0.02)
+        assert offset.median() == pytest.approx(math.log(2) / rate, rel=0.02)
+
+    @pytest.mark.parametrize("scale", [0.05, 0.2])
+    def test_gain_is_normal_around_one(self, scale):
+        gain = drawn(100_000, noise_scale=scale).gain
+        assert gain.dtype == torch.float32
+        assert gain.mean() == pytest.approx(1, abs=0.01 * scale + 1e-3)
+        assert gain.std() == pytest.approx(scale, rel=0.02)
+        assert ((gain - 1).abs() < scale).float().mean() == pytest.approx(0.6827, abs=0.01)
+
+    def test_gain_never_changes_the_sign(self):
+        gain = drawn(10_000, noise_scale=5.0).gain
+        assert (float(gain.min()), float(gain.max())) == (0, 2)
+
+    def test_chance_is_that_of_the_generator_alone(self):
+        torch_state, numpy_state = torch.get_rng_state(), np.random.get_state()[1].copy()
+        rng = np.random.default_rng(3)
+        for one, same, next_ in zip(
+            draw_view(50, rng, **PUBLISHED), drawn(50, 3), draw_view(50, rng, **PUBLISHED), strict=True
+        ):
+            assert torch.equal(one, same)
+            assert not torch.equal(one, next_)
+        assert torch.equal(torch.get_rng_state(), torch_state)
+        assert (np.random.get_state()[1] == numpy_state).all()
+
+
+def test_panel_on_another_device(whitening):
+    panel = Panel(torch.arange(3), torch.zeros(3), torch.ones(3), whitening)
+    moved = panel.to("meta")
+    assert [None if tensor is None else tensor.device.type for tensor in moved] == [
+        *["meta"] * 3,
+        None if whitening is None else "meta",
+    ]
+    assert panel.genes.device.type == "cpu"
+
+
+class TestSparse:
+    @pytest.mark.parametrize("shape", [(9, 7), (7, 9), (1, 5), (5, 1)])
+    def test_product_and_gradient(self, shape):
+        matrix = counts(10, 10)[: shape[0], : shape[1]]
+        right = torch.randn(shape[1], 3, generator=torch.Generator().manual_seed(0)).requires_grad_()
+        weight = torch.randn(shape[0], 3, generator=torch.Generator().manual_seed(1))
+        product = Sparse(sp.csr_matrix(matrix)) @ right
+        np.testing.assert_allclose(product.detach().numpy(), matrix @ right.detach().numpy(), rtol=1e-5, atol=1e-6)
+        (product * weight).sum().backward()
+        np.testing.assert_allclose(right.grad.numpy(), matrix.T @ weight.numpy(), rtol=1e-5, atol=1e-6)
+
+    def test_two_products_in_one_graph(self):
+        matrix = counts(7, 7)
+        sparse = Sparse(sp.csr_matrix(matrix))
+        right = torch.randn(7, 3, generator=torch.Generator().manual_seed(0)).requires_grad_()
+        (sparse @ (sparse @ right)).sum().backward()
+        np.testing.assert_allclose(right.grad.numpy(), (matrix @ matrix).T @ np.ones((7, 3)), rtol=1e-4, atol=1e-5)
+
+    @pytest.mark.parametrize("index", [np.int32, np.int64])
+    def test_index_types_and_no_copy(self, index):
+        matrix = sp.csr_matrix(counts())
+        matrix.indices, matrix.indptr = matrix.indices.astype(index), matrix.indptr.astype(index)
+        sparse = Sparse(matrix)
+        np.testing.assert_allclose((sparse @ torch.eye(7)).numpy(), counts())
+        assert sparse.shape == counts().shape
+        assert sparse.forward.values().data_ptr() == matrix.data.ctypes.data
+        assert sparse.to("cpu") is sparse
+
+    def test_unsorted_and_empty(self):
+        matrix = sp.csr_matrix((np.array([1.0, 2.0], np.float32), np.array([2, 0]), np.array([0, 2, 2])), shape=(2, 3))
+        np.testing.assert_array_equal((Sparse(matrix) @ torch.eye(3)).numpy(), [[2, 0, 1], [0, 0, 0]])
+        assert torch.equal(Sparse(sp.csr_matrix((2, 3), dtype=np.float32)) @ torch.eye(3), torch.zeros(2, 3))
