@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import runpy
 import signal
 import subprocess
 import sys
@@ -11,13 +12,14 @@ import time
 
 import anndata as ad
 import numpy as np
+import pandas as pd
 import pytest
 import scipy.sparse as sp
 import zarr
 
 import stage_sc as st
-from stage_sc.data import _store as module
-from stage_sc.slides._slide import read_slides_of
+from stage_sc.model import StageConfig
+from stage_sc.slides import CHUNK, read_slides
 
 
 @pytest.fixture(scope="module")
@@ -40,11 +42,11 @@ def store(files, tmp_path_factory):
     return st.data.build_store(files, folder, library_key=None, progress=False)
 
 
-def from_memory(path, library_key=None, **options):
+def from_memory(path, library_key=None, config=None, **options):
     adata = ad.read_zarr(path) if path.suffix == ".zarr" else ad.read_h5ad(path)
     st.pp.filter_cells(adata)
     st.pp.build_graph(adata, library_key=library_key)
-    return read_slides_of(adata, **{"scaling": "standardize", **options})
+    return read_slides(adata, config or StageConfig(), **options)
 
 
 def places_of(stored, expected):
@@ -88,10 +90,14 @@ class TestContent:
             assert_same_slide(got, wanted)
             assert got.name.endswith(f"pair/{wanted.name}")
 
-    @pytest.mark.parametrize("scaling", ["none", "center", "standardize"])
-    def test_scaling(self, store, files, scaling):
-        (expected,) = from_memory(files[0], scaling=scaling)
-        assert_same_slide(store.slides(scaling=scaling)[0], expected)
+    @pytest.mark.parametrize(
+        "config",
+        [StageConfig(scaling="none"), StageConfig(scaling="center"), StageConfig(min_sd=0.5)],
+        ids=["none", "center", "least deviation"],
+    )
+    def test_scaling(self, store, files, config):
+        (expected,) = from_memory(files[0], config=config)
+        assert_same_slide(store.slides(config)[0], expected)
 
     def test_vocabulary(self, store, files):
         known = store.slides()[0].genes[1::3]
@@ -104,13 +110,14 @@ class TestContent:
         with pytest.raises(ValueError, match="no gene of any slide"):
             store.slides(vocabulary={"nothing"})
 
-    def test_neighbours_are_near_on_disk(self, files, tmp_path, monkeypatch):
-        monkeypatch.setattr(module, "CHUNK", 32)
-        for slide in st.data.build_store(files, tmp_path, progress=False).slides():
-            graph = slide.graph[:].tocoo()
-            apart = np.abs(graph.row - graph.col).mean()
-            shuffled = np.random.default_rng(0).permutation(slide.n_cells)
-            assert apart < 0.3 * np.abs(shuffled[graph.row] - shuffled[graph.col]).mean()
+    def test_neighbours_are_near_on_disk(self, tmp_path):
+        """Chunks of cells that follow each other are small parts of the tissue."""
+        adata = ad.AnnData(sp.csr_matrix(np.ones((4 * CHUNK, 1))), var=pd.DataFrame(index=["GAD1"]))
+        adata.obsm["spatial"] = np.random.default_rng(0).uniform(0, 700, (adata.n_obs, 2))
+        adata.write_h5ad(tmp_path / "a.h5ad")
+        (slide,) = st.data.build_store([tmp_path / "a.h5ad"], tmp_path / "store", progress=False).slides()
+        assert len(slide.boxes) == 4
+        assert np.prod(slide.boxes[:, 1] - slide.boxes[:, 0], axis=1).sum() < 1.1 * 700**2
 
     def test_order_of_the_cells_in_the_file_does_not_matter(self, files, tmp_path):
         adata = ad.read_h5ad(files[0])
@@ -147,9 +154,8 @@ class TestContent:
 
 
 class TestResume:
-    def test_files_that_are_there_are_left(self, store, files, monkeypatch):
+    def test_files_that_are_there_are_left(self, store, files):
         before = {path: path.stat().st_mtime_ns for path in store.path.rglob("*")}
-        monkeypatch.setattr(module, "build_graph", None)
         again = st.data.build_store(files, store.path, progress=False)
         assert again.n_cells == store.n_cells
         assert {path: path.stat().st_mtime_ns for path in store.path.rglob("*")} == before
@@ -171,7 +177,7 @@ class TestResume:
         assert st.data.Store(tmp_path / "store").n_cells == 700
         assert not list((tmp_path / "store").glob("*.part"))
 
-    def test_killed_in_the_middle(self, files, tmp_path):
+    def test_killed_in_the_middle(self, files, tmp_path, monkeypatch, capsys):
         """Killed while it works on the second file, the first stays, and the same command completes the store."""
         command = [sys.executable, "-m", "stage_sc.data", str(tmp_path / "store"), *map(str, files), "--verify"]
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -182,8 +188,9 @@ class TestResume:
         first = st.data.Store(tmp_path / "store")
         assert first.n_cells == 700
         before = os.stat(first.folders[0] / "xy").st_mtime_ns
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
-        assert done.stdout.startswith("Store: 1799 cells, 2 slides")
+        monkeypatch.setattr(sys, "argv", command[2:])
+        runpy.run_module("stage_sc.data", run_name="__main__")
+        assert capsys.readouterr().out.startswith("Store: 1799 cells, 2 slides")
         assert os.stat(first.folders[0] / "xy").st_mtime_ns == before
         assert not list((tmp_path / "store").glob("*.part"))
 

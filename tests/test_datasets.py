@@ -1,3 +1,5 @@
+"""Simulated tissue: contents, chance, layers, lesion, panels, batch effects, and bad parameters."""
+
 from __future__ import annotations
 
 import anndata as ad
@@ -53,16 +55,14 @@ def test_what_is_in_it(tissue):
     assert tissue.var.loc["Gad1", "marker_of"] == "Lamp5, Vip, Sst, Pvalb"
 
 
-def test_same_seed_same_tissue_whatever_the_global_generator():
+def test_seeds_and_generators():
+    """The global generator is neither read nor moved."""
     np.random.seed(1)
     before = np.random.get_state()[1].copy()
     first = simulate_tissue(300, lesion="slide1", batch_effect=0.3)
     assert (np.random.get_state()[1] == before).all()
     np.random.seed(2)
     assert_same(simulate_tissue(300, lesion="slide1", batch_effect=0.3), first)
-
-
-def test_seeds_and_generators():
     seeded = simulate_tissue(300, rng=7)
     generator = np.random.default_rng(7)
     first, second = simulate_tissue(300, rng=generator), simulate_tissue(300, rng=generator)
@@ -94,10 +94,6 @@ def test_layers_are_bands_with_cells_of_their_own(tissue):
     typical = {"L2/3 IT": "L2/3", "L4 IT": "L4", "L5 IT": "L5", "L6 CT": "L6", "Oligo": "WM", "VLMC": "L1"}
     assert share[list(typical)].idxmax().to_dict() == typical
     assert share.to_numpy().max() < 0.75  # a layer is a mixture
-
-
-def test_layer_one_and_five_are_sparse(tissue):
-    healthy = tissue[tissue.obs["slide"] == "slide1"]
     coordinates = healthy.obsm["spatial"]
     neighbours = pd.Series(KDTree(coordinates).query_ball_point(coordinates, 40, return_length=True))
     crowding = neighbours.groupby(healthy.obs["domain"].to_numpy(), observed=True).mean()
@@ -114,16 +110,17 @@ def test_markers_mark(tissue):
         assert counts_of(tissue, gene, inside).mean() > 3 * counts_of(tissue, gene, outside).mean()
 
 
-@pytest.mark.parametrize(
-    ("gene", "cell_type", "sign"), [("Calb1", "L2/3 IT", -1), ("Rasgrf2", "L2/3 IT", 1), ("Syt6", "L6 CT", 1)]
-)
-def test_genes_fade_with_depth_within_a_type(gene, cell_type, sign):
+def test_genes_fade_with_depth_within_a_type():
     adata = simulate_tissue(5000)
-    layer = {"L2/3 IT": "L2/3", "L6 CT": "L6"}[cell_type]
-    cells = adata[(adata.obs["cell_type"] == cell_type) & (adata.obs["domain"] == layer)]
-    graded, flat = (spearmanr(cells[:, g].X.toarray().ravel(), cells.obs["depth"]).statistic for g in (gene, "Snap25"))
-    assert sign * graded > 0.15
-    assert abs(flat) < 0.12
+    for gene, cell_type, layer, sign in [
+        ("Calb1", "L2/3 IT", "L2/3", -1), ("Rasgrf2", "L2/3 IT", "L2/3", 1), ("Syt6", "L6 CT", "L6", 1)
+    ]:  # fmt: skip
+        cells = adata[(adata.obs["cell_type"] == cell_type) & (adata.obs["domain"] == layer)]
+        graded, flat = (
+            spearmanr(cells[:, g].X.toarray()[:, 0], cells.obs["depth"]).statistic for g in (gene, "Snap25")
+        )
+        assert sign * graded > 0.15
+        assert abs(flat) < 0.12
 
 
 def test_lesion_is_on_one_slide_and_changes_nothing_else(tissue):
@@ -142,9 +139,6 @@ def test_lesion_is_on_one_slide_and_changes_nothing_else(tissue):
     same = ["domain", "cell_type", "depth"]
     assert (healthy.obs.loc[~lesion, same].astype(str) == tissue.obs.loc[~lesion, same].astype(str)).all(axis=None)
     assert "lesion" not in healthy.obs["domain"].cat.categories
-
-
-def test_lesion_on_several_slides():
     adata = simulate_tissue(300, n_slides=3, lesion=["slide1", "slide3"])
     assert set(adata.obs.loc[adata.obs["domain"] == "lesion", "slide"]) == {"slide1", "slide3"}
 
@@ -230,27 +224,22 @@ def test_niches_show_in_neighbourhoods_better_than_in_cells():
 @pytest.mark.parametrize("suffix", ["h5ad", "zarr"])
 def test_round_trip(tissue, tmp_path, suffix):
     path = tmp_path / f"tissue.{suffix}"
-    if suffix == "h5ad":
-        tissue.write_h5ad(path)
-        back = ad.read_h5ad(path)
-    else:
-        tissue.write_zarr(path)
-        back = ad.read_zarr(path)
-    assert_same(back, tissue)
+    getattr(tissue, f"write_{suffix}")(path)
+    assert_same(getattr(ad, f"read_{suffix}")(path), tissue)
 
 
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ({"n_cells": 20}, ValueError, "n_cells must be at least 50, not 20"),
-        ({"n_cells": 300.0}, TypeError, "n_cells must be an integer, not 300.0"),
-        ({"n_slides": 0}, ValueError, "n_slides must be at least 1"),
-        ({"n_slides": True}, TypeError, "n_slides must be an integer"),
-        ({"panel": "C"}, ValueError, "no gene panel 'C'; choose from 'full', 'A', 'B'"),
-        ({"lesion": "slide2"}, ValueError, "lesion names 'slide2', but the slides are 'slide1'"),
-        ({"batch_effect": -0.1}, ValueError, "batch_effect must lie between 0 and 3, not -0.1"),
-        ({"batch_effect": float("nan")}, ValueError, "batch_effect must lie between"),
-        ({"rotation": "left"}, TypeError, "rotation must be a number, not 'left'"),
+        ({"n_cells": 20}, ValueError, "n_cells.*50.*20"),
+        ({"n_cells": 300.0}, TypeError, "n_cells.*300.0"),
+        ({"n_slides": 0}, ValueError, "n_slides"),
+        ({"n_slides": True}, TypeError, "n_slides"),
+        ({"panel": "C"}, ValueError, "'C'.*'full', 'A', 'B'"),
+        ({"lesion": "slide2"}, ValueError, "'slide2'.*'slide1'"),
+        ({"batch_effect": -0.1}, ValueError, "batch_effect.*0 and 3.*-0.1"),
+        ({"batch_effect": float("nan")}, ValueError, "batch_effect"),
+        ({"rotation": "left"}, TypeError, "rotation.*'left'"),
     ],
 )
 def test_bad_parameters_of_a_tissue(arguments, error, message):
@@ -260,7 +249,7 @@ def test_bad_parameters_of_a_tissue(arguments, error, message):
 
 @pytest.mark.parametrize(
     ("panels", "error", "message"),
-    [("AB", TypeError, "not the string 'AB'"), ((), ValueError, "panels is empty"), (("A", "X"), ValueError, "'X'")],
+    [("AB", TypeError, "'AB'"), ((), ValueError, "panels"), (("A", "X"), ValueError, "'X'")],
 )
 def test_bad_panels_of_a_cohort(panels, error, message):
     with pytest.raises(error, match=message):

@@ -180,18 +180,6 @@ class TestRing:
 
     CELLS = np.array([14, 250, 0, 10, 10, 13, 77])  # an isolated cell, coincident ones, one twice
 
-    @pytest.mark.parametrize(("local", "view"), [(25.0, 50.0), (0.5, 20.0), (90.0, 110.0)])
-    def test_radius(self, local, view):
-        xy = tissue()
-        got = ring_of(xy, self.CELLS, built(xy).obsp["spatial_connectivities"], "radius", local, view, 15.0)
-        d = cdist(xy[self.CELLS], xy)
-        expected = np.where((local < d) & (d <= view), np.exp(-(d**2) / (2 * 15.0**2)), 0)
-        np.testing.assert_allclose(got.toarray(), expected, rtol=1e-4)
-        assert got.has_sorted_indices
-        assert got.dtype == np.float32
-        assert got[0].nnz == 0
-        assert got[1].nnz > 0
-
     def weighted(self, adata: ad.AnnData, sigma: float) -> sp.csr_matrix:
         """The graph as a slide keeps it: Gaussian weights, 1 on the diagonal."""
         graph = adata.obsp["spatial_distances"].copy()
@@ -199,7 +187,7 @@ class TestRing:
         return sp.csr_matrix(graph + sp.identity(len(graph.indptr) - 1), dtype=np.float32)
 
     @pytest.mark.parametrize("sigma", [15.0, 4.0])
-    @pytest.mark.parametrize(("local", "view"), [(1, 1), (2, 2), (1, 2), (2, 3), (1, 4)])
+    @pytest.mark.parametrize(("local", "view"), [(1, 1), (2, 3), (1, 4)])
     def test_hops(self, local, view, sigma):
         """By a walk over the graph; with small weights too, whose products float32 cannot hold."""
         xy = tissue()
@@ -594,18 +582,6 @@ class TestStaleGraph:
             for got, key in zip(graph, STORED[1:], strict=True):
                 np.testing.assert_array_equal(got.toarray(), view.obsp[key].toarray(), err_msg=key)
 
-    def test_more_than_is_needed(self, caplog):
-        """Matrices and columns that are of no use any more, as in older files."""
-        adata = built(tissue())
-        adata.obsp["view_connectivities"] = adata.obsp["local_connectivities"].copy()
-        adata.uns["stage_graph"]["slides"]["no_view"] = 3
-        read_graph(adata)
-        assert "rebuilding" not in caplog.text
-        part = adata[:200].copy()
-        read_graph(part)
-        assert "rebuilding" in caplog.text
-        assert part.uns["stage_graph"]["slides"]["n_cells"].tolist() == [200]
-
     def test_subset_is_rebuilt_in_the_same_unit(self, caplog):
         xy = np.random.default_rng(0).uniform(0, 40_000, (1500, 2))  # pixels
         adata = built(xy)
@@ -620,8 +596,7 @@ class TestStaleGraph:
         assert "rebuilding" not in caplog.text
 
     def test_slide_dropped(self, caplog):
-        adata = built(np.r_[tissue(), tissue(seed=1)], ["a"] * 300 + ["b"] * 300)
-        part = adata[:300].copy()
+        part = built(np.r_[tissue(), tissue(seed=1)], ["a"] * 300 + ["b"] * 300)[:300].copy()
         read_graph(part)
         assert "rebuilding" in caplog.text
         assert part.uns["stage_graph"]["slides"].index.tolist() == ["a"]

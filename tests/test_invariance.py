@@ -14,7 +14,6 @@ import pytest
 import torch
 
 import stage_sc as st
-from stage_sc.data import _expression
 from stage_sc.model import Stage
 
 
@@ -120,11 +119,6 @@ class TestLabelling:
             assert torch.get_num_threads() == n_threads
         finally:
             torch.set_num_threads(before)
-
-    @pytest.mark.parametrize("rows", [1, 7, 299])
-    def test_size_of_the_blocks_that_are_read(self, tissue, small_model, expected, rows, monkeypatch):
-        monkeypatch.setattr(_expression, "BLOCK_ROWS", rows)
-        assert_same(labels(tissue, small_model), expected)
 
     @pytest.mark.parametrize("layout", ["hexagonal", "square"])
     def test_grids(self, raw_tissue, small_model, layout):

@@ -397,41 +397,33 @@ def test_undefined_becomes_nan_and_leaves_the_mean(caplog):
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
-        pytest.param(
-            lambda a: m.fide(a, "nope"), KeyError, "'nope' in adata.obs, which has .*found", id="no label column"
-        ),
-        pytest.param(lambda a: m.ari(a, "found", "nope"), KeyError, "'nope'", id="no reference column"),
-        pytest.param(lambda a: m.pas(a, "found", library_key="nope"), KeyError, "'nope'", id="no slide column"),
-        pytest.param(lambda a: m.fide(a, "found", "nope"), KeyError, "build_graph", id="no graph"),
-        pytest.param(lambda a: m.asw(a, "found", "nope"), KeyError, "'nope'.*spatial", id="no coordinates"),
-        pytest.param(lambda a: m.pas(a, "score"), TypeError, "continuous numbers", id="scores for labels"),
-        pytest.param(lambda a: m.pas(a, "empty"), ValueError, "no label for any of the 125", id="no labels"),
-        pytest.param(lambda a: m.pas(a, "found", library_key="truth"), ValueError, "have no slide", id="unnamed slide"),
-        pytest.param(lambda a: m.asw(a, "found", "holes"), ValueError, "1 of 125 cells have NaN", id="NaN coordinate"),
-        pytest.param(lambda a: m.asw(a, "found", "wide"), ValueError, r"got \(125, 4\)", id="not coordinates"),
-        pytest.param(lambda a: m.pas(a, "found", "point"), ValueError, "for all 125 cells", id="one place"),
-        pytest.param(lambda a: m.asw(a, "found", max_cells=2), ValueError, "`max_cells` is 2", id="tiny sample"),
-        pytest.param(lambda a: m.nmi(a, "left", "right"), ValueError, "nothing to compare", id="no cell in common"),
-        pytest.param(
-            lambda a: m.evaluate(a, "left", reference="right"), ValueError, "nothing to compare", id="none, table"
-        ),
-        pytest.param(lambda a: m.jsd(a, "found", "one"), ValueError, "labels on 1 of the 1", id="one slide"),
-        pytest.param(lambda a: m.evaluate(a, []), ValueError, "`keys` is empty", id="no keys"),
-        pytest.param(lambda a: m.evaluate(a, ["found", "nope"]), KeyError, "'nope'", id="one key wrong"),
-        pytest.param(
-            lambda a: m.evaluate(a, "found", library_key="mean"), ValueError, "called 'mean'", id="slide 'mean'"
-        ),
+        (lambda a: m.fide(a, "nope"), KeyError, "'nope'.*found"),
+        (lambda a: m.ari(a, "found", "nope"), KeyError, "'nope'"),
+        (lambda a: m.pas(a, "found", library_key="nope"), KeyError, "'nope'"),
+        (lambda a: m.fide(a, "found", "nope"), KeyError, "build_graph"),
+        (lambda a: m.asw(a, "found", "nope"), KeyError, "'nope'.*spatial"),
+        (lambda a: m.pas(a, "score"), TypeError, "score"),
+        (lambda a: m.pas(a, "empty"), ValueError, "empty.* 125 "),
+        (lambda a: m.pas(a, "found", library_key="truth"), ValueError, "truth"),
+        (lambda a: m.asw(a, "found", "holes"), ValueError, "1 of 125 cells"),
+        (lambda a: m.asw(a, "found", "wide"), ValueError, r"\(125, 4\)"),
+        (lambda a: m.pas(a, "found", "point"), ValueError, "point.*125 cells"),
+        (lambda a: m.asw(a, "found", max_cells=2), ValueError, "`max_cells`.* 2"),
+        (lambda a: m.nmi(a, "left", "right"), ValueError, "left.*right"),
+        (lambda a: m.evaluate(a, "left", reference="right"), ValueError, "left.*right"),
+        (lambda a: m.jsd(a, "found", "one"), ValueError, "1 of the 1"),
+        (lambda a: m.evaluate(a, []), ValueError, "`keys`"),
+        (lambda a: m.evaluate(a, ["found", "nope"]), KeyError, "'nope'"),
+        (lambda a: m.evaluate(a, "found", library_key="mean"), ValueError, "'mean'"),
+        (lambda a: m.evaluate([], "found"), ValueError, "empty"),
+        (lambda a: m.evaluate({"x": 3}, "found"), TypeError, "x.*int"),
     ],
 )
 def test_bad_input_teaches_and_changes_nothing(call, error, message, unchanged):
     adata = random_tissue()
-    n = adata.n_obs
-    adata.obs["score"] = np.linspace(0, 1, n)
-    adata.obs["empty"] = np.full(n, np.nan)
-    adata.obs["one"] = "one"
-    adata.obs["mean"] = "mean"
-    adata.obs["left"] = pd.Categorical(np.where(np.arange(n) < 9, "a", None))
-    adata.obs["right"] = pd.Categorical(np.where(np.arange(n) < 9, None, "a"))
+    n, few = adata.n_obs, np.arange(adata.n_obs) < 9
+    adata.obs = adata.obs.assign(score=np.linspace(0, 1, n), empty=np.nan, one="one", mean="mean")
+    adata.obs["left"], adata.obs["right"] = (pd.Categorical(np.where(which, "a", None)) for which in (few, ~few))
     adata.obsm["holes"] = adata.obsm["spatial"].copy()
     adata.obsm["holes"][3, 1] = np.nan
     adata.obsm["wide"] = np.ones((n, 4))

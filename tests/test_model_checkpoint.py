@@ -103,10 +103,6 @@ def saved(model, tmp_path_factory):
 
 
 class TestRoundTrip:
-    def test_same_numbers_to_the_bit(self, model, saved):
-        for one, other in zip(outputs(model), outputs(load_checkpoint(saved)), strict=True):
-            assert torch.equal(one, other)
-
     def test_same_state(self, model, saved):
         back = load_checkpoint(saved)
         assert back.config == model.config
@@ -128,14 +124,14 @@ class TestRoundTrip:
 
     @pytest.mark.parametrize(
         "changes",
-        [{"levels": (3,)}, {"n_layers": 0}, {"whiten": False, "persistence": 0.25}],
+        [{}, {"levels": (3,)}, {"n_layers": 0}, {"whiten": False, "persistence": 0.25}],
     )
-    def test_other_shapes(self, changes, tmp_path):
+    def test_same_numbers_to_the_bit(self, changes, tmp_path):
         model = build(**changes)
         back = load_checkpoint(save_checkpoint(model, tmp_path / "model"))
         assert back.config == model.config
-        with torch.no_grad():
-            assert torch.equal(back(batch()), model(batch()))
+        for one, other in zip(outputs(model), outputs(back), strict=True):
+            assert torch.equal(one, other)
 
     def test_saving_and_loading_leaves_the_model_and_chance_alone(self, model, tmp_path):
         before, state = {k: v.clone() for k, v in model.state_dict().items()}, torch.get_rng_state()

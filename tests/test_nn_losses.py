@@ -1,24 +1,134 @@
-"""The losses by loops (equations 4 and 10), and what must not get a gradient."""
+"""Balanced assignment against POT and by loops (equations 3 and 8), losses by loops (equations 4 and 10)."""
 
 from __future__ import annotations
 
 import math
 
 import numpy as np
+import ot
 import pytest
 import torch
-from torch import Tensor
 
 from stage_sc.nn import path_loss, reconstruction_loss, sinkhorn, swav_loss
 
-LEVELS = (2, 5)
+# Two parents of two and three children; the third parent has two children and no cell.
+FAMILY = torch.tensor([0, 0, 1, 1, 1, 2, 2])
+CELLS_OF = torch.tensor([0] * 8 + [1] * 3)
 PARENT_OF = torch.tensor([0, 0, 1, 1, 1])
 ORDER = torch.tensor([3, 1, 7, 0, 2, 6, 5, 4])
 
 
-def cosines(seed: int, n_cells: int = 8, n_prototypes: int = 5) -> Tensor:
+def cosines(n_cells: int = 12, n_prototypes: int = 5, seed: int = 0) -> torch.Tensor:
     values = np.random.default_rng(seed).uniform(-1, 1, (n_cells, n_prototypes))
     return torch.from_numpy(values.astype(np.float32))
+
+
+def naive(scores: np.ndarray, epsilon: float, n_iterations: int, mass: np.ndarray) -> np.ndarray:
+    """Exponentials, then columns and rows scaled in turn, entry by entry."""
+    n, k = scores.shape
+    q = np.exp(scores.astype(np.float64) / epsilon)
+    for _ in range(n_iterations):
+        for column in range(k):
+            total = q[:, column].sum()
+            if total > 0:
+                q[:, column] *= n * mass[column] / total
+        for row in range(n):
+            q[row] /= q[row].sum()
+    return q
+
+
+class TestBalanced:
+    @pytest.mark.parametrize("epsilon", [0.02, 0.05, 0.5])
+    def test_equals_pot(self, epsilon):
+        scores = cosines()
+        q = sinkhorn(scores, epsilon, 2000).numpy()
+        n, k = scores.shape
+        plan = ot.sinkhorn(
+            np.full(n, 1 / n),
+            np.full(k, 1 / k),
+            -scores.numpy().astype(np.float64),
+            epsilon,
+            method="sinkhorn_log",
+            numItermax=20_000,
+            stopThr=1e-12,
+        )
+        np.testing.assert_allclose(q, n * plan, atol=2e-4)
+        np.testing.assert_allclose(q.sum(axis=1), 1, atol=1e-4)
+        np.testing.assert_allclose(q.sum(axis=0), n / k, atol=2e-3)
+
+    @pytest.mark.parametrize("n_iterations", [1, 2, 3])
+    def test_equals_the_printed_iteration(self, n_iterations):
+        scores = cosines()
+        expected = naive(scores.numpy(), 0.05, n_iterations, np.full(5, 0.2))
+        np.testing.assert_allclose(sinkhorn(scores, 0.05, n_iterations).numpy(), expected, rtol=1e-4, atol=1e-7)
+        assert torch.equal(sinkhorn(scores), sinkhorn(scores, 0.05, 3))  # the paper's
+
+    @pytest.mark.parametrize("size", [1e-8, 1.0, 1e3, 1e6])
+    def test_finite_for_small_epsilon_and_any_scores(self, size):
+        q = sinkhorn(size * cosines(), 1e-3)
+        assert torch.isfinite(q).all()
+        assert (q >= 0).all()
+        # float32 keeps log q to a relative 6e-8 of the greatest score over epsilon
+        assert torch.allclose(q.sum(dim=1), torch.ones(12), atol=max(1e-5, 3e-7 * size / 1e-3))
+
+
+class TestInvariances:
+    def test_shift_of_everything_of_rows_and_of_columns(self):
+        # A constant per column (or for all) cancels in the first normalisation; one per row only at convergence.
+        scores = cosines()
+        columns = torch.tensor([[0.5, -0.5, 0.1, 0.0, 2.0]])
+        assert torch.allclose(sinkhorn(scores + 3), sinkhorn(scores), atol=1e-4)
+        assert torch.allclose(sinkhorn(scores + columns), sinkhorn(scores), atol=1e-4)
+        rows = torch.linspace(-1, 1, 12)[:, None]
+        assert torch.allclose(sinkhorn(scores + rows, 0.5, 500), sinkhorn(scores, 0.5, 500), atol=1e-4)
+
+    def test_order_of_cells_and_prototypes(self):
+        scores = cosines()
+        cells, prototypes = torch.tensor([3, 1, 7, 11, 0, 2, 9, 6, 10, 5, 4, 8]), torch.tensor([3, 0, 4, 1, 2])
+        expected = sinkhorn(scores)
+        assert torch.allclose(sinkhorn(scores[cells]), expected[cells], atol=1e-6)
+        assert torch.allclose(sinkhorn(scores[:, prototypes]), expected[:, prototypes], atol=1e-6)
+
+
+class TestMasked:
+    def test_columns_left_out(self):
+        scores = cosines()
+        scores[:, [1, 3]] = -torch.inf
+        q = sinkhorn(scores)
+        assert (q[:, [1, 3]] == 0).all()
+        assert torch.allclose(q[:, [0, 2, 4]], sinkhorn(scores[:, [0, 2, 4]]), atol=1e-6)
+        assert torch.allclose(sinkhorn(scores, 0.05, 500).sum(dim=0)[[0, 2, 4]], torch.tensor(4.0), atol=0.01)
+
+    def test_cells_of_several_slides_with_their_own_columns(self):
+        scores = cosines(20, 6)
+        scores[:8, [0, 1]] = -torch.inf
+        scores[8:, [4, 5]] = -torch.inf
+        scores[0, :5] = -torch.inf  # a cell with one choice
+        expected = naive(scores.numpy(), 0.05, 3, np.full(6, 1 / 6))
+        got = sinkhorn(scores)
+        np.testing.assert_allclose(got.numpy(), expected, rtol=1e-4, atol=1e-7)
+        assert got[0].tolist() == [0, 0, 0, 0, 0, 1]
+        np.testing.assert_allclose(sinkhorn(scores, 0.05, 2000).sum(dim=0).numpy(), 20 / 6, rtol=0.01)
+
+
+class TestChildren:
+    @pytest.fixture
+    def among(self):
+        scores = cosines(11, 7)
+        return torch.where(FAMILY[None] == CELLS_OF[:, None], scores, -torch.inf)
+
+    def test_only_children_and_equal_shares(self, among):
+        q = sinkhorn(among, 0.05, 1000)
+        assert (q[FAMILY[None] != CELLS_OF[:, None]] == 0).all()
+        np.testing.assert_allclose(q.sum(dim=1).numpy(), 1, rtol=1e-4)
+        np.testing.assert_allclose(q.sum(dim=0).numpy(), [4, 4, 1, 1, 1, 0, 0], atol=0.02)
+
+    def test_every_parent_is_a_problem_of_its_own(self, among):
+        q = sinkhorn(among, 0.05, 3)
+        for parent in (0, 1):
+            cells, children = CELLS_OF == parent, FAMILY == parent
+            alone = sinkhorn(among[cells][:, children], 0.05, 3)
+            assert torch.allclose(q[cells][:, children], alone, atol=1e-6)
 
 
 def log_softmax(row: list[float], temperature: float) -> list[float]:
@@ -29,7 +139,7 @@ def log_softmax(row: list[float], temperature: float) -> list[float]:
 class TestSwapped:
     @pytest.mark.parametrize("temperature", [0.1, 0.5])
     def test_equation_4_by_loops(self, temperature):
-        one, other = cosines(0), cosines(1)
+        one, other = cosines(8, 5, 0), cosines(8, 5, 1)
         q_i, q_j = sinkhorn(one).tolist(), sinkhorn(other).tolist()
         total = 0.0
         for cell in range(8):
@@ -38,13 +148,8 @@ class TestSwapped:
                 total += q_i[cell][k] * p_j[k] + q_j[cell][k] * p_i[k]
         assert float(swav_loss(one, other, temperature=temperature)) == pytest.approx(-total / 2 / 8, rel=1e-4)
 
-    def test_order_of_cells(self):
-        one, other = cosines(0), cosines(1)
-        assert torch.allclose(swav_loss(one[ORDER], other[ORDER]), swav_loss(one, other), rtol=1e-5)
-        assert not torch.allclose(swav_loss(one[ORDER], other), swav_loss(one, other), rtol=1e-2)
-
     def test_no_gradient_through_the_assignment(self):
-        one, other = cosines(0).requires_grad_(), cosines(1).requires_grad_()
+        one, other = cosines(8, 5, 0).requires_grad_(), cosines(8, 5, 1).requires_grad_()
         swav_loss(one, other).backward()
         # with q held fixed, the gradient of a cross-entropy is (p - q) / temperature
         q_i, q_j = sinkhorn(one.detach()), sinkhorn(other.detach())
@@ -53,7 +158,7 @@ class TestSwapped:
             np.testing.assert_allclose(scores.grad.numpy(), expected.numpy(), rtol=1e-3, atol=1e-5)
 
     def test_prototypes_left_out(self):
-        one, other = cosines(0).requires_grad_(), cosines(1).requires_grad_()
+        one, other = cosines(8, 5, 0).requires_grad_(), cosines(8, 5, 1).requires_grad_()
         active = torch.tensor([True, False, True, True, False])
         loss = swav_loss(*(torch.where(active, scores, -torch.inf) for scores in (one, other)))
         loss.backward()
@@ -67,7 +172,7 @@ class TestSwapped:
 class TestPath:
     @pytest.fixture
     def case(self):
-        scores = [cosines(0, 8, 2), cosines(1, 8, 5), cosines(2, 8, 10)]
+        scores = [cosines(8, 2, 0), cosines(8, 5, 1), cosines(8, 10, 2)]
         parents = [None, PARENT_OF, torch.tensor([0, 0, 1, 1, 2, 2, 3, 3, 4, 4])]
         leaf = torch.tensor([0, 1, 4, 9, 6, 7, 3, 2])
         middle = parents[2][leaf]
@@ -116,7 +221,7 @@ class TestPath:
 
 class TestReconstruction:
     def test_by_loops(self):
-        predicted, context = cosines(0), cosines(1)
+        predicted, context = cosines(8, 5, 0), cosines(8, 5, 1)
         error = sum((float(a) - float(b)) ** 2 for a, b in zip(predicted.flatten(), context.flatten(), strict=True))
         total = sum(float(b) ** 2 for b in context.flatten())
         assert float(reconstruction_loss(predicted, context)) == pytest.approx(error / total, rel=1e-5)
@@ -124,8 +229,8 @@ class TestReconstruction:
     @pytest.mark.parametrize("noise", [0.0, 1e-7])
     def test_contexts_that_do_not_vary(self, noise):
         """There is nothing to predict, and nothing to learn from it."""
-        predicted = cosines(0).requires_grad_()
-        loss = reconstruction_loss(predicted, noise * cosines(1))
+        predicted = cosines(8, 5, 0).requires_grad_()
+        loss = reconstruction_loss(predicted, noise * cosines(8, 5, 1))
         loss.backward()
         assert float(loss.detach()) == 0
         assert predicted.grad is not None and (predicted.grad == 0).all()

@@ -90,11 +90,6 @@ class TestPush:
             queue.push(of(0, 4), torch.full((4, M), float(value)), 1)
         assert queue.scores[0, :, 0].tolist() == [4, 3, 2]
 
-    def test_no_gradient_is_kept(self):
-        queue = SlideQueue(1, M, 1)
-        queue.push(of(0, 4), torch.rand(4, M, requires_grad=True) * 2, 1)
-        assert not queue.scores.requires_grad
-
     def test_forget(self):
         queue = filled()
         queue.forget()
@@ -115,25 +110,13 @@ class TestActive:
                 assert torch.equal(queue.scores, before)
                 assert got.tolist() == wanted(queue, slide, rule, threshold, min_fraction)
 
-    def test_prototype_rule_compares_slides(self):
-        queue = filled(2)
-        queue.scores.fill_(0.2)
-        queue.scores[1, :, 7:9] = 0.9  # the other slide's, which has a sibling left
-        queue.scores[1, :, 15:17] = 0.9  # the other slide's, all children of their parent
-        queue.scores[0, :, [2, 10]] = 0.9  # its own
-        got = queue.active(0, NODES, PARENT, rule="prototype", min_fraction=0.01)
-        assert (~got).nonzero().flatten().tolist() == [7, 8]
-        queue.scores[1, :, 5] = 0.9  # and their parent
-        got = queue.active(0, NODES, PARENT, rule="prototype", min_fraction=0.01)
-        assert (~got).nonzero().flatten().tolist() == [5, 7, 8, 15, 16]
-
     @given(
         some.integers(0, 5000),
         some.sampled_from(["slide", "prototype"]),
         some.floats(0.05, 1.0),
         some.floats(0.01, 1.0),
     )
-    @settings(max_examples=100, deadline=None, derandomize=True)
+    @settings(max_examples=40, deadline=None, derandomize=True)
     def test_paths_are_whole(self, seed, rule, threshold, min_fraction):
         got = filled(seed=seed).active(0, NODES, PARENT, rule=rule, threshold=threshold, min_fraction=min_fraction)
         assert got.any()
@@ -144,13 +127,6 @@ class TestActive:
         queue = filled()
         queue.scores[1] = torch.inf
         assert queue.active(1, NODES, PARENT, rule=rule).all()
-
-    def test_printed_rule_asks_no_other_slide(self):
-        queue = filled()
-        expected = queue.active(0, NODES, PARENT, rule="slide")
-        assert not expected.all()
-        queue.scores[1] = torch.inf
-        assert torch.equal(queue.active(0, NODES, PARENT, rule="slide"), expected)
 
     def test_one_slide_keeps_everything_under_the_prototype_rule(self):
         assert filled(1).active(0, NODES, PARENT, rule="prototype").all()

@@ -80,11 +80,6 @@ class TestWard:
         theirs = [frozenset(owner[list(members)].tolist()) for members in merged_sets(joined)]
         assert merged_sets(merges) == [members for members in theirs if len(members) > 1][-(n - 1) :]
 
-    def test_weights_matter(self):
-        points = np.array([[0.0], [1.0], [2.1]])  # the near pair is heavy
-        assert weighted_ward(points, np.array([1, 1, 1]))[0].tolist() == [0, 1]
-        assert weighted_ward(points, np.array([50, 50, 1]))[0].tolist() == [1, 2]
-
     def test_leaf_order_keeps_clusters_together(self):
         merges = weighted_ward(np.random.default_rng(1).standard_normal((20, 3)), np.ones(20))
         order = leaf_order(merges)
@@ -124,7 +119,7 @@ def grouped(points: np.ndarray, weights: np.ndarray, n_groups: int, linkage: str
 
 class TestSiblings:
     @given(grouping())
-    @settings(max_examples=150, deadline=None, derandomize=True)
+    @settings(max_examples=60, deadline=None, derandomize=True)
     def test_every_group_has_two(self, case):
         points, weights, n_groups = case
         groups = grouped(points, weights, n_groups)
@@ -220,37 +215,6 @@ class TestScores:
 
 
 class TestSampling:
-    @pytest.mark.parametrize("levels", SHAPES)
-    def test_paths_go_from_parent_to_child(self, levels):
-        tree = grown(levels)
-        paths = tree.sample_paths(tree.scores(directions(64, 9)), draws(64, tree))
-        assert paths.shape == (64, len(levels))
-        valid = all_paths(tree)
-        for path in paths.tolist():
-            assert [node + tree.offsets[level] for level, node in enumerate(path)] in valid
-
-    def test_only_active_nodes(self):
-        tree = grown((2, 5, 11))
-        active = torch.zeros(tree.n_nodes, dtype=torch.bool)
-        leaves = [children(tree, child)[0] for root in (0, 1) for child in children(tree, root)[:1]]
-        for node in leaves:
-            while node >= 0:
-                active[node] = True
-                node = int(tree.parent[node])
-        scores = tree.scores(directions(64, 9), active)
-        paths = tree.sample_paths(scores, draws(64, tree))
-        assert set((paths[:, 2] + tree.offsets[2]).tolist()) == set(leaves)
-
-    @pytest.mark.parametrize("levels", [(4,), (1, 4)])
-    def test_frequencies_follow_the_plan(self, levels):
-        tree, h = grown(levels), directions(5, 9)
-        scores = tree.scores(h)
-        leaf = torch.stack([tree.sample_paths(scores, draws(5, tree, k), epsilon=0.5)[:, -1] for k in range(2000)])
-        share = torch.stack([(leaf == node).float().mean(dim=0) for node in range(4)], dim=1)
-        plan = sinkhorn(scores[-1].detach(), 0.5)
-        assert plan.max() < 0.95
-        np.testing.assert_allclose(share.numpy(), plan.numpy(), atol=0.045)  # four standard errors
-
     @torch.no_grad()
     def test_plan_below_a_node_is_that_of_its_cells_and_children(self):
         tree, h = grown((2, 5)), directions(12, 9)
@@ -306,14 +270,6 @@ class TestSampling:
         plan = tree.plans([level.detach() for level in scores], roots, 0, 0.05, 500)
         np.testing.assert_allclose(plan.sum(dim=0).numpy(), 80 / 3, rtol=0.02)
 
-    def test_chance_comes_from_the_draws_alone(self):
-        tree = grown((3, 7, 16))
-        scores, state = tree.scores(directions(64, 9)), torch.get_rng_state()
-        one, same, other = (tree.sample_paths(scores, draws(64, tree, seed)) for seed in (1, 1, 2))
-        assert torch.equal(one, same)
-        assert not torch.equal(one, other)
-        assert torch.equal(torch.get_rng_state(), state)
-
 
 class TestAssign:
     @pytest.mark.parametrize("levels", SHAPES)
@@ -333,16 +289,3 @@ class TestAssign:
                 best = max(paths, key=lambda path: tuple(cosine[cell, path]))
             assert nodes[cell].tolist() == best
             assert float(confidence[cell]) == pytest.approx(np.exp(log_p[cell, best].mean()), rel=1e-3)
-
-    @torch.no_grad()
-    def test_confidence(self):
-        tree = grown((3, 7, 16))
-        h = torch.cat([directions(50, 9), tree.prototypes, torch.zeros(1, DIM)])
-        for how in ("path", "top-down"):
-            _, confidence = tree.assign(h, how=how)
-            assert confidence.dtype == torch.float32
-            assert (confidence > 0).all()
-            assert (confidence <= 1).all()
-        # going down to the best child, a lower temperature can only make a cell surer
-        sure, unsure = (tree.assign(h, how="top-down", temperature=t)[1] for t in (0.02, 1.0))
-        assert (unsure < sure)[:-1].all()

@@ -1,4 +1,4 @@
-"""Niches on the tissue and in their tree: colours, places, containers, files, and what is refused."""
+"""Niches on the tissue and in their tree, and curves of a training: colours, places, containers, files, bad input."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ from mpl_toolkits.axes_grid1.anchored_artists import AnchoredSizeBar
 from scipy.spatial.distance import cdist
 from skimage.color import rgb2lab
 
-from stage_sc.pl import _palette, _points, niche_tree, spatial_domains
+import stage_sc as st
+from stage_sc.pl import _palette, _points, niche_tree, spatial_domains, training_curves
 from stage_sc.pl._palette import distinct_colors, tree_colors
 
 LEVELS = ["stage_l1", "stage_l2", "stage_l3"]
@@ -115,12 +116,6 @@ def lab(colors) -> np.ndarray:
 def nearest_two(colors) -> float:
     distance = cdist(lab(colors), lab(colors))
     return distance[~np.eye(len(distance), dtype=bool)].min()
-
-
-def test_known_oklch_colours():
-    grid = np.array([1.0, 0.0, 0.62796]), np.array([0.0, 0.0, 0.25768]), np.array([0.0, 0.0, 29.2339])
-    np.testing.assert_allclose(_palette._linear_rgb(*grid), [[1, 1, 1], [0, 0, 0], [1, 0, 0]], atol=1e-4)
-    np.testing.assert_allclose(_palette._views(np.array([[1.0, 0, 0]]))[0], [[0.62796, 0.22486, 0.12585]], atol=1e-4)
 
 
 @pytest.mark.parametrize("branching", [(8, 8, 8), (5, 4, 3), (16, 4), (30, 2), (2, 6, 6), (1, 6, 4), (3,)])
@@ -626,3 +621,76 @@ def test_niche_tree_teaches(adata, kwargs, error, match):
     with pytest.raises(error, match=match):
         niche_tree(adata, show=False, **kwargs)
     assert set(adata.uns) == keys and not plt.get_fignums()
+
+
+@pytest.fixture
+def history() -> pd.DataFrame:
+    table = pd.DataFrame({"stage": ["warm-up"] * 3 + ["joint"] * 2, "loss": np.linspace(3, 2, 5)})
+    table["swav"], table["cosine"] = table["loss"] - 0.5, np.linspace(0.1, 0.4, 5)
+    table["entropy"], table["used"] = np.linspace(0.9, 0.8, 5), [10, 12, 11, 9, 9]
+    table["path"] = [np.nan] * 3 + [0.4, 0.3]
+    return table.rename_axis("epoch")
+
+
+def curves_of(ax) -> dict[str, np.ndarray]:
+    return {line.get_label(): line.get_ydata() for line in ax.get_lines() if line.get_linestyle() == "-"}
+
+
+def boundaries(ax) -> list[float]:
+    return [line.get_xdata()[0] for line in ax.get_lines() if line.get_linestyle() == "--"]
+
+
+@pytest.mark.parametrize("index", ["epoch", None])
+def test_values_of_a_table_and_of_a_file(history, tmp_path, index):
+    history.to_csv(tmp_path / "history.csv")
+    before = history.copy()
+    read = pd.read_csv(tmp_path / "history.csv", index_col=index)
+    for fig in (training_curves(table, return_fig=True) for table in (history, read)):
+        losses, entropy, used, cosine = fig.get_axes()
+        assert list(curves_of(losses)) == ["loss", "swav", "path"]
+        assert [list(curves_of(ax)) for ax in (entropy, used, cosine)] == [["entropy"], ["used"], ["cosine"]]
+        for ax in fig.get_axes():
+            assert boundaries(ax) == [2.5]
+            for name, values in curves_of(ax).items():
+                np.testing.assert_allclose(values, history[name], rtol=1e-12)
+        assert [text.get_text() for text in fig.legends[0].get_texts()] == ["loss", "swav", "path", "joint training"]
+    pd.testing.assert_frame_equal(history, before)
+
+
+@pytest.mark.parametrize("stage", ["warm-up", "joint"])
+def test_a_single_stage_has_no_boundary(history, stage):
+    fig = training_curves(history[history["stage"] == stage], return_fig=True)
+    assert [boundaries(ax) for ax in fig.get_axes()] == [[]] * 4
+
+
+def test_a_model(small_model):
+    fig = training_curves(small_model, return_fig=True)
+    assert list(curves_of(fig.get_axes()[0])) == ["loss", "swav", "reconstruction", "path"]
+    for name, values in (pair for ax in fig.get_axes() for pair in curves_of(ax).items()):
+        np.testing.assert_array_equal(values, small_model.history[name])
+
+
+def test_a_single_epoch_can_be_seen(history):
+    fig = training_curves(history.iloc[:1], return_fig=True)
+    assert all(line.get_marker() == "." for ax in fig.get_axes() for line in ax.get_lines())
+
+
+def test_return_and_save(history, tmp_path):
+    assert len(training_curves(history, show=False)) == 4
+    assert training_curves(history, show=True) is None
+    fig = training_curves(history, figsize=(3, 3), save=tmp_path / "curves.png", return_fig=True)
+    assert isinstance(fig, Figure)
+    assert fig.get_size_inches().tolist() == [3, 3]
+    assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_refused(history, small_model, tissue, tmp_path):
+    with pytest.raises(KeyError, match="'used', 'cosine'"):
+        training_curves(history.drop(columns=["used", "cosine"]))
+    read = st.model.load_checkpoint(st.model.save_checkpoint(small_model, tmp_path / "model"))
+    with pytest.raises(ValueError, match="no history"):
+        training_curves(read)
+    untrained = st.tl.fit(tissue, config=small_model.config, epochs=0, progress=False)
+    for table in (history.iloc[:0], untrained):
+        with pytest.raises(ValueError, match="no epoch"):
+            training_curves(table)

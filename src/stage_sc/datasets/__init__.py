@@ -1,6 +1,4 @@
-"""Data to try the package on: a tissue simulator with known niches."""
-
-from __future__ import annotations
+"""Simulated tissue with known niches."""
 
 from stage_sc.datasets._simulate import simulate_cohort, simulate_tissue
 

@@ -1,7 +1,6 @@
-"""What the simulated cortex is made of: its layers, its cell types and the genes that mark them.
+"""Tables of the simulated cortex: layers, cell types and marker genes.
 
-Everything here is a table. Proportions and thicknesses are round numbers in the range that imaging studies of mouse
-neocortex report; they are meant to make a plausible tissue, not to reproduce one.
+Proportions and thicknesses are round numbers in the range that imaging studies of mouse neocortex report.
 """
 
 from __future__ import annotations
@@ -11,27 +10,17 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-LESION = "lesion"
-
-
-class Layer(NamedTuple):
-    """One band of the cortex, from the pia inwards."""
-
-    thickness: float  # µm
-    density: float  # cells per area, relative to layer 4
-
-
-LAYERS = {
-    "L1": Layer(130.0, 0.50),
-    "L2/3": Layer(260.0, 0.95),
-    "L4": Layer(170.0, 1.00),
-    "L5": Layer(270.0, 0.70),
-    "L6": Layer(260.0, 0.85),
-    "WM": Layer(160.0, 0.80),
+LAYERS = {  # from the pia inwards: thickness in µm, cell density relative to layer 4
+    "L1": (130.0, 0.50),
+    "L2/3": (260.0, 0.95),
+    "L4": (170.0, 1.00),
+    "L5": (270.0, 0.70),
+    "L6": (260.0, 0.85),
+    "WM": (160.0, 0.80),
 }
-NICHES = [*LAYERS, LESION]
+NICHES = [*LAYERS, "lesion"]
 
-# Cells of each type per hundred, by niche, in the order of NICHES.
+# Percentage of each cell type by niche, in the order of NICHES.
 _COMPOSITION = {
     "L2/3 IT": (4, 52, 18, 5, 0, 0, 3),
     "L4 IT": (0, 16, 48, 10, 1, 0, 3),
@@ -56,11 +45,11 @@ _COMPOSITION = {
 }
 CELL_TYPES = list(_COMPOSITION)
 
-# Genes of each type, and of groups of types, as "symbol" or "symbol:level" (1 where no level is given).
+# Genes of each type, and of groups of types, as "symbol" or "symbol:level" (default 1).
 _GROUPS = {
-    "Neuron": ["L2/3 IT", "L4 IT", "L5 IT", "L5 ET", "L6 IT", "L6 CT", "L6b", "Lamp5", "Vip", "Sst", "Pvalb"],
-    "Exc": ["L2/3 IT", "L4 IT", "L5 IT", "L5 ET", "L6 IT", "L6 CT", "L6b"],
-    "Inh": ["Lamp5", "Vip", "Sst", "Pvalb"],
+    "Neuron": CELL_TYPES[:11],
+    "Exc": CELL_TYPES[:7],
+    "Inh": CELL_TYPES[7:11],
     "Astroglia": ["Astro", "Reactive astro"],
     "Myeloid": ["Micro", "Activated micro"],
 }
@@ -92,8 +81,7 @@ _MARKERS = {
     "VLMC": "Dcn Col1a1 Col1a2 Lum Igf2 Fmod Slc13a4 Spp1:0.4 Aldh1a2 Vim:0.5 Ptgds",
 }
 
-# Smooth gradients: a gene is strongest at this depth (0 = pia, 1 = bottom of the white matter) and fades around it with
-# this width, in every cell that expresses it.
+# Gradients of expression over depth (0 = pia, 1 = bottom of the white matter): peak and sd, in every cell type.
 GRADIENTS = {
     "Cux2": (0.12, 0.14),
     "Calb1": (0.12, 0.08),
@@ -112,7 +100,7 @@ GRADIENTS = {
 
 
 def _expression() -> pd.DataFrame:
-    """Mean expression of each gene in each cell type, types x genes, in units of a typical marker."""
+    """Mean expression, (types, genes), in units of a typical marker."""
     entries = [
         (cell_type, *(token if ":" in token else f"{token}:1").split(":"))
         for group, tokens in _MARKERS.items()
@@ -126,16 +114,16 @@ def _expression() -> pd.DataFrame:
 
 EXPRESSION = _expression()
 GENES = [str(gene) for gene in EXPRESSION.columns]
-COMPOSITION = np.array(list(_COMPOSITION.values()), dtype=float).T  # niches x cell types
+COMPOSITION = np.array(list(_COMPOSITION.values()), dtype=float).T  # (niches, types)
 COMPOSITION /= COMPOSITION.sum(axis=1, keepdims=True)
 
 
 class Panel(NamedTuple):
-    """What one imaging platform measures, and how deeply."""
+    """Genes of an imaging platform."""
 
     genes: list[str]
-    depth: float  # counts of its own that a cell holds, averaged over cell types
-    platform: int  # panels of one platform share their probe efficiencies
+    depth: float  # mean count of a cell, over cell types, without spill and background
+    platform: int  # seed of the probe efficiencies
 
 
 PANELS = {

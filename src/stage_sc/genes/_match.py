@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 from typing import Literal, NamedTuple
@@ -62,7 +62,7 @@ class GeneMatch:
     ``adata.var``) and ``status``: "matched", "ambiguous" (several genes share the token), "missing" or "control"."""
     species: Species
     """Given or guessed."""
-    kinds: dict[str, int] = field(repr=False)
+    kinds: dict[str, int]
     """Number of names by kind: "symbol" (known), "Ensembl id", "unknown"."""
 
     @property
@@ -106,9 +106,9 @@ def match_genes(
 ) -> GeneMatch:
     """Match the genes of the data to a vocabulary by symbols or Ensembl ids.
 
-    Symbols (in any case) and Ensembl ids (with or without version) of human and mouse are read from
-    ``adata.var_names`` or, if unknown there, from common columns of ``adata.var`` (``gene_ids``, ``gene_symbols``,
-    ``feature_name`` …). One-to-one orthologues of human and mouse share a token: the case-folded human symbol.
+    Human and mouse symbols (in any case) and Ensembl ids (with or without version) are read from ``adata.var_names``
+    or, if unknown, from common columns of ``adata.var`` (``gene_ids``, ``gene_symbols`` …). One-to-one orthologues of
+    human and mouse share a token: the case-folded human symbol.
 
     Parameters
     ----------
@@ -133,9 +133,8 @@ def match_genes(
 
     Notes
     -----
-    Expression of genes that share a token (two Ensembl ids with one symbol, or a repeated name) is summed; they are
-    reported as "ambiguous". The table is from Ensembl BioMart (``scripts/make_gene_table.py``). Of outdated symbols
-    only those of common panels are known.
+    Expression of "ambiguous" genes (two Ensembl ids with one symbol, or a repeated name) is summed. The table is from
+    Ensembl BioMart (``scripts/make_gene_table.py``); of outdated symbols only those of common panels are known.
 
     Examples
     --------
@@ -167,8 +166,7 @@ def match_genes(
         raise ValueError(
             f"None of the {adata.n_vars} genes is in the vocabulary of {len(known)} genes. Names: "
             f"{_count_text(match.kinds)}; `adata.var_names` starts with {', '.join(map(repr, adata.var_names[:5]))}. "
-            "Expected are human or mouse gene symbols or Ensembl gene ids, in `adata.var_names` or in a column of "
-            "`adata.var` such as 'gene_ids' or 'gene_symbols'."
+            "Expected are human or mouse symbols or Ensembl ids, also in `adata.var['gene_ids']` or ['gene_symbols']."
         )
     return match
 

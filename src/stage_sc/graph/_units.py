@@ -124,8 +124,8 @@ def resolve_settings(
 
 def _resolve_slide(places: np.ndarray, options: GraphOptions, given: float | None, slide: str) -> SlideSettings:
     platform = find_platform(options.technology)
-    spacing, seen = measure_spacing(places)
-    layout = platform.layout or seen
+    spacing, measured = measure_spacing(places)
+    layout = platform.layout or measured
     scale = _infer_scale(spacing, layout, platform, slide) if given is None else float(given)
     if given is not None and not SANE_SPACING[0] <= spacing * scale <= SANE_SPACING[1]:
         logger.warning(

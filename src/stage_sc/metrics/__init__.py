@@ -1,10 +1,8 @@
-"""How good a labelling of tissue is: agreement with a reference, continuity in space, composition across slides.
+"""Metrics of labels: agreement with a reference, continuity in space, composition across slides.
 
-Functions read labels of any kind (categories, strings, integers) from ``adata.obs``, compute one figure and leave
-``adata`` as it was. Cells without a label are taken out before anything is computed.
-
-Over-smoothing can win FIDE, PAS and ASW, and random labels have a JSD near 0: read them beside ARI and NMI, and
-call good what comes close to the figures of the expert's own labels.
+Labels in ``adata.obs`` are categories, strings or integers. Cells without a label are left out; no object is changed.
+Over-smoothed labels score well in FIDE, PAS and ASW, and random labels have a JSD near 0: read these next to ARI and
+NMI, and compare them with the values of an expert's labels.
 """
 
 from stage_sc.metrics._agreement import ari, jsd, nmi

@@ -1,7 +1,9 @@
-"""Agreement of two labellings (ARI, NMI), and of the slides' compositions (JSD)."""
+"""Agreement of two labellings (ARI, NMI), and of the composition of slides (JSD)."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,49 +20,34 @@ if TYPE_CHECKING:
 
 
 def ari(data: Data, key: str, reference: str, library_key: str | None = None) -> float:
-    r"""Compare two labellings by the adjusted Rand index.
-
-    Of all pairs of cells, the share that both labellings treat alike (together in both, or apart in both), corrected
-    for chance:
+    r"""Compute the adjusted Rand index of two labellings [1]_.
 
     .. math:: ARI = \frac{TP + TN - E}{TP + TN + FP + FN - E}
 
-    with E the agreement expected by chance [1]_. 1 is a perfect match, 0 what random labels get; below 0 (at least
-    -0.5) is worse than chance. The names of the labels do not matter.
+    over all pairs of cells: TP have the same label in both labellings, TN different labels in both, and E is the
+    expected value of TP + TN for random labels. 1 is a perfect match, 0 chance, -0.5 the minimum. Names of labels do
+    not matter.
 
     Parameters
     ----------
     data
-        Annotated data; only ``obs`` is read.
+        Cells; or a list or a dictionary of such objects. Only ``obs`` is read.
     key
-        Column of ``obs`` with the predicted labels. Cells missing either label are left out.
+        Column of ``obs`` with the labels to score.
     reference
-        Column of ``obs`` with the labels to compare with, e.g. an expert's.
+        Column of ``obs`` with the labels to compare with, e.g. an expert's. Cells without either label are left out.
     library_key
-        Column of ``obs`` that names the slides. With it, the result is the mean of the slides' own indices, in which a
-        domain may have another name on every slide. Without it, all cells are compared at once, so that a domain must
-        keep its name across slides to score: the stricter question for a joint labelling.
+        Column of ``obs`` that names the slides, for the mean over slides: names of domains may then differ between
+        slides. Default: all cells at once, where a domain must have the same name on all slides (stricter).
 
     Returns
     -------
-    The index. A slide in which no cell has both labels is left out of the mean, with a log message.
+    The index. Slides without a cell that has both labels are left out, with a log message.
 
     Raises
     ------
-    KeyError
-        If a column is missing.
-    TypeError
-        If a column holds continuous numbers.
-    ValueError
-        If a column is empty, or no cell has both labels.
-
-    See Also
-    --------
-    nmi : The same question in terms of information, more lenient to splits of a domain.
-
-    Notes
-    -----
-    Linear in the number of cells. Equal to Cohen's kappa over pairs of cells, which is how the formula above reads.
+    KeyError, TypeError, ValueError
+        If a column is missing, holds continuous numbers, or is empty; or if no cell has both labels.
 
     References
     ----------
@@ -73,51 +60,31 @@ def ari(data: Data, key: str, reference: str, library_key: str | None = None) ->
     >>> st.metrics.ari(ad.AnnData(obs=obs), "found", reference="expert")
     1.0
     """
-    adata, rows_of = _read.read(data, library_key, at_once=True)
-    codes, known = both(adata, key, reference)
-    return _read.mean_over_slides(lambda rows: ari_of(codes[rows], known[rows]), rows_of)
+    return _agreement(ari_of, data, key, reference, library_key)
 
 
 def nmi(data: Data, key: str, reference: str, library_key: str | None = None) -> float:
-    r"""Compare two labellings by their normalised mutual information.
+    r"""Compute the normalised mutual information of two labellings.
 
     .. math:: NMI(P, T) = \frac{MI(P, T)}{\sqrt{H(P) H(T)}}
 
-    that is, normalised by the geometric mean of the entropies. 1 is a perfect match, 0 independence. Not corrected
-    for chance: it grows with the number of labels, so compare labellings of equally many domains.
+    (scikit-learn's default is the arithmetic mean of the entropies). 1 is a perfect match, 0 independence. Not
+    corrected for chance: NMI grows with the number of labels, so compare labellings of equally many domains.
 
     Parameters
     ----------
-    data
-        Annotated data; only ``obs`` is read.
-    key
-        Column of ``obs`` with the predicted labels. Cells missing either label are left out.
-    reference
-        Column of ``obs`` with the labels to compare with, e.g. an expert's.
-    library_key
-        Column of ``obs`` that names the slides; with it, the result is the mean over slides, as in :func:`ari`.
+    data, key, reference, library_key
+        As in :func:`ari`.
 
     Returns
     -------
-    The information, between 0 and 1; 0 where only one of the labellings has a single label, 1 where both have. A slide
-    in which no cell has both labels is left out of the mean, with a log message.
+    The information, between 0 and 1; 0 if only one of the labellings has a single label, 1 if both have. Slides
+    without a cell that has both labels are left out, with a log message.
 
     Raises
     ------
-    KeyError
-        If a column is missing.
-    TypeError
-        If a column holds continuous numbers.
-    ValueError
-        If a column is empty, or no cell has both labels.
-
-    See Also
-    --------
-    ari : Pairs of cells instead of information, corrected for chance.
-
-    Notes
-    -----
-    Linear in the number of cells. scikit-learn's default differs: it divides by the arithmetic mean of the entropies.
+    KeyError, TypeError, ValueError
+        As :func:`ari`.
 
     Examples
     --------
@@ -126,47 +93,35 @@ def nmi(data: Data, key: str, reference: str, library_key: str | None = None) ->
     >>> st.metrics.nmi(ad.AnnData(obs=obs), "found", reference="expert")
     0.0
     """
-    adata, rows_of = _read.read(data, library_key, at_once=True)
-    codes, known = both(adata, key, reference)
-    return _read.mean_over_slides(lambda rows: nmi_of(codes[rows], known[rows]), rows_of)
+    return _agreement(nmi_of, data, key, reference, library_key)
 
 
 def jsd(data: Data, key: str, library_key: str | None = None) -> float:
-    r"""Jensen-Shannon divergence between the slides' domain compositions.
-
-    With :math:`P_s` the shares of the domains in slide s, of S slides that all weigh the same,
+    r"""Compute the Jensen-Shannon divergence of the slides' compositions [1]_, in bits.
 
     .. math:: JSD = H\Big(\frac{1}{S} \sum_s P_s\Big) - \frac{1}{S} \sum_s H(P_s)
 
-    in bits. For two slides this is :math:`\frac{1}{2}(KL(P, M) + KL(Q, M))` with :math:`M = (P + Q) / 2` [1]_. 0 means
-    that every slide has the same composition; the largest value, :math:`\log_2 S` (1 for two slides), that no two
-    slides share a domain. Low is good only where the slides truly are alike, as replicates are.
+    with :math:`P_s` the fractions of the domains on slide s of S; all slides weigh the same. 0 if all slides have the
+    same composition, :math:`\log_2 S` (1 for two slides) if no two slides share a domain. Low is good only if the
+    slides are alike, such as replicates. The range depends on the number of slides.
 
     Parameters
     ----------
     data
-        Annotated data; only ``obs`` is read.
+        Cells; or a list or a dictionary of such objects. Only ``obs`` is read.
     key
-        Column of ``obs`` with the labels, whose names mean the same on every slide. Cells without one are left out.
+        Column of ``obs`` with the labels, whose names mean the same on all slides. Cells without one are left out.
     library_key
-        Column of ``obs`` that names the slides. ``None``: the objects of a list or dictionary are the slides.
+        Column of ``obs`` that names the slides. Default: the objects of a list or dictionary are the slides.
 
     Returns
     -------
-    The divergence in bits, not its square root. A slide without any label is left out, with a log message.
+    The divergence, not its square root. Slides without labels are left out, with a log message.
 
     Raises
     ------
-    KeyError
-        If a column is missing.
-    TypeError
-        If `key` holds continuous numbers.
-    ValueError
-        If fewer than two slides have labels.
-
-    Notes
-    -----
-    Linear in the number of cells. The range depends on the number of slides: compare labellings of the same slides.
+    KeyError, TypeError, ValueError
+        If a column is missing, `key` holds continuous numbers, or fewer than two slides have labels.
 
     References
     ----------
@@ -184,30 +139,43 @@ def jsd(data: Data, key: str, library_key: str | None = None) -> float:
     labelled = sum(bool((codes[rows] != _read.MISSING).any()) for rows in rows_of.values())
     if labelled < 2:
         raise ValueError(
-            f"JSD compares slides and needs labels on two or more; adata.obs[{key!r}] has labels on {labelled} of the "
-            f"{len(rows_of)} slides in adata.obs[{library_key!r}]"
+            f"JSD needs two slides: adata.obs[{key!r}] has labels on {labelled} of the {len(rows_of)}; "
+            "set `library_key`, or pass a list or a dictionary"
         )
     return jsd_of(codes, rows_of)
 
 
-def ari_of(codes: np.ndarray, known: np.ndarray) -> float:
-    """ARI of two arrays of codes (n,) over the cells that have both."""
-    used = (codes != _read.MISSING) & (known != _read.MISSING)
-    if not used.any():
-        return _read.undefined("ARI", "no cell of this slide has both labels")
-    return float(adjusted_rand_score(known[used], codes[used]))
+def _agreement(
+    metric: Callable[[np.ndarray, np.ndarray], float], data: Data, key: str, reference: str, library_key: str | None
+) -> float:
+    """Mean of `metric` over slides; without `library_key`, its value for all cells."""
+    adata, rows_of = _read.read(data, library_key, at_once=True)
+    codes, known = both(adata, key, reference)
+    return _read.mean(metric(codes[rows], known[rows]) for rows in rows_of.values())
 
 
-def nmi_of(codes: np.ndarray, known: np.ndarray) -> float:
-    """NMI of two arrays of codes (n,) over the cells that have both."""
+def both(adata: AnnData, key: str, reference: str) -> tuple[np.ndarray, np.ndarray]:
+    """Codes of the two labellings, each (n,); a ValueError if no cell has both."""
+    codes, known = _read.label_codes(adata, key), _read.label_codes(adata, reference)
+    if not ((codes != _read.MISSING) & (known != _read.MISSING)).any():
+        raise ValueError(f"no cell has a label in both adata.obs[{key!r}] and adata.obs[{reference!r}]")
+    return codes, known
+
+
+def _compare(name: str, score: Callable[..., float], codes: np.ndarray, known: np.ndarray) -> float:
+    """Score of two arrays of codes (n,) over the cells that have both labels."""
     used = (codes != _read.MISSING) & (known != _read.MISSING)
     if not used.any():
-        return _read.undefined("NMI", "no cell of this slide has both labels")
-    return float(normalized_mutual_info_score(known[used], codes[used], average_method="geometric"))
+        return _read.undefined(name, "no cell of this slide has both labels")
+    return float(score(known[used], codes[used]))
+
+
+ari_of = partial(_compare, "ARI", adjusted_rand_score)
+nmi_of = partial(_compare, "NMI", partial(normalized_mutual_info_score, average_method="geometric"))
 
 
 def jsd_of(codes: np.ndarray, rows_of: dict[str, np.ndarray]) -> float:
-    """JSD in bits of the codes' shares (n,) among the slides that have labels."""
+    """JSD in bits of the codes (n,) among the slides that have labels; NaN for fewer than two."""
     n_labels = codes.max() + 1
     labelled = codes != _read.MISSING
     counts = np.stack([np.bincount(codes[rows[labelled[rows]]], minlength=n_labels) for rows in rows_of.values()])
@@ -217,19 +185,9 @@ def jsd_of(codes: np.ndarray, rows_of: dict[str, np.ndarray]) -> float:
     counts = counts[counts.sum(axis=1) > 0]
     if len(counts) < 2:
         return float("nan")
-    shares = counts / counts.sum(axis=1, keepdims=True)  # (slides, labels)
-    divergence = entropy(shares.mean(axis=0), base=2) - entropy(shares, base=2, axis=1).mean()
-    return float(max(divergence, 0.0))  # equal compositions can end a rounding error below 0
-
-
-def both(adata: AnnData, key: str, reference: str) -> tuple[np.ndarray, np.ndarray]:
-    """Codes of the two labellings, each (n,); refused if no cell has both."""
-    codes, known = _read.label_codes(adata, key), _read.label_codes(adata, reference)
-    if not ((codes != _read.MISSING) & (known != _read.MISSING)).any():
-        raise ValueError(
-            f"no cell has a label in both adata.obs[{key!r}] and adata.obs[{reference!r}]: there is nothing to compare"
-        )
-    return codes, known
+    fractions = counts / counts.sum(axis=1, keepdims=True)  # (slides, labels)
+    divergence = entropy(fractions.mean(axis=0), base=2) - entropy(fractions, base=2, axis=1).mean()
+    return float(max(divergence, 0.0))  # rounding can make it negative
 
 
 def compare_labels(one: pd.Series, other: pd.Series) -> dict[str, float]:

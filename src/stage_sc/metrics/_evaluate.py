@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
+from scipy import sparse
 
 from stage_sc.metrics import _read
 from stage_sc.metrics._agreement import ari_of, both, jsd_of, nmi_of
@@ -29,20 +30,20 @@ def evaluate(
     max_cells: int | None = 20_000,
     rng: int | np.random.Generator | None = 0,
 ) -> pd.DataFrame:
-    """Table of all metrics for one or more labellings, per slide and on average.
+    """Compute all metrics for one or more labellings, for each slide and on average.
 
-    Put the reference among the `keys` too: FIDE, JSD, PAS and ASW have no best value, and an over-smoothed labelling
-    beats the expert in all of them. Good is what comes close to the expert's row.
+    Put the reference among the `keys` too: FIDE, JSD, PAS and ASW have no best value, and over-smoothed labels beat an
+    expert's in all of them. Good is close to the row of the expert.
 
     Parameters
     ----------
     data
-        Cells with coordinates and a spatial graph, as ``st.pp.build_graph`` writes it; or a list or a dictionary of
-        such objects, which are slides of their own.
+        Cells with coordinates and a spatial graph (``st.pp.build_graph``); or a list or a dictionary of such objects,
+        which are slides.
     keys
         Columns of ``obs`` with the labels to score.
     reference
-        Column of ``obs`` to compare them with; without it, ARI and NMI are NaN.
+        Column of ``obs`` to compare them with. Default: none, ARI and NMI are NaN.
     library_key
         Column of ``obs`` that names the slides. Required for an object with several slides, as their coordinates
         overlap.
@@ -51,28 +52,19 @@ def evaluate(
     spatial_key
         Key of ``obsm`` with the coordinates for PAS and ASW.
     max_cells, rng
-        Sample for ASW on large slides, see :func:`asw`.
+        Sample for ASW on large slides, see :func:`asw`, which takes most of the time.
 
     Returns
     -------
-    Data frame with the float64 columns ARI, NMI, FIDE, JSD, PAS and ASW. For one slide it has one row per key. For
-    several, rows are indexed by ``key`` and ``slide`` (names as strings, sorted): one per slide, then ``"mean"``, the
-    mean of the slides where the metric is defined; JSD, which compares the slides, stands in the row ``"mean"`` alone.
-    ARI and NMI there do not ask for the same names on every slide, which :func:`ari` without `library_key` does.
+    Data frame with the float64 columns ARI, NMI, FIDE, JSD, PAS and ASW. Rows are the `keys`; for several slides,
+    ``key`` and ``slide`` (sorted names), then ``"mean"``, the mean of the slides with a value. JSD compares slides and
+    is in the row ``"mean"`` alone. The mean ARI and NMI allow other names on each slide, unlike :func:`ari` without
+    `library_key`.
 
     Raises
     ------
-    KeyError
-        If a column, the graph or the coordinates are missing.
-    TypeError
-        If labels are continuous numbers.
-    ValueError
-        If `keys` is empty, a column has no label or none where `reference` has, slides are missing or one is called
-        "mean", coordinates are unusable, or `max_cells` is below 3.
-
-    Notes
-    -----
-    The time is that of ASW, see there.
+    KeyError, TypeError, ValueError
+        As the single metrics; or if `keys` is empty, or a slide is called "mean".
 
     Examples
     --------
@@ -93,9 +85,9 @@ def evaluate(
     adata, rows_of = _read.read(data, library_key, obsm=[spatial_key], obsp=[connectivities_key])
     codes_of = {key: _read.label_codes(adata, key) for key in keys}
     known_of = {} if reference is None else {key: both(adata, key, reference)[1] for key in keys}
-    xy, graph = _read.coordinates(adata, spatial_key), _read.graph(adata, connectivities_key)
+    xy, graph = _read.coordinates(adata, spatial_key), sparse.csr_array(adata.obsp[connectivities_key])
     if "mean" in rows_of:
-        raise ValueError(f"a slide in adata.obs[{library_key!r}] is called 'mean', as the table's last row: rename it")
+        raise ValueError("a slide is called 'mean', like the last row of the table: rename it")
     names = np.asarray(adata.obs_names, dtype=str)
 
     table: dict[tuple[str, str], dict[str, float]] = {}
@@ -113,7 +105,6 @@ def evaluate(
             }
     if list(rows_of) == [""]:
         return pd.DataFrame([table[key, ""] for key in keys], index=pd.Index(keys, name="key"), columns=COLUMNS)
-
     index = [(key, slide) for key in keys for slide in (*rows_of, "mean")]
     for key in keys:
         means = {name: _read.mean([table[key, slide][name] for slide in rows_of]) for name in COLUMNS}

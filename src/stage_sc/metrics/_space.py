@@ -1,4 +1,4 @@
-"""How continuous the labels are in space: FIDE on the graph, PAS among nearest cells, ASW over all distances."""
+"""Continuity of labels in space: FIDE on the graph, PAS among nearest cells, ASW over all distances."""
 
 from __future__ import annotations
 
@@ -16,59 +16,42 @@ if TYPE_CHECKING:
 
 N_NEAREST = 10
 N_DIFFERENT = 6
-BLOCK = 2**22
-"""Entries of the (cells, neighbours) matrices of PAS held at once, about 100 MB."""
-TIE = 1e-6
-"""Distances that differ by less than this share of themselves are equal: it absorbs rounding, not geometry."""
+BLOCK = 2**22  # entries of the (cells, neighbours) matrices of PAS held at once, about 100 MB
+TIE = 1e-6  # relative difference of distances that count as equal: absorbs rounding, not geometry
 
 
 def fide(
     data: Data, key: str, connectivities_key: str = "spatial_connectivities", library_key: str | None = None
 ) -> float:
-    r"""F1 score of the labels at both ends of the spatial graph's edges: how continuous the domains are.
+    r"""Compute the F1 score of the labels at both ends of the edges of the spatial graph [1]_.
 
     .. math:: FIDE(C, A) = F_1\big((C_i, C_j)_{i, j \,:\, A_{ij} > 0}\big)
 
-    One end of an edge is taken as the truth, the other as the prediction; the F1 score is that of each domain,
-    averaged over the domains with equal weights, so that thin ones count [1]_. On a symmetric graph a domain's F1 is
-    the share of its cells' neighbours that belong to it too. 1 means that no edge crosses a border.
+    One end of an edge is the truth, the other the prediction; the score is the mean over domains, with equal weights.
+    On a symmetric graph the F1 of a domain is the fraction of its cells' neighbours that belong to it. 1 means that no
+    edge crosses a border; a single domain everywhere scores 1 too, so compare labellings of equally many domains.
 
     Parameters
     ----------
     data
-        Annotated data with a spatial graph, as ``st.pp.build_graph`` writes it.
+        Cells with a spatial graph (``st.pp.build_graph``); or a list or a dictionary of such objects, which are slides.
     key
-        Column of ``obs`` with the labels. Edges from or to a cell without one are left out.
+        Column of ``obs`` with the labels. Edges of cells without one are left out.
     connectivities_key
-        Key of ``obsp`` with the graph, (n, n). Only which entries are positive counts, not their weights; a cell's
-        entry for itself is left out. Scores of different graphs don't compare: long edges lower them.
+        Key of ``obsp`` with the graph, (n, n). Edges are its positive entries off the diagonal; weights do not matter.
+        Scores of different graphs cannot be compared, as long edges lower them.
     library_key
-        Column of ``obs`` that names the slides; with it, the result is the mean over slides, and edges between
-        slides are left out.
+        Column of ``obs`` that names the slides, for the mean over slides; edges between slides are left out.
 
     Returns
     -------
-    The score, between 0 and 1; NaN with a log message where no edge joins two labelled cells. Such a slide is left
-    out of the mean.
+    The score, between 0 and 1; NaN with a log message if no edge joins two labelled cells. Such slides are left out of
+    the mean.
 
     Raises
     ------
-    KeyError
-        If the column or the graph is missing.
-    TypeError
-        If `key` holds continuous numbers.
-    ValueError
-        If no cell has a label.
-
-    See Also
-    --------
-    pas : The same idea without a graph.
-
-    Notes
-    -----
-    Linear in the number of edges. The mean runs over the domains at the end of an edge: one that is absent from a
-    slide does not lower its score, and one single domain everywhere scores 1. So compare labellings of equally many
-    domains.
+    KeyError, TypeError, ValueError
+        If the column or the graph is missing, `key` holds continuous numbers, or no cell has a label.
 
     References
     ----------
@@ -87,51 +70,42 @@ def fide(
     0.667
     """
     adata, rows_of = _read.read(data, library_key, obsp=[connectivities_key])
-    codes, graph = _read.label_codes(adata, key), _read.graph(adata, connectivities_key)
-    return _read.mean_over_slides(lambda rows: fide_of(codes[rows], graph[rows][:, rows]), rows_of)
+    codes, graph = _read.label_codes(adata, key), sparse.csr_array(adata.obsp[connectivities_key])
+    return _read.mean(fide_of(codes[rows], graph[rows][:, rows]) for rows in rows_of.values())
 
 
 def pas(data: Data, key: str, spatial_key: str = "spatial", library_key: str | None = None) -> float:
-    """Share of cells that are out of place: six or more of their ten nearest cells have another label.
+    """Compute the fraction of abnormal spots [1]_: six or more of the ten nearest cells have another label.
 
-    Known as the percentage of abnormal spots [1]_, or purity of annotated subtypes. 0 means smooth domains. An
-    expert's labels rarely get 0, as borders bend and domains can be thin.
+    0 means smooth domains. An expert's labels rarely score 0, as borders bend and domains can be thin.
 
     Parameters
     ----------
     data
-        Annotated data with coordinates.
+        Cells with coordinates; or a list or a dictionary of such objects, which are slides.
     key
-        Column of ``obs`` with the labels. Cells without one are taken out before neighbours are searched.
+        Column of ``obs`` with the labels. Cells without one are left out before neighbours are searched.
     spatial_key
         Key of ``obsm`` with the coordinates, (n, 2) or (n, 3), in any unit.
     library_key
-        Column of ``obs`` that names the slides; with it, neighbours are those of the same slide and the result is the
-        mean over slides. Set it whenever there are several, as their coordinates overlap.
+        Column of ``obs`` that names the slides, for the mean over slides with neighbours of the same slide. Required
+        for an object with several slides, as their coordinates overlap.
 
     Returns
     -------
-    The share, between 0 and 1; NaN with a log message where fewer than 11 cells have a label. Such a slide is left
-    out of the mean.
+    The fraction, between 0 and 1; NaN with a log message if fewer than 11 cells have a label. Such slides are left out
+    of the mean.
 
     Raises
     ------
-    KeyError
-        If the column or the coordinates are missing.
-    TypeError
-        If `key` holds continuous numbers.
-    ValueError
-        If no cell has a label, or coordinates are NaN, infinite or all equal.
-
-    See Also
-    --------
-    fide : The neighbours of a graph instead of the ten nearest.
+    KeyError, TypeError, ValueError
+        If the column or the coordinates are missing, `key` holds continuous numbers, no cell has a label, or
+        coordinates are NaN, infinite or all equal.
 
     Notes
     -----
-    Where several cells are equally far, as on the grid of Visium, the tenth neighbour is not unique. The cells at that
-    distance then fill the open places with their average, so that the result does not depend on the order of cells.
-    A few seconds for a million cells.
+    Cells that tie for the tenth place, as on the grid of Visium, share the open places equally, so that the order of
+    cells does not matter. A million cells take a few seconds.
 
     References
     ----------
@@ -150,7 +124,7 @@ def pas(data: Data, key: str, spatial_key: str = "spatial", library_key: str | N
     """
     adata, rows_of = _read.read(data, library_key, obsm=[spatial_key])
     codes, xy = _read.label_codes(adata, key), _read.coordinates(adata, spatial_key)
-    return _read.mean_over_slides(lambda rows: pas_of(codes[rows], xy[rows]), rows_of)
+    return _read.mean(pas_of(codes[rows], xy[rows]) for rows in rows_of.values())
 
 
 def asw(
@@ -162,53 +136,34 @@ def asw(
     max_cells: int | None = 20_000,
     rng: int | np.random.Generator | None = 0,
 ) -> float:
-    r"""Average silhouette width of the labels in physical space, rescaled to 0-1: how compact the domains are.
+    r"""Compute the average silhouette width of the labels in physical space, rescaled to 0-1.
 
     With a the mean distance of a cell to the others of its domain, and b that to the cells of the nearest other domain,
 
     .. math:: SW = \frac{b - a}{\max(a, b)}, \qquad ASW = \frac{\overline{SW} + 1}{2}
 
-    1 means compact, well separated domains, 0.5 none. Layers and other long domains are not compact, so that an
-    expert's labels can be near 0.5 as well: compare with theirs, not with 1.
+    1 means compact, well separated domains. Layers and other long domains are not compact: compare with the value of
+    an expert's labels, which can be near 0.5.
 
     Parameters
     ----------
-    data
-        Annotated data with coordinates.
-    key
-        Column of ``obs`` with the labels. Cells without one are left out.
-    spatial_key
-        Key of ``obsm`` with the coordinates, (n, 2) or (n, 3), in any unit.
-    library_key
-        Column of ``obs`` that names the slides; with it, distances are those within a slide and the result is the
-        mean over slides. Set it whenever there are several, as their coordinates overlap.
+    data, key, spatial_key, library_key
+        As in :func:`pas`.
     max_cells
-        Slides with more labelled cells are represented by a random sample of this many; ``None`` uses all. The time
-        is quadratic: about 3 s for 20,000 cells on two cores, minutes for 140,000. The sample's error is about 0.002.
+        Size of the random sample that represents a slide with more labelled cells (error about 0.002); ``None``: all.
+        The time is quadratic: about 3 s for 20,000 cells on two cores, minutes for 140,000.
     rng
-        Seed or generator of that sample, which does not depend on the order of the cells.
+        Seed or generator of the sample, which does not depend on the order of cells.
 
     Returns
     -------
-    The width, between 0 and 1; NaN with a log message where there is one single domain, or as many as cells. Such a
-    slide is left out of the mean. A cell alone in its domain has SW 0.
+    The width, between 0 and 1; NaN with a log message if there is one domain, or as many as cells. Such slides are left
+    out of the mean. A cell alone in its domain has SW 0.
 
     Raises
     ------
-    KeyError
-        If the column or the coordinates are missing.
-    TypeError
-        If `key` holds continuous numbers.
-    ValueError
-        If no cell has a label, coordinates are NaN, infinite or all equal, or `max_cells` is below 3.
-
-    See Also
-    --------
-    pas : Local continuity, for which the shape of a domain does not matter.
-
-    Notes
-    -----
-    Memory is bounded by scikit-learn's ``working_memory`` (1 GiB unless convalued), which works in blocks of rows.
+    KeyError, TypeError, ValueError
+        As :func:`pas`; or if `max_cells` is below 3.
 
     Examples
     --------
@@ -222,7 +177,7 @@ def asw(
     adata, rows_of = _read.read(data, library_key, obsm=[spatial_key])
     codes, xy = _read.label_codes(adata, key), _read.coordinates(adata, spatial_key)
     names = np.asarray(adata.obs_names, dtype=str)
-    return _read.mean_over_slides(lambda rows: asw_of(codes[rows], xy[rows], names[rows], max_cells, rng), rows_of)
+    return _read.mean(asw_of(codes[rows], xy[rows], names[rows], max_cells, rng) for rows in rows_of.values())
 
 
 def fide_of(codes: np.ndarray, graph: sparse.csr_array) -> float:
@@ -243,7 +198,7 @@ def pas_of(codes: np.ndarray, xy: np.ndarray) -> float:
     if n <= N_NEAREST:
         return _read.undefined("PAS", f"{n} labelled cells, where each needs {N_NEAREST} others")
     tree = cKDTree(xy)
-    different = np.empty(n)  # how many of a cell's ten nearest have another label
+    different = np.empty(n)  # number of a cell's ten nearest with another label
     pending, k = np.arange(n), N_NEAREST + 1
     while len(pending):
         k = min(2 * k, n)
@@ -258,7 +213,7 @@ def pas_of(codes: np.ndarray, xy: np.ndarray) -> float:
 def _different_neighbours(
     codes: np.ndarray, xy: np.ndarray, tree: cKDTree, cells: np.ndarray, k: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Count among the ten nearest of `cells`, and whether the `k` found hold all that tie with the tenth."""
+    """Count the ten nearest of `cells` with another label; False where the `k` found may lack ties of the tenth."""
     distance, neighbour = tree.query(xy[cells], k=k)  # (cells, k), ascending; the cell itself is among them
     tenth = distance[:, N_NEAREST, None]
     complete = (distance[:, -1] > tenth[:, 0] * (1 + TIE)) | (k == len(codes))
@@ -266,7 +221,7 @@ def _different_neighbours(
     nearer = others & (distance < tenth * (1 - TIE))
     tied = others & ~nearer & (distance <= tenth * (1 + TIE))
     differs = codes[neighbour] != codes[cells, None]
-    places = (N_NEAREST - nearer.sum(axis=1)) / tied.sum(axis=1)  # how much of a neighbour each tied cell is
+    places = (N_NEAREST - nearer.sum(axis=1)) / tied.sum(axis=1)  # fraction of a place for each tied cell
     return (nearer & differs).sum(axis=1) + places * (tied & differs).sum(axis=1), complete
 
 
@@ -277,18 +232,18 @@ def asw_of(
     labelled = np.flatnonzero(codes != _read.MISSING)
     if max_cells is not None and len(labelled) > max_cells:
         _read.logger.info("ASW of a sample of %d of %d cells", max_cells, len(labelled))
-        # Numbered by place, then name, so that the sample is the same for any order of the cells.
+        # Sorted, so that the sample is the same for any order of the cells.
         by_place = labelled[np.lexsort((names[labelled], *xy[labelled].T))]
         labelled = np.random.default_rng(rng).choice(by_place, size=max_cells, replace=False)
     codes, xy = codes[labelled], xy[labelled]
     n_labels = len(np.unique(codes))
     if not 2 <= n_labels < len(codes):
         return _read.undefined("ASW", f"{n_labels} domains among {len(codes)} labelled cells; it needs 2 to cells - 1")
-    width = silhouette_samples(xy - xy.mean(axis=0), codes)  # centred, as distances of far-off points lose digits
+    width = silhouette_samples(xy - xy.mean(axis=0), codes)  # distances far from the origin lose digits
     return float((width.mean() + 1) / 2)
 
 
 def check_max_cells(max_cells: int | None) -> None:
-    """Refuse a sample that can't hold two domains and one more cell."""
+    """Raise a ValueError for a sample too small for two domains and one more cell."""
     if max_cells is not None and max_cells < 3:
         raise ValueError(f"`max_cells` is {max_cells}: a silhouette needs at least 3 cells, or None for all")

@@ -35,7 +35,7 @@ class Domains(NamedTuple):
     metric: Tensor
     """``(d, r)`` float32 linear map of contexts, of which r components vary."""
     centres: Tensor
-    """``(m, r)`` float32 mapped mean context of every domain; in the order of a hierarchy, so that neighbours are similar."""
+    """``(m, r)`` float32 mapped mean context of every domain, in the order of a hierarchy (similar ones adjacent)."""
 
     def nearest(self, context: Tensor) -> Tensor:
         """``(n,)`` int64 domain of every cell, from its ``(n, d)`` context."""

@@ -16,9 +16,7 @@ logger = logging.getLogger("stage_sc.pp")
 
 
 def filter_cells(adata: AnnData, *, spatial_key: str = "spatial", copy: bool = False) -> AnnData | int:
-    """Remove cells without coordinates (NaN or infinite).
-
-    Cells without counts stay: their niche is that of their neighbours.
+    """Remove cells without coordinates (NaN or infinite); cells without counts stay.
 
     Parameters
     ----------
@@ -101,14 +99,12 @@ def filter_genes(adata: AnnData, *, min_cells: int = 50, layer: str | None = Non
     """
     _check_in_memory(adata)
     check_positive(min_cells, "min_cells", integer=True)
-    seen = to_csr(read_matrix(adata, layer)).getnnz(axis=0)
+    n_cells = to_csr(read_matrix(adata, layer)).getnnz(axis=0)
     needed = min(min_cells, math.ceil(0.01 * adata.n_obs))
-    rare, control = seen < needed, np.array(is_control(adata.var))
+    rare, control = n_cells < needed, np.array(is_control(adata.var))
     keep = ~rare & ~control
     if not keep.any():
-        raise ValueError(
-            f"None of the {adata.n_vars} genes has counts in {needed} of {adata.n_obs} cells. Is the `layer` right?"
-        )
+        raise ValueError(f"None of the {adata.n_vars} genes has counts in {needed} of {adata.n_obs} cells (`layer`?).")
     removed = int((~keep).sum())
     logger.info(
         "Removed %d of %d genes: %d control probes, %d others with counts in fewer than %d cells.",

@@ -124,8 +124,7 @@ class _SlideReader:
     """Collects one slide from blocks, in memory or in the files of `base`; `hashes` are those of the genes."""
 
     def __init__(self, hashes: np.ndarray, base: Path | None) -> None:
-        self.hashes, self.seen = hashes, np.zeros(len(hashes), dtype=np.int64)
-        self.values = Values()
+        self.values, self.hashes, self.detected = Values(), hashes, np.zeros(len(hashes), dtype=np.int64)
         self.identity: list[np.ndarray] = []
         self.lengths: list[np.ndarray] = []
         self.blocks: list[sp.csr_matrix] = []
@@ -138,7 +137,7 @@ class _SlideReader:
         terms *= known.data.view(np.uint32)
         self.identity.append(row_sums(terms, known.indptr))
         self.lengths.append(np.diff(known.indptr))
-        self.seen += np.bincount(known.indices, minlength=len(self.seen))
+        self.detected += np.bincount(known.indices, minlength=len(self.detected))
         if self.writer is None:
             self.blocks.append(known)
         else:
@@ -146,13 +145,13 @@ class _SlideReader:
 
     def finish(self, genes: list[str]) -> Expression:
         """Normalise with the totals of all cells, and drop the genes without counts."""
-        used = self.seen > 0 if self.seen.any() else self.seen == 0
+        used = self.detected > 0 if self.detected.any() else self.detected == 0
         position = (np.cumsum(used) - 1).astype(np.int32)
         genes = list(compress(genes, used))
         length, factors = np.concatenate(self.lengths), self.values.factors()
         matrix: sp.csr_matrix | StoredMatrix
         if self.writer is None:
-            nnz, indptr = int(self.seen.sum()), np.concatenate([[0], np.cumsum(length)])
+            nnz, indptr = int(self.detected.sum()), np.concatenate([[0], np.cumsum(length)])
             parts = np.empty(nnz, np.float32), np.empty(nnz, np.int32), indptr
             matrix = sp.csr_matrix(parts, shape=(len(length), len(genes)), copy=False)
         else:

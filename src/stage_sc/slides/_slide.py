@@ -129,14 +129,13 @@ def read_slides(
     ValueError
         If no gene is in the vocabulary, if expression is negative, NaN or infinite, or if coordinates are refused.
     """
-    values = read_matrix(adata, layer)
     columns = plan_columns(_tokens(adata, vocabulary), lambda name: vocabulary is None or name in vocabulary)
     view = view or graph_view(adata)
     graph = read_graph(view, spatial_key=spatial_key, library_key=library_key)
     state = view.uns["stage_graph"]
     codes = read_slide_codes(adata, state["params"]["library_key"])
     xy = read_coordinates(adata, state["params"]["spatial_key"])[:, :2]
-    expressions = read_expression(values, columns, codes.codes, len(codes.names), scratch)
+    expressions = read_expression(read_matrix(adata, layer), columns, codes.codes, len(codes.names), scratch)
     slides = []
     for (key, cells), expression in zip(codes.rows().items(), expressions, strict=True):
         lengths, local = graph.distances, graph.local

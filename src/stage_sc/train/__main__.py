@@ -59,11 +59,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     out.mkdir(parents=True, exist_ok=True)
     first = os.environ.get("RANK", "0") == "0"  # the first process of torchrun, or the only one
     start = perf_counter()
-    store = st.data.Store(options.store) if options.store else None
-    files = {} if store else read_corpus(options.data, options.leave_out, recipe.library_key)
+    files = {} if options.store else read_corpus(options.data, options.leave_out, recipe.library_key)
+    data = st.data.Store(options.store) if options.store else files
     write_history = history_writer(out, tensorboard=options.tensorboard and first)
     model = st.tl.fit(
-        store or files,
+        data,
         config=recipe.config,
         patience=None,
         name=recipe.name,
@@ -87,7 +87,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         )
     path = st.model.save_checkpoint(model, out / f"{recipe.name}.safetensors", half=recipe.half)
     model = st.model.load_checkpoint(path)
-    n_cells = store.n_cells if store else sum(adata.n_obs for adata in files.values())
+    n_cells = data.n_cells if isinstance(data, st.data.Store) else sum(adata.n_obs for adata in data.values())
     print(
         f"{path}: {len(model.slides)} slides, {n_cells:,} cells, {len(model.genes):,} genes, "
         f"{perf_counter() - start:.0f} s, digest {model.digest}"
@@ -153,12 +153,10 @@ def read_corpus(folders: Sequence[Path], leave_out: Sequence[str], library_key: 
     """
     paths: dict[Path, str] = {}
     for folder in folders:
-        found = {
-            path: f"{folder.resolve().name}/{path.relative_to(folder).as_posix()}" for path in folder.rglob("*.h5ad")
-        }
+        name, found = folder.resolve().name, list(folder.rglob("*.h5ad"))
         if not found:
             raise FileNotFoundError(f"There is no .h5ad file below {str(folder)!r}.")
-        paths |= found
+        paths |= {path: f"{name}/{path.relative_to(folder).as_posix()}" for path in found}
     for part in leave_out:
         if not any(part in place for place in paths.values()):
             raise ValueError(f"`--leave-out {part}` is in no path, such as {min(paths.values())!r}: nothing to skip.")

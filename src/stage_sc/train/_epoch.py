@@ -54,23 +54,15 @@ def n_batches(slides: Sequence[Slide], config: StageConfig) -> int:
 
 
 def epoch_batches(
-    slides: Sequence[Slide],
-    config: StageConfig,
-    seed: Sequence[int],
-    *,
-    skip: int = 0,
-    rank: int = 0,
-    n_ranks: int = 1,
+    slides: Sequence[Slide], config: StageConfig, seed: Sequence[int], *, skip: int = 0, rank: int = 0, n_ranks: int = 1
 ) -> Iterator[GlobalBatch]:
     """Divide the cells of an epoch into batches.
 
-    `cells_per_slide` cells of every slide, drawn anew in every epoch, are cut into parts of equal size, and random parts
-    put together to batches. From a slide on disk, groups of chunks are drawn, read for their first batch and dropped
-    after the last.
-
-    The batches depend on the `seed` of the epoch alone, not on the number of processes. The first `skip` batches are
-    left out, and nothing is read for them. Parts are distributed over the processes if their number allows equal
-    shares; else every part is cut.
+    `cells_per_slide` cells of every slide, drawn anew in every epoch, are cut into parts of equal size, and random
+    parts put together to batches. From a slide on disk, groups of chunks are drawn, read for their first batch and
+    dropped after the last. The batches depend on the `seed` of the epoch alone, not on the number of processes. Nothing
+    is read for the first `skip` batches, which are left out. Each process gets equal numbers of parts of a batch; if
+    that is not possible, every part is cut.
     """
     held: dict[int, tuple[Slide, np.ndarray]] = {}
     parts = islice(_parts(slides, config, tuple(seed), skip * config.slides_per_batch), _n_left(slides, config, skip))
@@ -83,7 +75,9 @@ def epoch_batches(
                 start, stop = 0, len(cells) if position % n_ranks == rank else 0
             if stop > start:
                 if id(window) not in held:
-                    held[id(window)] = _load(slides[window.number], window, config)
+                    slide, centres = slides[window.number], window.centres
+                    loaded = load_window(slide, centres, config.n_layers, config.context_hops) if slide.stored else None
+                    held[id(window)] = loaded or (slide, centres)
                 slide, positions = held[id(window)]
                 centres = positions[np.searchsorted(window.centres, cells[start:stop])]
                 own.append(Part(window.number, slide, centres, slice(ends[position] + start, ends[position] + stop)))
@@ -151,13 +145,6 @@ def _draw_window(
     cells = cells[start - before[used.start] :][: stop - start]
     cells = rng.permutation(cells[: max(size, CHUNKS_PER_WINDOW * CHUNK)])[:size]
     return _Window(number, np.sort(cells), np.split(cells, ends[1:-1] - ends[0]))
-
-
-def _load(slide: Slide, window: _Window, config: StageConfig) -> tuple[Slide, np.ndarray]:
-    """Slide or window in memory, and the positions of the window's cells in it."""
-    if not slide.stored:
-        return slide, window.centres
-    return load_window(slide, window.centres, config.n_layers, config.context_hops)
 
 
 def _n_windows(slide: Slide, config: StageConfig) -> int:

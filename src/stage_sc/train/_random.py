@@ -19,7 +19,7 @@ class Purpose(IntEnum):
 def generator_at(purpose: Purpose, *key: int) -> np.random.Generator:
     """Random number generator for one purpose and one step of the training.
 
-    `key` is the root seed, then, as far as they apply, epoch, step of the epoch and number of the slide. Its length must
-    be fixed per purpose, because numpy gives ``(1,)`` and ``(1, 0)`` the same numbers.
+    `key` is the root seed, then, as far as they apply, epoch, step of the epoch and number of the slide. Its length is
+    fixed per purpose, because numpy gives ``(1,)`` and ``(1, 0)`` the same numbers.
     """
     return np.random.default_rng((int(purpose), *key))

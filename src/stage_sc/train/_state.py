@@ -8,6 +8,7 @@ import pickle
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile, ZipFile
 
 import numpy as np
 import torch
@@ -76,9 +77,12 @@ def write_state(path: Path, run: dict[str, Any], state: State, model: Stage, opt
 def read_state(path: Path) -> dict[str, Any]:
     """Read a file of `write_state`, without running code in it; a ValueError if it is another or a damaged file."""
     try:
+        with ZipFile(path) as file:
+            if file.testzip():  # torch compares no checksums
+                raise BadZipFile
         content = torch.load(path, map_location="cpu", weights_only=True)
         format_ = content["format"]
-    except (RuntimeError, EOFError, KeyError, TypeError, ValueError, pickle.UnpicklingError) as error:
+    except (BadZipFile, RuntimeError, EOFError, LookupError, TypeError, ValueError, pickle.UnpicklingError) as error:
         raise ValueError(
             f"`checkpoint` {str(path)!r} holds no training of this version of stage_sc, or is damaged "
             f"({type(error).__name__}), and was not overwritten. Pass another path; to start from a model, pass it as "

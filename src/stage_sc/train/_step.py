@@ -55,24 +55,16 @@ def embed_pairs(
         slides[rows] = part.number
         if config.reconstruction_weight:
             context[rows] = contexts.of(model, part.slide, panel)[part.centres].to(device)
-    return Pairs(
-        processes.all_gather(h_i),
-        processes.all_gather(h_j),
-        processes.all_gather(context) if config.reconstruction_weight else None,
-        processes.all_gather(slides),
-    )
+    h_i, h_j, slides = (processes.all_gather(rows) for rows in (h_i, h_j, slides))
+    return Pairs(h_i, h_j, processes.all_gather(context) if config.reconstruction_weight else None, slides)
 
 
 def _embed_view(model: Stage, part: Part, cells: np.ndarray, panel: Panel, rng: np.random.Generator) -> Tensor:
     """Embed cells of a slide in a random view."""
-    config, device = model.config, model.tree.parent.device
+    config, device, n_genes = model.config, model.tree.parent.device, len(panel.genes)
     batch = make_batch(part.slide, panel, config.n_layers, centres=cells, number=part.number)
     view = draw_view(
-        len(panel.genes),
-        rng,
-        panel_fraction=config.panel_fraction,
-        noise_rate=config.noise_rate,
-        noise_scale=config.noise_scale,
+        n_genes, rng, panel_fraction=config.panel_fraction, noise_rate=config.noise_rate, noise_scale=config.noise_scale
     )
     return model(to_device(batch, device), view.to(device))
 
@@ -93,7 +85,7 @@ def pair_losses(
         model.queue.push(pairs.slides, torch.cat(tree.scores(pairs.h_i), dim=1), config.queue_rank)  # equation 11
 
     levels = range(len(tree.levels)) if config.swav_levels == "all" else [-1]
-    swav = [swav_loss(scores_i[l], scores_j[l], temperature=config.temperature, **transport) for l in levels]
+    swav = [swav_loss(scores_i[k], scores_j[k], temperature=config.temperature, **transport) for k in levels]
     losses = {"swav": torch.stack(swav).mean()}  # equation 4
     total = config.swav_weight * losses["swav"]
     if pairs.context is not None:
@@ -113,7 +105,7 @@ def pair_losses(
 def set_gradients(model: Stage, loss: Tensor, processes: Processes) -> None:
     """Set the gradients of the whole batch, in every process.
 
-    Gradients of embedder and encoder, through which each process passed its own rows, are added up. Those of decoder and
+    Gradients of embedder and encoder, to which each process passed its own rows, are added up. Those of decoder and
     tree, which had all rows, are taken from process 0.
     """
     model.zero_grad()

@@ -46,28 +46,14 @@ def train(
 ) -> pd.DataFrame:
     """Train a model with gene vectors in place, together with the other processes if torchrun started several.
 
-    Parameters
-    ----------
-    model, slides
-        The model, and its training slides in the order of its slides.
-    rng
-        Source of all random numbers.
-    keep_tree
-        Continue with network and tree of the model; else a tree is grown at the start and again after the warm-up.
-    patience
-        Number of epochs without progress that end a stage. ``None``: no limit.
-    checkpoint
-        File that the training is written to while it runs. If it exists, the training continues from there with its
-        random numbers; on the CPU the result is bit-identical to that of an uninterrupted training. A ValueError is
-        raised if it holds anything but this training.
-    callback
-        Called with the history after every epoch, in the first process.
-    every
-        Number of steps between two writes of `checkpoint`, which is also written after every epoch.
-    accelerator
-        Device by its name in lightning.
-    progress
-        Show a progress bar.
+    `slides` are in the order of the model's slides, and all random numbers come from `rng`. With `keep_tree`, training
+    continues with network and tree of the model; else a tree is grown at the start and again after the warm-up.
+    `patience` is the number of epochs without progress that end a stage (default: no limit). `callback` is called with
+    the history after every epoch, in the first process. `accelerator` is a device by its name in lightning.
+
+    The training is written to the file `checkpoint` after `every` steps and every epoch. If it exists, the training
+    continues from there with its random numbers; on the CPU the result is bit-identical to that of an uninterrupted
+    training. A ValueError is raised if the file holds anything but this training.
 
     Returns
     -------
@@ -94,8 +80,8 @@ def train(
 
     panels, contexts = calibrate_slides(model, slides), ContextCache()
     n_steps = config.epochs * n_batches(slides, config)
-    shown = progress and processes.rank == 0
-    bar = tqdm(total=config.epochs, initial=state.epoch, disable=not shown, unit="epoch", desc="STAGE")
+    hidden = not progress or processes.rank > 0
+    bar = tqdm(total=config.epochs, initial=state.epoch, disable=hidden, unit="epoch", desc="STAGE")
     while state.epoch < config.epochs:
         joint = state.epoch >= config.warmup_epochs
         model.tree.prototypes.requires_grad_(joint)

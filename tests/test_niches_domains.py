@@ -1,8 +1,9 @@
-"""Domains from content: by definition, exact in number, named along a hierarchy, for any order of cells."""
+"""Domains from contexts: by definition, exact in number, named along a hierarchy, for any order of cells."""
 
 from __future__ import annotations
 
 import logging
+from functools import partial
 
 import numpy as np
 import pytest
@@ -12,13 +13,22 @@ from sklearn.metrics import adjusted_rand_score, pairwise_distances_argmin
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from stage_sc.slides._subsample import draw, in_order
-from stage_sc.tl import _domains
-from stage_sc.niches._domains import SAMPLE, Domains, cut_domains, find_domains
+import stage_sc as st
+from stage_sc.niches import Domains, _domains
+from stage_sc.niches import find_domains as find_configured
+from stage_sc.slides import sort_cells, subsample
+
+CONFIG = st.model.StageConfig(domain_starts=12)
+find_domains = partial(find_configured, config=CONFIG)
+
+
+def cut_domains(context: Tensor, n: int) -> np.ndarray:
+    """Domain of every cell of one call."""
+    return find_domains(subsample(context, len(context), CONFIG.domain_cells), n).nearest(context).numpy()
 
 
 def tissue(centres: list[float], seed: int = 0) -> tuple[Tensor, np.ndarray]:
-    """Contents that lie around `centres` on a line, 50 to 200 cells each, and true groups."""
+    """Contexts that lie around `centres` on a line, 50 to 200 cells each, and true groups."""
     rng = np.random.default_rng(seed)
     group = rng.permutation(np.repeat(np.arange(len(centres)), rng.integers(50, 200, len(centres))))
     middle = np.array(centres)[group][:, None] * [1, 0, 0]
@@ -26,17 +36,17 @@ def tissue(centres: list[float], seed: int = 0) -> tuple[Tensor, np.ndarray]:
 
 
 def blurred(n: int = 200, seed: int = 0) -> Tensor:
-    """Contents without groups, far from the origin, that vary in four directions in another way each."""
+    """Contexts without groups, far from the origin, that vary in four directions in another way each."""
     rng = np.random.default_rng(seed)
     h = normalize(floats(rng.normal(size=(n, 3))), dim=1).numpy()
     return floats(h @ rng.normal(size=(3, 4)) + 0.1 * rng.normal(size=(n, 4)) + [5, 0, 0, -2])
 
 
-def by_hand(content: Tensor, domains: Domains) -> list[int]:
+def by_hand(context: Tensor, domains: Domains) -> list[int]:
     """Domain of every cell, cell by cell, with given domains."""
     metric = domains.metric.double().numpy()
     inverse = metric @ metric.T  # of the covariance
-    x, middle = content.double().numpy(), domains.centres.double().numpy() @ np.linalg.inv(metric)
+    x, middle = context.double().numpy(), domains.centres.double().numpy() @ np.linalg.inv(metric)
     return [int(np.argmin([float((cell - one) @ inverse @ (cell - one)) for one in middle])) for cell in x]
 
 
@@ -53,62 +63,58 @@ def pairs(labels: np.ndarray) -> set[tuple[int, int]]:
 class TestCutDomains:
     @pytest.mark.parametrize("centres", [[0, 5], [0, 4, 9], [0, 3, 20, 24, 40]], ids=len)
     def test_separate_groups_are_found(self, centres):
-        content, group = tissue(centres)
-        domain = cut_domains(content, len(centres))
+        context, group = tissue(centres)
+        domain = cut_domains(context, len(centres))
         assert domain.dtype == np.int64
         assert pairs(domain) == pairs(group)
 
     @pytest.mark.parametrize("n", [1, 2, 3, 5])
     def test_cell_by_cell(self, n):
         for seed in range(3):
-            content = blurred(seed=seed)
-            expected = by_hand(content, find_domains(draw(content, len(content), SAMPLE), n))
+            context = blurred(seed=seed)
+            expected = by_hand(context, find_domains(sort_cells(context), n))
             assert set(expected) == set(range(n))
-            assert cut_domains(content, n).tolist() == expected
+            assert cut_domains(context, n).tolist() == expected
 
     @pytest.mark.parametrize("n", [1, 2, 7, 15, 40])
     def test_number_is_exact(self, n, caplog):
-        for content in (tissue([0, 5, 9])[0], *(blurred(seed=seed) for seed in range(3))):
-            assert np.unique(cut_domains(content, n)).tolist() == list(range(n))
+        for context in (tissue([0, 5, 9])[0], blurred()):
+            assert np.unique(cut_domains(context, n)).tolist() == list(range(n))
         assert not caplog.records
 
     def test_more_than_cells_that_differ(self, caplog):
-        content = torch.ones(10, 2)
-        content[5:] = 2
-        assert pairs(cut_domains(content, 4)) == pairs(np.repeat([0, 1], 5))
+        context = torch.ones(10, 2)
+        context[5:] = 2
+        assert pairs(cut_domains(context, 4)) == pairs(np.repeat([0, 1], 5))
         (record,) = caplog.records
         assert (record.name, record.levelno) == ("stage_sc.tl", logging.WARNING)
-        assert record.getMessage() == "4 domains were asked for, but only 2 cells differ."
+        assert "4 domains" in record.getMessage() and "2 cells" in record.getMessage()
         assert cut_domains(torch.ones(10, 2), 1).tolist() == [0] * 10
 
     @pytest.mark.parametrize("n", [4, 7])
     def test_cells_that_differ_by_rounding(self, n, caplog):
         """Of which K-means makes three groups, whatever number it is asked for."""
         group = np.random.default_rng(0).permutation(np.repeat([0, 1, 2], 40))
-        content = np.eye(3)[group] + 1e-9 * np.random.default_rng(1).normal(size=(120, 3))
-        domain = cut_domains(floats(content), n)
+        context = np.eye(3)[group] + 1e-9 * np.random.default_rng(1).normal(size=(120, 3))
+        domain = cut_domains(floats(context), n)
         assert domain.max() + 1 == len(set(domain.tolist()))
         assert all(len(set(group[domain == one])) == 1 for one in set(domain.tolist()))
-        assert "domains were asked for, but" in caplog.text
+        assert f"{n} domains" in caplog.text
 
-    @pytest.mark.parametrize("n", [2, 3, 5, 8])
-    def test_order_of_cells(self, n):
-        for content in (tissue([0, 2, 3, 5], seed=3)[0], blurred()):
-            expected = cut_domains(content, n)
-            assert (cut_domains(content, n) == expected).all()
-            for seed in range(3):
-                order = np.random.default_rng(seed).permutation(len(content))
-                assert (cut_domains(content[order], n) == expected[order]).all()
-
-    def test_in_blocks(self, monkeypatch):
-        content = blurred()
-        expected = cut_domains(content, 4)
-        monkeypatch.setattr(_domains, "BLOCK", 7)
-        assert (cut_domains(content, 4) == expected).all()
+    @pytest.mark.parametrize("n", [2, 5])
+    def test_order_of_cells_and_blocks(self, n, monkeypatch):
+        for context in (tissue([0, 2, 3, 5], seed=3)[0], blurred()):
+            expected = cut_domains(context, n)
+            for seed in range(2):
+                order = np.random.default_rng(seed).permutation(len(context))
+                assert (cut_domains(context[order], n) == expected[order]).all()
+            with monkeypatch.context() as patch:
+                patch.setattr(_domains, "BLOCK", 7)
+                assert (cut_domains(context, n) == expected).all()
 
 
 def centres_of(domains: Domains) -> np.ndarray:
-    """Centres as contents."""
+    """Centres as contexts."""
     return domains.centres.double().numpy() @ np.linalg.inv(domains.metric.double().numpy())
 
 
@@ -158,7 +164,7 @@ class TestFindDomains:
     def test_metric_is_that_of_the_gradient(self):
         """The criterion changes with the covariance as the metric says: d log det = tr(A dW)."""
         x = self.stretched(0)[0].double().numpy()
-        solution = _domains._Solution.of(x, np.repeat([0, 1, 2], 150))
+        solution = _domains.Solution.of(x, np.repeat([0, 1, 2], 150), 0.25)
         step = np.random.default_rng(0).normal(size=(7, 7))
         step = 1e-6 * (step + step.T)
         change = solution._replace(within=solution.within + step).criterion() - solution.criterion()
@@ -169,44 +175,51 @@ class TestFindDomains:
     @pytest.mark.parametrize("n", [1, 3, 5])
     def test_components_that_do_not_vary_change_nothing(self, n, noise):
         """Those that genes of several panels leave empty: in front, between and behind the others."""
-        for content in (blurred(), self.stretched(0)[0]):
-            alone = find_domains(content, n)
-            padded = torch.full((len(content), 12), 0.25)
+        for context in (blurred(), self.stretched(0)[0]):
+            alone = find_domains(context, n)
+            padded = torch.full((len(context), 12), 0.25)
             padded += noise * torch.randn(padded.shape, generator=torch.Generator().manual_seed(0))
-            used = torch.tensor([1, 2, 3, 5, 6, 9, 10][: content.shape[1]])
-            padded[:, used] = content
+            used = torch.tensor([1, 2, 3, 5, 6, 9, 10][: context.shape[1]])
+            padded[:, used] = context
             domains = find_domains(padded, n)
-            assert domains.metric.shape == (12, content.shape[1])
+            assert domains.metric.shape == (12, context.shape[1])
             assert domains.metric[used].equal(alone.metric)
             assert domains.centres.equal(alone.centres)
-            assert domains.nearest(padded).equal(alone.nearest(content))
+            assert domains.nearest(padded).equal(alone.nearest(context))
 
     @pytest.mark.parametrize("n", [2, 3, 5])
-    def test_a_fixed_point_that_is_better_than_where_it_began(self, n, monkeypatch):
-        monkeypatch.setattr(_domains, "STARTS", 12)
+    def test_a_fixed_point_that_is_better_than_where_it_began(self, n):
         gains = []
         for seed in range(4):
-            content = blurred(seed=seed)
-            x = content.double().numpy()
-            domains = find_domains(content, n)
-            labels = domains.nearest(content).numpy()
+            context = blurred(seed=seed)
+            x = context.double().numpy()
+            domains = find_domains(context, n)
+            labels = domains.nearest(context).numpy()
             means = np.stack([x[labels == k].mean(axis=0) for k in range(n)])
             np.testing.assert_allclose(centres_of(domains), means, atol=1e-3)
-            fits = [KMeans(n, n_init=1, random_state=number).fit(content.numpy()) for number in range(12)]
+            fits = [KMeans(n, n_init=1, random_state=number).fit(context.numpy()) for number in range(12)]
             gains.append(criterion(x, labels) / min(criterion(x, fit.labels_) for fit in fits))
         assert max(gains) <= 1 + 1e-3
         assert min(gains) < 1 or n == 2
 
+    def test_shrinkage_and_number_of_starts(self):
+        """Fully shrunk, it is K-means; one start is that of seed 0, and more starts are no worse."""
+        context = blurred()
+        x = context.double().numpy()
+        plain = find_domains(context, 4, config=CONFIG.replace(domain_shrinkage=1.0, domain_starts=1))
+        assert pairs(plain.nearest(context).numpy()) == pairs(KMeans(4, n_init=1, random_state=0).fit_predict(x))
+        found = [find_domains(context, 5, config=CONFIG.replace(domain_starts=n)).nearest(context) for n in (1, 30)]
+        assert criterion(x, found[1].numpy()) < criterion(x, found[0].numpy())
+
     def test_the_best_start_is_taken(self, monkeypatch):
         """Some cut along a direction that tells nothing."""
         x, plain = self.stretched(0)[0], _domains._kmeans
-        monkeypatch.setattr(_domains, "STARTS", 6)
         monkeypatch.setattr(_domains, "MAX_ROUNDS", 0)
         other = np.repeat([0, 1, 2], 150)[torch.from_numpy(np.argsort(x[:, 1].numpy())).argsort()]
         for better in range(2):
 
-            def fits(cells, n, better=better):
-                results = plain(cells, n)
+            def fits(cells, n, n_starts, better=better):
+                results = plain(cells, n, n_starts)
                 for number, one in enumerate(results):
                     one.labels_ = np.repeat([0, 1, 2], 150) if number % 2 == better else other
                 return results
@@ -217,7 +230,7 @@ class TestFindDomains:
     def test_starts_that_are_the_same_go_on_once(self):
         x = self.stretched(0)[0].double().numpy()
         one, other = np.repeat([0, 1, 2], 150), np.arange(450) % 3
-        solutions = [_domains._Solution.of(x, labels) for labels in (one, 2 - one, one, other)]
+        solutions = [_domains.Solution.of(x, labels, 0.25) for labels in (one, 2 - one, one, other)]
         first, second = _domains._different(solutions)
         assert (first.domain == one).all()
         assert (second.domain == other).all()
@@ -227,9 +240,9 @@ class TestFindDomains:
         lost = 0
         for seed in range(40):
             x, rng = blurred(60, seed=seed).double().numpy(), np.random.default_rng(seed)
-            start = _domains._Solution.of(x, rng.permutation(np.arange(60) % 12))
+            start = _domains.Solution.of(x, rng.permutation(np.arange(60) % 12), 0.25)
             lost += len(set(pairwise_distances_argmin(x @ start.metric(), start.centres @ start.metric()))) < 12
-            end = _domains._descend(x, start)
+            end = _domains._refine(x, start)
             metric = end.metric()
             near = pairwise_distances_argmin(x @ metric, end.centres @ metric)
             assert (near == end.domain).all()
@@ -237,16 +250,16 @@ class TestFindDomains:
         assert lost > 0
 
     def test_sample_stands_for_all(self):
-        content = floats(np.random.default_rng(0).normal(size=(20_000, 3)))
-        sample = draw(content, 20_000, 2000)
+        context = floats(np.random.default_rng(0).normal(size=(20_000, 3)))
+        sample = subsample(context, 20_000, 2000)
         assert len(sample) == pytest.approx(2000, abs=150)
         assert sample.mean(dim=0).abs().max() < 0.1
         assert (sample.std(dim=0) - 1).abs().max() < 0.1
         order = torch.from_numpy(np.random.default_rng(1).permutation(20_000))
-        assert draw(content[order], 20_000, 2000).equal(sample)
-        parts = [draw(part, 20_000, 2000) for part in content.split([5000, 3, 14_997])]
-        assert in_order(torch.cat(parts)).equal(sample)
-        assert len(draw(content, 20_000, 30_000)) == 20_000
+        assert subsample(context[order], 20_000, 2000).equal(sample)
+        parts = [subsample(part, 20_000, 2000) for part in context.split([5000, 3, 14_997])]
+        assert sort_cells(torch.cat(parts)).equal(sample)
+        assert len(subsample(context, 20_000, 30_000)) == 20_000
 
     def test_cells_that_are_all_the_same_are_drawn(self):
-        assert len(draw(torch.ones(50, 1), 50, 10)) == 50
+        assert len(subsample(torch.ones(50, 1), 50, 10)) == 50

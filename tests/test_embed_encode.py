@@ -1,28 +1,23 @@
-"""What surrounds cells, the whitening that follows from it, and what is comparable thereby: against dense products."""
+"""Contexts, whitening and embeddings of slides against dense products."""
 
 from __future__ import annotations
 
 import gc
 import weakref
-from dataclasses import replace
+from collections.abc import Iterator
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
 import torch
 from scipy.linalg import fractional_matrix_power, sqrtm
-from scipy.stats import ortho_group
 
 import stage_sc as st
-from stage_sc.slides._batch import slide_panel
-from stage_sc.slides._slide import Slide, read_slides_of
-from stage_sc.slides._window import load_window
-from stage_sc.model import Stage, StageConfig, _whitening
-from stage_sc.nn._augment import Panel
-from stage_sc.nn._whitening import RIDGE
-from stage_sc.train import _encode
-from stage_sc.embed._encode import Contents, calibrate, encode_slide
+from stage_sc.embed import ContextCache, calibrate, encode_slide
+from stage_sc.model import Stage, StageConfig
+from stage_sc.slides import Slide, load_window, read_slides, slide_panel
 
-N, DIM = 260, 8
+N, DIM, RIDGE = 260, 8, 0.01
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +28,7 @@ def slide() -> Slide:
     counts[7] = 0
     adata.X, adata.obsm["spatial"][9] = counts.tocsr(), [5000, 5000]
     st.pp.build_graph(adata)
-    (slide,) = read_slides_of(adata, scaling="standardize")
+    (slide,) = read_slides(adata, StageConfig())
     assert slide.isolated.sum() == slide.empty.sum() == 1
     return slide
 
@@ -45,7 +40,7 @@ def network(slide: Slide, seed: int = 0, genes: list[str] | None = None, **chang
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.copy_(0.4 * torch.randn(parameter.shape, generator=generator))
-        model.basis.copy_(torch.randn(model.basis.shape, generator=generator))
+        model.initial_vectors.copy_(torch.randn(model.initial_vectors.shape, generator=generator))
     return model.eval()
 
 
@@ -53,7 +48,7 @@ def hop_means(model: Stage, slide: Slide) -> tuple[np.ndarray, np.ndarray]:
     """Means over one hop and over six of cells embedded with the vectors of the start."""
     mean = (slide.graph[:].toarray() > 0).astype(float)
     mean /= mean.sum(axis=1, keepdims=True)
-    vectors = model.basis[[model.vocabulary[gene] for gene in slide.genes]].double().numpy()
+    vectors = model.initial_vectors[[model.vocabulary[gene] for gene in slide.genes]].double().numpy()
     cells = (slide.take(np.arange(slide.n_cells)).toarray() - slide.mean) / slide.scale @ vectors
     cells /= np.linalg.norm(vectors)
     return mean @ cells, np.linalg.matrix_power(mean, 6) @ cells
@@ -87,7 +82,7 @@ class TestCalibrate:
     def test_from_a_window(self, slide, on_disk, n_layers):
         """From the same cells of a part of the slide: the same to rounding."""
         model, cells = network(slide, n_layers=n_layers), np.arange(20, 70)
-        window, places = load_window(on_disk(slide), cells, n_layers, rings=False)
+        window, places = load_window(on_disk(slide), cells, n_layers, 6, rings=False)
         assert window.n_cells < N
         got, expected = (
             calibrate(model, one, torch.from_numpy(chosen)).whitening
@@ -96,20 +91,6 @@ class TestCalibrate:
         torch.testing.assert_close(got, expected, rtol=0, atol=1e-5)
         border = calibrate(model, window).whitening
         assert (border - expected).abs().max() > 1e-2
-
-    def test_genes_and_scaling_are_those_of_the_slide(self, slide):
-        model = network(slide, genes=["another", *reversed(slide.genes)])
-        got, plain = calibrate(model, slide), slide_panel(slide, model.vocabulary)
-        for name in ("genes", "mean", "scale"):
-            assert getattr(got, name).equal(getattr(plain, name))
-
-    def test_not_whitened(self, slide):
-        model = network(slide, whiten=False)
-        assert calibrate(model, slide).whitening is None
-        np.testing.assert_allclose(encode_slide(model, slide).content, hop_means(model, slide)[1], atol=1e-5)
-        np.testing.assert_allclose(
-            Contents().of(model, slide, calibrate(model, slide)), hop_means(model, slide)[1], atol=1e-5
-        )
 
     def test_training_changes_nothing(self, slide):
         """It follows from the vectors of the start alone."""
@@ -122,38 +103,34 @@ class TestCalibrate:
 
 
 class TestEncode:
-    def test_panel_of_the_slide_is_the_default(self, slide):
-        model = network(slide)
-        got, expected = encode_slide(model, slide, calibrate(model, slide)), encode_slide(model, slide)
-        assert got.pooled.equal(expected.pooled)
-        assert got.content.equal(expected.content)
-
     def test_another_panel(self, slide):
-        """As from a sample: it is used for cells and for content alike."""
-        model = network(slide)
+        """As from a sample: it is used for cells and for contexts alike. By default that of the slide."""
+        model = network(slide, genes=["another", *reversed(slide.genes)])
+        assert encode_slide(model, slide, calibrate(model, slide)).pooled.equal(encode_slide(model, slide).pooled)
         plain = slide_panel(slide, model.vocabulary)
         twice = encode_slide(model, slide, plain._replace(whitening=2 * torch.eye(DIM)))
         once = encode_slide(model, slide, plain)
-        torch.testing.assert_close(twice.content, 2 * once.content)
-        np.testing.assert_allclose(once.content, hop_means(model, slide)[1], atol=1e-5)
+        torch.testing.assert_close(twice.context, 2 * once.context)
+        np.testing.assert_allclose(once.context, hop_means(model, slide)[1], atol=1e-5)
         assert (twice.h - once.h).abs().max() > 0.01
 
     @pytest.mark.parametrize("whiten", [True, False])
-    def test_content_is_not_written_over(self, slide, whiten):
+    def test_context_is_not_written_over(self, slide, whiten):
         """Cells take the place of what is not needed any more."""
         model = network(slide, whiten=whiten)
-        content = encode_slide(model, slide).content
+        context = encode_slide(model, slide).context
+        assert (calibrate(model, slide).whitening is None) == (not whiten)
         far = hop_means(model, slide)[1]
         expected = far @ calibrate(model, slide).whitening.double().numpy() if whiten else far
-        np.testing.assert_allclose(content, expected, atol=1e-4)
+        np.testing.assert_allclose(context, expected, atol=1e-4)
 
     def test_whitened_cells_enter_the_layers(self, slide):
         """Without layers and with plain means: the pooled cells, in units of what varies."""
         model = network(slide, n_layers=0)
-        model.embedder.vectors.data.copy_(model.basis)
+        model.embedder.vectors.data.copy_(model.initial_vectors)
         model.encoder.reset_parameters()
         cells = slide.take(np.arange(N)).toarray()
-        vectors = model.basis.double().numpy()
+        vectors = model.initial_vectors.double().numpy()
         cells = (cells - slide.mean) / slide.scale @ vectors / np.linalg.norm(vectors)
         cells = cells @ reference(*hop_means(model, slide), 0.5)
         share = slide.local.toarray().astype(float)
@@ -161,90 +138,58 @@ class TestEncode:
         np.testing.assert_allclose(encode_slide(model, slide).pooled, share @ cells, atol=1e-3)
 
 
-def scaled(slide: Slide, factor: float) -> Slide:
-    """All cells times a constant."""
-    return replace(slide, scale=slide.scale / np.float32(factor))
-
-
 class TestComparable:
     @pytest.mark.parametrize("factor", [0.1, 30.0])
     def test_cells_times_a_constant(self, slide, factor):
+        louder = replace(slide, scale=slide.scale / np.float32(factor))
         for whiten in (True, False):
             model = network(slide, whiten=whiten)
-            one, other = (encode_slide(model, it) for it in (slide, scaled(slide, factor)))
-            for name in ("h", "content"):
+            one, other = (encode_slide(model, it) for it in (slide, louder))
+            for name in ("h", "context"):
                 difference = (getattr(one, name) - getattr(other, name)).abs().max()
                 assert difference < 1e-4 if whiten else difference > 0.05
 
-    @pytest.mark.parametrize("persistence", [0.0, 0.5])
-    def test_rotated_vectors(self, slide, persistence):
-        """Rotate content, and nothing else."""
-        model, turned = (network(slide, persistence=persistence) for _ in range(2))
-        q = torch.from_numpy(ortho_group(DIM, seed=0).rvs()).float()
-        turned.basis.copy_(model.basis @ q)
-        got, expected = calibrate(turned, slide).whitening, calibrate(model, slide).whitening
-        torch.testing.assert_close(got, q.T @ expected @ q, rtol=0, atol=1e-4)
-        contents = (encode_slide(one, slide).content for one in (turned, model))
-        torch.testing.assert_close(next(contents), next(contents) @ q, rtol=0, atol=1e-4)
 
-    @pytest.mark.parametrize("persistence", [0.0, 0.5])
-    def test_another_platform(self, slide, monkeypatch, persistence):
-        """Other genes see the same cells after an invertible symmetric map: whitened slides have the same distances."""
-        monkeypatch.setattr(_whitening, "RIDGE", 0.0)
-        other = replace(slide, genes=[f"other {gene}" for gene in slide.genes])
-        genes = [*slide.genes, *other.genes]
-        root = torch.randn(DIM, DIM, generator=torch.Generator().manual_seed(4))
-        distances = {}
-        for whiten in (True, False):
-            model = network(slide, genes=genes, whiten=whiten, persistence=persistence)
-            model.basis[len(slide.genes) :] = model.basis[: len(slide.genes)] @ (root + root.T)
-            found = (encode_slide(model, it).content.double() for it in (slide, other))
-            distances[whiten] = [torch.cdist(content, content) for content in found]
-        one, two = distances[True]
-        torch.testing.assert_close(one, two, rtol=0, atol=1e-3 * float(one.max()))
-        one, two = distances[False]
-        assert (one / one.mean() - two / two.mean()).abs().max() > 0.5
-
-
-class TestContents:
+class TestContexts:
     @pytest.mark.parametrize("whiten", [True, False])
     def test_means_over_six_hops_times_the_whitening(self, slide, whiten):
         model = network(slide, whiten=whiten)
         whitening = torch.randn(DIM, DIM, generator=torch.Generator().manual_seed(2)) if whiten else None
         panel = slide_panel(slide, model.vocabulary)._replace(whitening=whitening)
-        got = Contents().of(model, slide, panel)
+        got = ContextCache().of(model, slide, panel)
         expected = hop_means(model, slide)[1] @ (whitening.double().numpy() if whiten else np.eye(DIM))
         np.testing.assert_allclose(got.numpy(), expected, atol=1e-5)
         assert got.dtype == torch.float32
         assert got.device.type == "cpu"
         assert not got.requires_grad
 
-    def test_same_as_of_encoded_slides(self, slide):
-        model = network(slide)
-        assert Contents().of(model, slide, calibrate(model, slide)).equal(encode_slide(model, slide).content)
+    def test_computed_once_for_every_slide(self, slide, put_in_order):
+        seen = []
 
-    def test_computed_once_for_every_slide(self, slide, put_in_order, monkeypatch):
-        seen, plain = [], _encode.hop_means
+        class Watched(Slide):
+            def blocks(self, size: int) -> Iterator[object]:
+                seen.append(self)
+                return super().blocks(size)
 
-        def spy(slide: Slide, *arguments: object) -> object:
-            seen.append(slide)
-            return plain(slide, *arguments)
-
-        model, other = network(slide), put_in_order(slide, np.arange(N)[::-1])
-        panel, contents = calibrate(model, slide), Contents()
-        monkeypatch.setattr(_encode, "hop_means", spy)
-        first = [contents.of(model, it, panel) for it in (slide, other)]
-        again = [contents.of(model, it, panel) for it in (slide, other, slide, other)]
-        assert [it is slide for it in seen] == [True, False]
-        assert all(one is two for one, two in zip(first * 2, again, strict=True))
+        one, other = (
+            Watched(**{field.name: getattr(it, field.name) for field in fields(it)})
+            for it in (slide, put_in_order(slide, np.arange(N)[::-1]))
+        )
+        model, contexts = network(slide), ContextCache()
+        panel = calibrate(model, slide)
+        first = [contexts.of(model, it, panel) for it in (one, other)]
+        again = [contexts.of(model, it, panel) for it in (one, other)]
+        assert seen == [one, other]
+        assert all(a is b for a, b in zip(first, again, strict=True))
         torch.testing.assert_close(first[1], first[0].flip(0), rtol=0, atol=1e-5)  # each its own
-        Contents().of(model, slide, panel)  # another training
+        assert first[0].equal(encode_slide(model, slide).context)
+        ContextCache().of(model, one, panel)  # another training
         assert len(seen) == 3
 
     def test_freed_with_the_slide(self, slide):
-        model, contents = network(slide), Contents()
+        model, contexts = network(slide), ContextCache()
         mine = replace(slide)
-        kept = weakref.ref(contents.of(model, mine, calibrate(model, mine)))
+        kept = weakref.ref(contexts.of(model, mine, calibrate(model, mine)))
         gc.collect()
         assert kept() is not None
         gone = weakref.ref(mine)
@@ -256,9 +201,9 @@ class TestContents:
     def test_of_windows(self, slide, on_disk):
         """With the whitening of the slide: right for the centres, whatever is missing at the border."""
         model, wanted = network(slide), np.arange(100, 140)
-        panel: Panel = calibrate(model, slide)
-        window, places = load_window(on_disk(slide), wanted, 1)
-        got, expected = (Contents().of(model, it, panel) for it in (window, slide))
+        panel = calibrate(model, slide)
+        window, places = load_window(on_disk(slide), wanted, 1, 6)
+        got, expected = (ContextCache().of(model, it, panel) for it in (window, slide))
         assert got[places].equal(expected[wanted])
         position = np.empty(N, int)
         position[slide.cells] = np.arange(N)

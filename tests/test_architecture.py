@@ -1,0 +1,134 @@
+"""Imports between the packages of stage_sc: an explicit table, no cycle, no private module of another package."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+import stage_sc
+
+ROOT = Path(stage_sc.__file__).parent
+# Packages, top modules and commands, with all of the package that each imports.
+ALLOWED = {
+    "_checks": "",
+    "_compute": "_checks",
+    "_files": "",
+    "_input": "",
+    "_result": "_checks",
+    "genes": "_checks _input",
+    "graph": "_checks _input",
+    "nn": "_checks",
+    "slides": "_input genes graph nn",
+    "data": "_files graph nn slides",
+    "model": "_files nn",
+    "embed": "nn slides",
+    "niches": "_result nn slides",
+    "train": "embed nn slides",
+    "tl": "_checks _compute _files _input _result data embed genes graph metrics model niches nn slides train",
+    "pp": "_checks _input genes graph",
+    "pl": "_input _result graph",
+    "metrics": "_input",
+    "datasets": "",
+    "stage_sc": "",
+    "demo": "stage_sc",
+    "data.__main__": "data",
+    "train.__main__": "_files stage_sc train",
+}
+
+
+def imports_of(tree: ast.AST) -> Iterator[str]:
+    """Modules of stage_sc that a module imports at run time, anywhere in it; names are modules too."""
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            continue
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "relative import"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+        else:
+            yield from imports_of(node)
+
+
+def owner(name: str) -> str:
+    """Package, top module or command of a dotted name; the package as a whole is ``stage_sc``."""
+    parts = name.split(".")
+    if parts[-1] == "__main__":
+        return ".".join(parts[1:])
+    inside = len(parts) > 1 and ((ROOT / parts[1]).is_dir() or (ROOT / f"{parts[1]}.py").is_file())
+    return parts[1] if inside else "stage_sc"
+
+
+def read_imports() -> dict[str, set[str]]:
+    """Modules and names of the package that each of its modules imports."""
+    found = {}
+    for path in sorted(ROOT.rglob("*.py")):
+        module = ".".join(("stage_sc", *path.relative_to(ROOT).with_suffix("").parts)).removesuffix(".__init__")
+        names = imports_of(ast.parse(path.read_text()))
+        found[module] = {name for name in names if name.split(".")[0] == "stage_sc"}
+    return found
+
+
+IMPORTS = read_imports()
+
+
+def arrows() -> dict[str, set[str]]:
+    found: dict[str, set[str]] = {owner(module): set() for module in IMPORTS}
+    for module, names in IMPORTS.items():
+        found[owner(module)] |= {owner(name) for name in names} - {owner(module)}
+    return found
+
+
+def reached_from(module: str) -> set[str]:
+    """Modules that importing a module loads, function by function too: those named, and the packages they lie in."""
+    reached, pending = set(), [module]
+    while pending:
+        name = pending.pop()
+        if name in IMPORTS and name not in reached:
+            reached.add(name)
+            for imported in IMPORTS[name]:
+                parts = imported.split(".")
+                pending += [".".join(parts[:n]) for n in range(2, len(parts) + 1)]
+    return reached
+
+
+def test_arrows_are_those_of_the_table():
+    assert {name: " ".join(sorted(targets)) for name, targets in arrows().items()} == ALLOWED
+
+
+def test_no_cycle():
+    order = list(TopologicalSorter({name: targets.split() for name, targets in ALLOWED.items()}).static_order())
+    assert order.index("nn") < order.index("slides") < order.index("embed") < order.index("train") < order.index("tl")
+
+
+def test_no_private_module_of_another_package():
+    """Modules at the top are shared; those of a package are its own."""
+    for module, names in IMPORTS.items():
+        for name in names:
+            inner = name.split(".")[2:] if (ROOT / owner(name)).is_dir() else []
+            own = owner(name) == owner(module).split(".")[0]
+            assert own or not any(part.startswith("_") for part in inner), (module, name)
+
+
+@pytest.mark.parametrize("module", ["tl._stage_niches", "tl._label_files", "niches", "embed", "slides"])
+def test_labelling_needs_no_training(module):
+    reached = reached_from(f"stage_sc.{module}")
+    assert len(reached) > 10
+    assert not {name for name in reached if name.startswith("stage_sc.train")}
+
+
+def test_the_network_knows_tensors_only():
+    for name, source in ((path.name, path.read_text()) for path in (ROOT / "nn").glob("*.py")):
+        imported = set(imports_of(ast.parse(source)))
+        assert not {one.split(".")[0] for one in imported} & {"anndata", "scanpy", "squidpy"}, name
+        assert {owner(one) for one in imported if one.startswith("stage_sc")} <= {"nn", "_checks"}, name
+
+
+def test_metrics_compare_labels_only():
+    reached = {owner(name) for name in reached_from("stage_sc.metrics")}
+    assert "metrics" in reached
+    assert not reached & {"tl", "nn", "train", "niches", "embed", "model"}

@@ -1,0 +1,156 @@
+"""Settling of the tree on other cells, and nodes of a fine-tuned tree in the tree that it started from."""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from torch.nn.functional import normalize
+
+import stage_sc as st
+from stage_sc.niches import settle_tree
+from stage_sc.slides import read_slides
+from stage_sc.train import encode_slides, trace_niches
+
+
+@pytest.fixture(scope="module")
+def away(small_model) -> torch.Tensor:
+    """Embeddings of 2,000 cells: bundles around places that lie between the leaves."""
+    leaves = normalize(small_model.tree.prototypes[small_model.tree.nodes(-1)].detach(), dim=1).numpy()
+    rng = np.random.default_rng(0)
+    places = leaves[:5] + leaves[5:10]
+    places /= np.linalg.norm(places, axis=1, keepdims=True)
+    cells = places[rng.integers(5, size=2000)] + rng.normal(scale=0.1, size=(2000, leaves.shape[1]))
+    return normalize(torch.from_numpy(cells.astype(np.float32)), dim=1)
+
+
+@pytest.fixture
+def settled(small_model, away):
+    return settle(small_model, away)
+
+
+def settle(model, h, config=None):
+    model = copy.deepcopy(model)
+    settle_tree(model.tree, h, config or model.config)
+    return model
+
+
+def paths_of(model, h):
+    return model.tree.assign(h, how=model.config.assignment)[0]
+
+
+class TestSettleTree:
+    @pytest.mark.parametrize("weight", [0.04, 0.3])
+    def test_by_definition(self, small_model, away, weight):
+        """Nodes without cells stay, the others come nearer to their cells."""
+        settled = settle(small_model, away, small_model.config.replace(prior_weight=weight))
+        start = normalize(small_model.tree.prototypes.detach(), dim=1).double().numpy()
+        paths, h = paths_of(settled, away).numpy(), away.double().numpy()
+        for node in range(settled.tree.n_nodes):
+            expected = weight * len(h) * start[node] + h[(paths == node).any(axis=1)].sum(axis=0)
+            expected /= np.linalg.norm(expected)
+            np.testing.assert_allclose(settled.tree.prototypes[node].detach(), expected, atol=1e-5)
+
+    def test_only_prototypes_change(self, small_model, settled):
+        changed = {
+            name for name, value in settled.state_dict().items() if not value.equal(small_model.state_dict()[name])
+        }
+        assert changed == {"tree.prototypes"}
+
+    def test_there_are_no_more_niches_than_before(self, small_model, settled, away):
+        used = [len(paths_of(model, away)[:, -1].unique()) for model in (small_model, settled)]
+        assert 5 <= used[1] < used[0]
+
+    def test_the_number_of_cells_does_not_matter(self, small_model, settled, away):
+        """A tissue has the same niches if more of it was measured."""
+        more = settle(small_model, away.repeat(3, 1))
+        torch.testing.assert_close(more.tree.prototypes, settled.tree.prototypes, rtol=0, atol=1e-5)
+
+    def test_cells_of_the_tree_stay(self, small_model):
+        """Cells at the leaves do not move them."""
+        leaves = normalize(small_model.tree.prototypes[small_model.tree.nodes(-1)].detach(), dim=1)
+        paths = paths_of(small_model, leaves)
+        kept = paths[:, -1] == torch.arange(*small_model.tree.offsets[-2:])
+        model = settle(small_model, leaves[kept].repeat_interleave(50, dim=0))
+        moved = model.tree.prototypes[paths[kept, -1]]
+        assert (moved * leaves[kept]).sum(dim=1).min() > 0.99
+
+    def test_order_of_cells(self, small_model, settled, away):
+        model = settle(small_model, away[torch.randperm(len(away), generator=torch.Generator().manual_seed(0))])
+        torch.testing.assert_close(model.tree.prototypes, settled.tree.prototypes, rtol=0, atol=1e-5)
+
+
+class TestFineTuning:
+    def test_without_training_the_tree_settles(self, slides, small_model, caplog):
+        with caplog.at_level("INFO"):
+            model = st.tl.fit(slides, init=small_model, epochs=0, progress=False)
+        assert "leaves are in use" in caplog.text
+        known = read_slides(slides, small_model.config, vocabulary=small_model.vocabulary.keys())
+        expected = settle(small_model, embedded(small_model, known))
+        torch.testing.assert_close(model.tree.prototypes, expected.tree.prototypes, rtol=0, atol=1e-5)
+
+    def test_from_scratch_nothing_settles(self, tissue, small_config, caplog):
+        with caplog.at_level("INFO"):
+            st.tl.fit(tissue, config=small_config, epochs=0, progress=False)
+        assert "leaves are in use" not in caplog.text
+
+
+@pytest.fixture(scope="module")
+def tuned(tissue, small_model):
+    config = small_model.config.replace(epochs=3, warmup_epochs=0, learning_rate=1e-2)  # far enough that niches move
+    return st.tl.fit(tissue, init=small_model, config=config, progress=False)
+
+
+def labelled(adata, model):
+    return st.tl.stage_niches(adata, model=model, settle=False, copy=True)
+
+
+def embedded(model, slides):
+    return torch.cat([encoded.niche for encoded in encode_slides(model, slides)])
+
+
+class TestTrace:
+    def slides(self, adata, model):
+        return read_slides(adata, model.config, vocabulary=model.vocabulary.keys())
+
+    def test_table_is_the_majority_of_cells(self, tissue, small_model, tuned):
+        before, after = labelled(tissue, small_model), labelled(tissue, tuned)
+        tree = after.uns["stage"]["tree"]
+        moved = 0
+        for level in after.uns["stage"]["levels"]:
+            for niche in after.obs[level].cat.categories:
+                counts = before.obs[level][after.obs[level] == niche].value_counts()
+                row = tree.loc[niche]
+                assert counts[row["init_node"]] == counts.max()
+                assert row["init_share"] == pytest.approx(counts.max() / counts.sum())
+                assert row["level"] == int(level[-1])
+                moved += row["init_share"] < 1
+        assert moved > 0
+        empty = tree["n_cells"] == 0
+        assert ((tree["init_node"] == "") == empty).all()
+        assert (tree["init_share"][empty] == 0).all()
+
+    def test_a_model_from_scratch_has_no_such_table(self, tissue, small_model):
+        assert (small_model.init_node == -1).all()
+        assert list(labelled(tissue, small_model).uns["stage"]["tree"]) == ["level", "parent", "n_cells"]
+
+    def test_nothing_learnt_nothing_moved(self, tissue, small_model):
+        same, slides = copy.deepcopy(small_model), self.slides(tissue, small_model)
+        trace_niches(same, small_model, embedded(same, slides), slides)
+        used = same.init_node >= 0
+        assert used.sum() > 5
+        assert same.init_node[used].equal(torch.arange(len(used))[used])
+        assert (same.init_share[used] == 1).all()
+
+    def test_in_a_checkpoint(self, tuned, tmp_path):
+        again = st.model.load_checkpoint(st.model.save_checkpoint(tuned, tmp_path / "tuned"))
+        assert again.init_node.equal(tuned.init_node)
+        assert again.init_share.equal(tuned.init_share)
+
+    def test_slides_on_disk(self, tissue, small_model, tuned, on_disk):
+        stored = [on_disk(slide) for slide in self.slides(tissue, small_model)]
+        again = copy.deepcopy(tuned)
+        trace_niches(again, small_model, embedded(again, stored), stored)
+        assert (again.init_node == tuned.init_node).float().mean() > 0.9
