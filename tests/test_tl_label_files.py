@@ -137,7 +137,7 @@ def test_own_model_layer_and_changed_files(files, tmp_path):
         adata.write_h5ad(path)
         (bundled,) = st.tl.label_files([path], tmp_path / "out")
         assert ad.read_h5ad(bundled).uns["stage"]["model"]["digest"] != model.digest
-        assert (ad.read_h5ad(bundled).obs["stage_flag"] == "empty").all() == (X.nnz == 0)
+        assert (ad.read_h5ad(bundled).obs["stage_flag"] == "empty").all() == (X.sum() == 0)
     results = st.tl.label_files([path], tmp_path / "out", model=model, layer="counts")
     assert_same(results, fresh, LABELS)
     assert ad.read_h5ad(results[0]).uns["stage"]["model"]["digest"] == model.digest
@@ -247,7 +247,7 @@ def test_names_that_collide(files, tmp_path):
         path.write_bytes(files[0].read_bytes())
     results = st.tl.label_files(given, tmp_path / "out")
     assert [path.name for path in results] == ["a-one.h5ad", "b-one.h5ad"]
-    with pytest.raises(ValueError, match="'one'"):
+    with pytest.raises(ValueError, match="one'"):
         st.tl.label_files([given[0], given[0]], tmp_path / "out")
     for out in (tmp_path / "a", tmp_path / "b" / ".." / "a"):
         with pytest.raises(ValueError, match="'one.h5ad'"):

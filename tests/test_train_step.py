@@ -1,8 +1,6 @@
-"""One step: pairs as whole slides give them, losses from their parts with numpy, gradients, running averages."""
+"""One step: pairs as whole slides give them, losses from their parts, gradients, running averages."""
 
 from __future__ import annotations
-
-import math
 
 import numpy as np
 import pytest
@@ -10,7 +8,7 @@ import torch
 
 from stage_sc.embed import ContextCache, encode_slide
 from stage_sc.model import Stage
-from stage_sc.nn import sinkhorn
+from stage_sc.nn import path_loss, swav_loss
 from stage_sc.slides import Slide, sample_partners
 from stage_sc.train._epoch import GlobalBatch, Part
 from stage_sc.train._processes import Processes
@@ -36,11 +34,6 @@ def batch_of(parts: list[Slide], *counts: int) -> GlobalBatch:
 
 def pairs_of(model: Stage, parts: list[Slide], batch: GlobalBatch, place: tuple[int, ...] = PLACE) -> Pairs:
     return embed_pairs(model, batch, calibrate_slides(model, parts), place, ALONE, ContextCache())
-
-
-def softmax(x: np.ndarray) -> np.ndarray:
-    e = np.exp(x - x.max(axis=1, keepdims=True))
-    return e / e.sum(axis=1, keepdims=True)
 
 
 class TestPairs:
@@ -110,7 +103,7 @@ def test_chance_tells_purposes_and_places_apart():
 
 
 class TestLosses:
-    """All numbers again from embeddings, prototypes and sampled paths, with numpy."""
+    """All numbers again from embeddings, prototypes and sampled paths."""
 
     def run(self, parts, model: Stage, *counts: int, joint: bool):
         pairs = pairs_of(model, parts, batch_of(parts, *counts))
@@ -123,23 +116,16 @@ class TestLosses:
         cosine = h.detach().numpy().astype(float) @ (prototypes / np.linalg.norm(prototypes, axis=1, keepdims=True)).T
         return np.split(np.where(active, cosine, -np.inf), np.cumsum(model.config.levels)[:-1], axis=1)
 
-    def swapped(self, model: Stage, one: np.ndarray, other: np.ndarray) -> float:
-        config, total = model.config, 0.0
-        for target, source in ((one, other), (other, one)):
-            q = sinkhorn(torch.from_numpy(target), config.epsilon, config.sinkhorn_iterations).numpy()
-            log_p = np.log(np.maximum(softmax(source / config.temperature), 1e-300))
-            total -= 0.5 * (q * log_p).sum() / len(q)
-        return total
+    def swav(self, model: Stage, one: np.ndarray, other: np.ndarray) -> float:
+        scores, config = (torch.from_numpy(x) for x in (one, other)), model.config
+        named = {"epsilon": config.epsilon, "n_iterations": config.sinkhorn_iterations}
+        return float(swav_loss(*scores, temperature=config.temperature, **named))
 
-    def path(self, model: Stage, scores: list[np.ndarray], paths: np.ndarray) -> float:
-        parent, offsets, total = model.tree.parent.numpy(), np.cumsum([0, *model.config.levels]), 0.0
-        for cell, path in enumerate(paths):
-            for level in range(1, len(path)):
-                children = np.flatnonzero(parent == path[level - 1] + offsets[level - 1])
-                assert path[level] + offsets[level] in children
-                odds = np.exp(scores[level][cell, children - offsets[level]] / model.config.temperature)
-                total -= math.log(odds[children == path[level] + offsets[level]].item() / odds.sum())
-        return total / len(paths)
+    def path(self, model: Stage, scores: list[np.ndarray], paths: torch.Tensor) -> float:
+        siblings = [torch.ones(len(paths), model.config.levels[0], dtype=torch.bool)]
+        siblings += [model.tree.siblings(level, paths[:, level - 1]) for level in range(1, len(scores))]
+        scores = [torch.from_numpy(level) for level in scores]
+        return float(path_loss(scores, paths, siblings, temperature=model.config.temperature))
 
     @pytest.mark.parametrize("joint", [False, True])
     @pytest.mark.parametrize("counts", [(0, 60), (30, 40)], ids=["one slide", "two slides"])
@@ -162,7 +148,7 @@ class TestLosses:
             assert not got.requires_grad
             np.testing.assert_allclose(got.numpy(), expected, atol=1e-5)
         levels = range(n_levels) if config.swav_levels == "all" else [n_levels - 1]
-        expected = {"swav": np.mean([self.swapped(model, one[level], other[level]) for level in levels])}
+        expected = {"swav": np.mean([self.swav(model, one[level], other[level]) for level in levels])}
         total = config.swav_weight * expected["swav"]
         if config.reconstruction_weight:
             weight, bias = (part.detach().numpy() for part in (model.decoder.weight, model.decoder.bias))
@@ -175,7 +161,7 @@ class TestLosses:
             paths = model.tree.sample_paths(
                 scores, torch.from_numpy(draws), epsilon=config.epsilon, n_iterations=config.sinkhorn_iterations
             )
-            expected["path"] = self.path(model, one, paths.numpy())
+            expected["path"] = self.path(model, one, paths)
             total += config.path_weight * expected["path"]
         assert set(losses) == {"loss", *expected}
         for name, value in {**expected, "loss": total}.items():
@@ -202,7 +188,7 @@ class TestLosses:
         cosine = np.concatenate([level.numpy() for level in scores], axis=1)
         assert (np.isneginf(cosine) == ~active).all()
         one, other = (self.cosines(model, h, active) for h in (pairs.h_i, pairs.h_j))
-        expected = np.mean([self.swapped(model, a, b) for a, b in zip(one, other, strict=True)])
+        expected = np.mean([self.swav(model, a, b) for a, b in zip(one, other, strict=True)])
         assert float(losses["swav"].detach()) == pytest.approx(expected, rel=2e-4)
         assert np.isfinite(float(losses["loss"].detach()))
 

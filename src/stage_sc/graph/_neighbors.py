@@ -43,7 +43,7 @@ def slide_graph(xy: np.ndarray, settings: SlideSettings) -> SlideGraph:
         local = _within_radius(xy, settings.local, settings.view, sigma)
     else:
         itself = sp.identity(len(xy), dtype=bool, format="csr")
-        local = _lengths(_within_hops(itself, adjacency, int(settings.local)), xy)
+        local = _lengths(_within_hops(itself + adjacency, adjacency, int(settings.local) - 1), xy)
         weights = gaussian_weights(local.data, sigma)
         local = sp.csr_matrix((weights, local.indices, local.indptr), shape=local.shape, copy=False)
     return SlideGraph(edges, local, sigma, entry)

@@ -80,19 +80,17 @@ class Cells(NamedTuple):
         wrong = {name: color for name, color in palette.items() if not is_color_like(color)}
         if wrong:
             raise ValueError(f"`palette` has colours that matplotlib does not know: {wrong}")
-        parts = [part for part in self.parts if key in part.obs]
-        categories = [list(read_labels(part, key, integers=False).categories) for part in parts]
-        stored = [_stored(part, key, len(own)) for part, own in zip(parts, categories, strict=True)]
-        known = next((dict(zip(own, has, strict=True)) for own, has in zip(categories, stored, strict=True) if has), {})
+        stored = [(part, *_stored_colors(part, key)) for part in self.parts if key in part.obs]
+        known = next((dict(zip(own, old, strict=True)) for _, own, old in stored if old), {})
         default = niche_colors(self.result, key, names, self.key_added)
         if not default:  # colours that are taken come last
             free = sorted(distinct_colors(len(names)), key=lambda color: color in known.values())
             default = dict(zip([name for name in names if name not in known], free, strict=False))
         merged: dict[Any, str] = {**default, **known, **palette}
         colors = {name: to_hex(merged[name]) for name in names}
-        for part, own, has in zip(parts, categories, stored, strict=True):
+        for part, own, old in stored:
             new = [colors[name] for name in own]
-            if new != has and not part.is_view:
+            if new != old and not part.is_view:
                 part.uns[f"{key}_colors"] = new
         return colors
 
@@ -121,7 +119,9 @@ def read_cells(data: Any, key_added: str, library_key: str | None, spatial_key: 
     return Cells(parts, key_added, result, spatial_key, slides, scales)
 
 
-def _stored(adata: AnnData, key: str, n: int) -> list[str]:
-    """Colours in ``uns`` in hexadecimal; empty unless there are `n` valid ones."""
+def _stored_colors(adata: AnnData, key: str) -> tuple[list[object], list[str]]:
+    """Categories of `obs[key]`, and their colours in ``uns``; none unless there are as many valid ones."""
+    names = list(read_labels(adata, key, integers=False).categories)
     colors = adata.uns.get(f"{key}_colors", [])
-    return [to_hex(color) for color in colors] if len(colors) == n and all(map(is_color_like, colors)) else []
+    valid = len(colors) == len(names) and all(map(is_color_like, colors))
+    return names, [to_hex(color) for color in colors] if valid else []

@@ -141,8 +141,7 @@ def niche_tree(
     top = -LEVEL * (len(levels) - 1)  # of the deepest level
     strip = STRIP + ROW * len(cells.slides) if len(cells.slides) > 1 else 0
     if ax is None:
-        default = float(np.clip(0.16 * len(ends) + 2, 5, 13)), 1 + strip - top
-        fig, axes = plt.subplots(figsize=figsize or default)
+        fig, axes = plt.subplots(figsize=figsize or (float(np.clip(0.16 * len(ends) + 2, 5, 13)), 1 + strip - top))
     else:
         fig, axes = root_figure(ax), ax
     axes.set(xlim=(-0.7, len(ends) - 0.3), ylim=(top - strip - 0.15, 0.4))
@@ -166,10 +165,7 @@ def niche_tree(
 
 
 def _layout(children: Mapping[str, list[str]], n_cells: Mapping[str, int]) -> pd.DataFrame:
-    """Table of the niches in use: x of branch ends are 0, 1, … in the order of the tree, parents above their middle.
-
-    `width` is the number of branch ends below a node, `end` marks nodes without children in use.
-    """
+    """Table of the niches in use, with x and y; `width` is the number of branch ends below a node."""
     rows: dict[str, tuple[int, str, float, int, bool]] = {}
     width = 0
 
@@ -237,7 +233,7 @@ def _write_left(ax: Axes, text: str, y: float) -> None:
 
 
 def _write_names(ax: Axes, nodes: pd.DataFrame, radius: pd.Series, step: float, below: float | None) -> None:
-    """Names above the nodes (deepest level: below), the largest niches first, where they fit.
+    """Names where they fit, largest niches first; above nodes, on the deepest level below.
 
     `radius` is in points, `step` the inches from leaf to leaf, `below` the y under the strip if there is one.
     """

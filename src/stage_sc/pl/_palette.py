@@ -90,10 +90,7 @@ def tree_colors(tree: pd.DataFrame) -> dict[str, str]:
 
 
 def distinct_colors(n: int) -> list[str]:
-    """`n` colours by farthest-point sampling in OKLab, for normal, red-blind and green-blind vision.
-
-    The first colours do not depend on `n`.
-    """
+    """`n` colours by farthest-point sampling in OKLab, for normal and colour-blind vision; the first ignore `n`."""
     lightness, chroma, hue = (
         grid.ravel() for grid in np.meshgrid(np.linspace(0.45, 0.9, 10), [0.10, 0.14, 0.18], np.arange(0, 360, 9))
     )

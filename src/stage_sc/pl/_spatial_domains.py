@@ -12,6 +12,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
+from stage_sc._checks import check_choice, check_positive
 from stage_sc._result import Columns, label_keys
 from stage_sc.pl._cells import Cells, read_cells
 from stage_sc.pl._figure import finish, root_figure
@@ -143,12 +144,11 @@ def spatial_domains(
             f"`ax` holds one panel, but {len(panels)} were asked for ({len(keys)} keys x {len(slides)} slides): "
             "name one key, and one slide in `libraries`, or leave out `ax`"
         )
-    if legend_loc not in ("right margin", None):
-        raise ValueError(f"`legend_loc` must be 'right margin' or None, not {legend_loc!r}")
-    if not size > 0:
-        raise ValueError(f"`size` must be positive, not {size}")
-    if ncols is not None and ncols < 1:
-        raise ValueError(f"`ncols` must be at least 1, not {ncols}")
+    if legend_loc is not None:
+        check_choice(legend_loc, "legend_loc", ["right margin"])
+    check_positive(size, "size")
+    if ncols is not None:
+        check_positive(ncols, "ncols", integer=True)
 
     colors = {key: cells.colors(key, list(values[key].categories), palette) for key in keys}
     entries = {key: _entries(drawn[key], colors[key]) if legend_loc else [] for key in keys}
@@ -179,8 +179,8 @@ def spatial_domains(
             _legend(panel, entries[key])
     if by_slide and not grid and ax is None:
         fig.suptitle(titles[keys[0]], fontsize=11)
-    drawn_on = axes[0] if len(axes) == 1 else axes
-    return finish(fig, drawn_on, own=ax is None, show=show, save=save, return_fig=return_fig)
+    result = axes[0] if len(axes) == 1 else axes
+    return finish(fig, result, own=ax is None, show=show, save=save, return_fig=return_fig)
 
 
 def _titles(title: str | Sequence[str] | None, drawn: Mapping[str, pd.Categorical], cells: Cells) -> dict[str, str]:

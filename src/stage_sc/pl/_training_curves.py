@@ -75,10 +75,7 @@ def training_curves(
     """
     table = history if isinstance(history, pd.DataFrame) else history.history
     if table is None:
-        raise ValueError(
-            "The model has no history, which is not stored with it: draw the model that `st.tl.fit` returned, or a "
-            "table, e.g. `pd.read_csv('history.csv')`."
-        )
+        raise ValueError("The model has no history, as it was read from a file: pass that of `st.tl.fit`, or a table.")
     table = table.set_index("epoch") if "epoch" in table else table  # as read from a file
     if not len(table):
         raise ValueError("`history` has no epoch: there is nothing to draw.")

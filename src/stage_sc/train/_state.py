@@ -101,7 +101,7 @@ def resume(
 ) -> State:
     """Set model and optimiser to those of a saved training; a ValueError names values that differ from `run`."""
     differences = [
-        f"`{name}` ({before!r} there, {now!r} here)" if len(f"{before}{now}") < 80 else f"`{name}`"
+        f"`{name}` ({before!r} in the file, {now!r} here)" if len(f"{before}{now}") < 80 else f"`{name}`"
         for name, now in run.items()
         if now != (before := saved["run"].get(name))
     ]
