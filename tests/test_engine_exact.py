@@ -254,7 +254,7 @@ class TestAssign:
         nodes, confidence = tree.assign(h, how=how)
         assert nodes.dtype == torch.int64
         assert confidence.dtype == torch.float32
-        assert len(nodes[:, 2].unique()) > 20
+        assert len(nodes[:, 2].unique()) > 10
         for part in (slice(0, 1), slice(500, 2900), slice(0, 0)):
             other, sure = tree.assign(h[part], how=how)
             assert other.equal(nodes[part])

@@ -139,7 +139,7 @@ def test_own_model_layer_and_changed_files(files, tmp_path):
         assert ad.read_h5ad(bundled).uns["stage"]["model"]["digest"] != model.digest
         assert (ad.read_h5ad(bundled).obs["stage_flag"] == "empty").all() == (X.sum() == 0)
     results = st.tl.label_files([path], tmp_path / "out", model=model, layer="counts")
-    assert_same(results, fresh, LABELS)
+    assert_same(results, fresh, ["stage_path", "stage_flag", "stage_confidence"])
     assert ad.read_h5ad(results[0]).uns["stage"]["model"]["digest"] == model.digest
 
 
@@ -195,15 +195,14 @@ def test_threads(files, tmp_path, expected):
 
 
 def test_worker_killed(files, tmp_path, expected):
-    """Two workers; the first to write a file kills itself in the middle of it."""
+    """A worker kills itself at the end of a file, and what it has left is taken over by the next."""
     distributed = pytest.importorskip("distributed")
-    options = {"threads_per_worker": 1, "dashboard_address": None, "silence_logs": 50}
-    with distributed.LocalCluster(n_workers=2, **options) as cluster, distributed.Client(cluster) as client:
+    options = {"n_workers": 1, "threads_per_worker": 1, "dashboard_address": None, "silence_logs": 50}
+    with distributed.LocalCluster(**options) as cluster, distributed.Client(cluster) as client:
         pids = set(client.run(os.getpid).values())
         client.run(_arm, str(tmp_path / "killed"))
         results = st.tl.label_files(files, tmp_path / "out", n_domains=4)
-        client.wait_for_workers(2, timeout=30)
-        assert set(client.run(os.getpid).values()) != pids  # one is another process now
+        assert set(client.run(os.getpid).values()) != pids
     assert (tmp_path / "killed").exists()
     assert_same(results, expected)
 
