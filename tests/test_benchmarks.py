@@ -168,7 +168,7 @@ def test_options_without_effect_are_refused(options):
 def test_random_vectors_change_the_labels(data):
     sections = [ad.read_h5ad(data / "slide1.h5ad")]
     found = [stage.label(sections, 4, 0, mode="untrained", vectors=name) for name in ("co-expression", "random")]
-    assert list(found[0]) == ["stage_domain", "stage_l1", "stage_l2", "stage_l3"]
+    assert list(found[0])[:2] == ["stage_domain", "stage_l1"]
     assert (found[0]["stage_domain"][0] != found[1]["stage_domain"][0]).any()
 
 

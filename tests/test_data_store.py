@@ -116,6 +116,7 @@ class TestContent:
         adata.obsm["spatial"] = np.random.default_rng(0).uniform(0, 700, (adata.n_obs, 2))
         adata.write_h5ad(tmp_path / "a.h5ad")
         (slide,) = st.data.build_store([tmp_path / "a.h5ad"], tmp_path / "store", progress=False).slides()
+        assert_same_slide(slide, from_memory(tmp_path / "a.h5ad")[0])
         assert len(slide.boxes) == 4
         assert np.prod(slide.boxes[:, 1] - slide.boxes[:, 0], axis=1).sum() < 1.1 * 700**2
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import struct
 import subprocess
@@ -271,8 +272,14 @@ class TestFormat3:
     """Files of version 0.1 before its fields and tensors had their present names."""
 
     @pytest.fixture
-    def written(self, small_model, tmp_path) -> Path:
-        path = save_checkpoint(small_model, tmp_path / "now")
+    def present(self, small_model) -> Stage:
+        model, defaults = copy.deepcopy(small_model), StageConfig()
+        model.config = model.config.replace(**{name: getattr(defaults, name) for name in NOT_IN_3})
+        return model
+
+    @pytest.fixture
+    def written(self, present, tmp_path) -> Path:
+        path = save_checkpoint(present, tmp_path / "now")
         head, tensors = header(path), load_file(path)
         config = {FORMAT_3.get(name, name): head["config"][name] for name in head["config"] if name not in NOT_IN_3}
         head |= {"format_version": 3, "config": {**config, "linkage": "content"}}
@@ -281,12 +288,12 @@ class TestFormat3:
         save_file(tensors, tmp_path / "before.safetensors", metadata={"stage_sc": json.dumps(head)})
         return tmp_path / "before.safetensors"
 
-    def test_same_model_and_labels(self, written, small_model, tissue):
+    def test_same_model_and_labels(self, written, present, tissue):
         model = load_checkpoint(written)
         assert set(header(written)["config"]) & set(FORMAT_3) == set()
-        assert model.config == small_model.config
-        assert model.digest == small_model.digest
-        one, other = (st.tl.stage_niches(tissue, model=it, n_domains=3, copy=True) for it in (small_model, model))
+        assert model.config == present.config
+        assert model.digest == present.digest
+        one, other = (st.tl.stage_niches(tissue, model=it, n_domains=3, copy=True) for it in (present, model))
         assert one.obs.equals(other.obs)
         assert (one.obsm["X_stage"] == other.obsm["X_stage"]).all()
 
