@@ -107,16 +107,10 @@ def put_in_order() -> Callable[[Slide, np.ndarray], Slide]:
     """The same slide with its cells in another order."""
 
     def reorder(slide: Slide, order: np.ndarray) -> Slide:
-        return replace(
-            slide,
-            cells=slide.cells[order],
-            rows=order if slide.rows is None else slide.rows[order],
-            graph=slide.graph[order][:, order].sorted_indices(),
-            local=slide.local[order][:, order].sorted_indices(),
-            xy=slide.xy[order],
-            empty=slide.empty[order],
-            isolated=slide.isolated[order],
-        )
+        parts: dict[str, Any] = {name: getattr(slide, name)[order] for name in ("cells", "xy", "empty", "isolated")}
+        for name in ("graph", "local"):
+            parts[name] = getattr(slide, name)[order][:, order].sorted_indices()
+        return replace(slide, rows=order if slide.rows is None else slide.rows[order], **parts)
 
     return reorder
 
@@ -161,9 +155,7 @@ def _assert_same(one: Any, other: Any, where: str = "") -> None:
         assert (one.dtype, one.shape) == (other.dtype, other.shape), where
         assert one.tolist() == other.tolist() if one.dtype == object else one.tobytes() == other.tobytes(), where
     elif isinstance(one, list | tuple):
-        assert len(one) == len(other), where
-        for number, (left, right) in enumerate(zip(one, other, strict=True)):
-            _assert_same(left, right, f"{where}[{number}]")
+        _assert_same(dict(enumerate(one)), dict(enumerate(other)), where)
     else:
         assert one == other, where
 

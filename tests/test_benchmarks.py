@@ -55,18 +55,18 @@ def label(sections, n_domains, seed):
     assert not any(len(section.obs.columns) for section in sections), "sections came with what an expert said"
     return [np.floor(n_domains * section.obsm["spatial"][:, 1] / 1000.0).astype(int) for section in sections]
 '''
+JOINT = scenarios.Scenario("x", "joint", ("*.h5ad",), ())
+HALVES = scenarios.Scenario("x", "half-panels", ("slide1.h5ad",), ())
 BROKEN = "def label(sections, n_domains, seed):\n    raise KeyError('no such thing')\n"
 SLOW = "import time\ndef label(sections, n_domains, seed):\n    time.sleep(60)\n"
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("sections")
-    both = st.datasets.simulate_tissue(200, n_slides=2, rng=3)
+    folder, both = tmp_path_factory.mktemp("sections"), st.datasets.simulate_tissue(200, n_slides=2, rng=3)
     for name in ("slide1", "slide2"):
         slide = both[both.obs["slide"] == name].copy()
-        slide.obs["domain"] = slide.obs["domain"].astype(object)
-        slide.obs.loc[slide.obs_names[:5], "domain"] = None
+        slide.obs["domain"] = slide.obs["domain"].astype(object).where(np.arange(200) >= 5, None)
         slide.uns = {"tissue": f"{name} (left)", "species": "mouse"}
         slide.write_h5ad(folder / f"{name}.h5ad")
     return folder
@@ -76,9 +76,8 @@ def data(tmp_path_factory) -> Path:
 def methods(tmp_path) -> Path:
     folder = tmp_path / "methods"
     folder.mkdir()
-    (folder / "stripes.py").write_text(STRIPES)
-    (folder / "broken.py").write_text(BROKEN)
-    (folder / "slow.py").write_text(SLOW)
+    for name, source in (("stripes", STRIPES), ("broken", BROKEN), ("slow", SLOW)):
+        (folder / f"{name}.py").write_text(source)
     return folder
 
 
@@ -88,8 +87,7 @@ def config(tmp_path: Path, text: str = CONFIG) -> list[runs.Run]:
 
 
 def test_a_method_that_fails_leaves_an_error_and_the_others_go_on(data, methods, tmp_path):
-    out = tmp_path / "lines.jsonl"
-    asked = config(tmp_path)
+    out, asked = tmp_path / "lines.jsonl", config(tmp_path)
     command.benchmark(asked[:2], data, out, environments=tmp_path, methods=methods)
     failed, done = runs.read_lines(out)
     assert (failed["method"], done["method"]) == ("broken", "stripes")
@@ -109,26 +107,22 @@ def test_a_method_that_fails_leaves_an_error_and_the_others_go_on(data, methods,
 
 def test_another_checkpoint_under_the_same_name_is_run_again(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    text = CONFIG + '[runs.options]\nmode = "zero-shot"\ncheckpoint = "model.safetensors"\n'
-    ids = {}
-    for name, seed in (("none", None), ("one", 0), ("other", 1), ("one again", 0)):
+    text, ids = CONFIG + '[runs.options]\nmode = "zero-shot"\ncheckpoint = "model.safetensors"\n', []
+    for seed in (None, 0, 1, 0):
         if seed is not None:
             network = st.model.Stage(st.model.StageConfig(levels=(2,)), ["a", "b"], ["slide"], seed=seed)
             st.model.save_checkpoint(network, "model")
         runs.digest_of.cache_clear()  # as in another process
-        (ids[name],) = {run.id for run in config(tmp_path, text) if run.method == "stripes" and run.seed == 0}
-    assert ids["one"] == ids["one again"]
-    assert len(set(ids.values())) == 3
-    scratch = config(tmp_path, text.replace("zero-shot", "fit"))
-    assert all("model" not in run.line for run in scratch)
+        ids += [run.id for run in config(tmp_path, text) if run.method == "stripes" and run.seed == 0]
+    assert ids[1] == ids[3] and len(set(ids)) == 3
+    assert all("model" not in run.line for run in config(tmp_path, text.replace("zero-shot", "fit")))
 
 
 def test_a_run_that_takes_too_long_is_ended_and_not_tried_with_other_seeds(data, methods, tmp_path):
     asked = config(tmp_path, CONFIG.replace("stripes", "slow"))
     command.benchmark(asked[1:], data, tmp_path / "out", environments=tmp_path, time_limit=0.5, methods=methods)
     first, second = runs.read_lines(tmp_path / "out")
-    assert "not done after 0.5 s" in first["error"]
-    assert "too long" in second["skipped"]
+    assert "not done after 0.5 s" in first["error"] and "too long" in second["skipped"]
 
 
 @pytest.mark.parametrize("kind", ["joint", "one-by-one"])
@@ -139,30 +133,27 @@ def test_levels_of_a_tree_are_scored_beside_the_domains(data, methods, tmp_path,
     (methods / "stripes.py").write_text(STRIPES.replace("return [", "halves = [") + tree)
     run = runs.Run(scenarios.Scenario("x", kind, ("*.h5ad",), ()), "stripes", {}, 0)
     line = execute.execute(run, data, tmp_path, 60, methods)
-    assert list(line["levels"]) == ["l1", "l2"]
-    assert (line["levels"]["l1"]["number"], line["levels"]["l1"]["ARI"]) == (1, 0)
-    assert line["scores"]["mean"].items() <= line["levels"]["l2"].items()
+    levels = line["levels"]
+    assert list(levels) == ["l1", "l2"] and (levels["l1"]["number"], levels["l1"]["ARI"]) == (1, 0)
+    assert line["scores"]["mean"].items() <= levels["l2"].items()
     assert ("joint" in line["scores"]) == (kind == "joint")
-    together = run.scenario.load(data, 0)
-    groups = [[section for group in together for section in group]]
-    labels = [[np.floor(6 * one.obsm["spatial"][:, 1] / 1000).astype(int).astype(str) for one in groups[0]]]
-    labels = [[pd.Series(part, one.obs_names) for part, one in zip(labels[0], groups[0], strict=True)]]
-    joint = scores.score(scenarios.Scenario("x", "joint", ("*.h5ad",), ()), groups, labels)["joint"]
-    assert line["levels"]["l2"]["NMI, joint"] == joint["NMI"]
+    (group,) = JOINT.load(data, 0)
+    stripes = [np.floor(6 * one.obsm["spatial"][:, 1] / 1000).astype(int).astype(str) for one in group]
+    labels = [pd.Series(part, one.obs_names) for part, one in zip(stripes, group, strict=True)]
+    assert levels["l2"]["NMI, joint"] == scores.score(JOINT, [group], [labels])["joint"]["NMI"]
 
 
 @pytest.mark.parametrize(
-    "options",
+    ("mode", "options"),
     [
-        {"mode": "zero-shot", "config": {"temperature": 0.2}},
-        {"mode": "fine-tune", "vectors": "random"},
-        {"mode": "zero-shot", "variant": "paper"},
+        ("zero-shot", {"config": {"temperature": 0.2}}),
+        ("fine-tune", {"vectors": "random"}),
+        ("zero-shot", {"variant": "paper"}),
     ],
-    ids=str,
 )
-def test_options_without_effect_are_refused(options):
+def test_options_without_effect_are_refused(mode, options):
     with pytest.raises(ValueError, match="from a model"):
-        stage.label([], 4, 0, **options)
+        stage.label([], 4, 0, mode=mode, **options)
 
 
 def test_random_vectors_change_the_labels(data):
@@ -173,77 +164,60 @@ def test_random_vectors_change_the_labels(data):
 
 
 def test_scores_are_those_of_direct_calls(data):
-    scenario = scenarios.Scenario("x", "joint", ("*.h5ad",), ())
-    group = scenario.load(data, 0)[0]
-    rng = np.random.default_rng(0)
-    labels = [scenarios.expert(section).fillna("L1") for section in group]
-    for part in labels:
-        part[rng.random(len(part)) < 0.3] = "other"
-    found = scores.score(scenario, [group], [labels])
+    (group,), rng = JOINT.load(data, 0), np.random.default_rng(0)
+    experts = [scenarios.expert(section).fillna("L1") for section in group]
+    labels = [part.mask(rng.random(len(part)) < 0.3, "other") for part in experts]
+    found = scores.score(JOINT, [group], [labels])
 
     joined = ad.concat({"slide1": group[0], "slide2": group[1]}, label="section", index_unique="-")
     joined.obs["found"] = np.concatenate(labels)
     for number, (section, part) in enumerate(zip(group, labels, strict=True), start=1):
         section.obs["found"] = part
         st.pp.build_graph(section)
-        direct = {
-            "ARI": st.metrics.ari(section, "found", reference="domain"),
-            "NMI": st.metrics.nmi(section, "found", reference="domain"),
-            "FIDE": st.metrics.fide(section, "found"),
-            "PAS": st.metrics.pas(section, "found"),
-            "ASW": st.metrics.asw(section, "found"),
-        }
-        assert found[f"slide{number}"] == pytest.approx(direct, abs=1e-6)
+        direct = st.metrics.evaluate(section, "found", reference="domain").loc["found"].drop("JSD")
+        assert found[f"slide{number}"] == pytest.approx(direct.to_dict(), abs=1e-6)
     assert found["mean"]["PAS"] == pytest.approx(np.mean([found[f"slide{i}"]["PAS"] for i in (1, 2)]), abs=1e-5)
     assert found["joint"]["JSD"] == pytest.approx(st.metrics.jsd(joined, "found", library_key="section"), abs=1e-6)
     assert found["joint"]["ARI"] == pytest.approx(st.metrics.ari(joined, "found", reference="domain"), abs=1e-6)
     assert 0.5 < found["joint"]["specificity"] < 0.6, "both tissues have the same domains"
-    labels = [scenarios.expert(section).fillna("L1") for section in group]
-    apart = scores.score(scenario, [group], [[labels[0] + " a", labels[1] + " b"]])
+    apart = scores.score(JOINT, [group], [[experts[0] + " a", experts[1] + " b"]])
     assert apart["joint"]["specificity"] == apart["joint"]["JSD"] == 1.0, "domains of one tissue alone"
     assert apart["mean"]["ARI"] == 1.0 > apart["joint"]["ARI"]
 
 
 def test_half_panels_are_disjoint_halves_of_the_same_cells(data):
     whole = ad.read_h5ad(data / "slide1.h5ad")
-    scenario = scenarios.Scenario("x", "half-panels", ("slide1.h5ad",), ())
-    (halves,) = scenario.load(data, seed=5)
+    (halves,), (again,), (other,) = (HALVES.load(data, seed=seed) for seed in (5, 5, 6))
     genes = [set(half.var_names) for half in halves]
-    assert not genes[0] & genes[1] and genes[0] | genes[1] == set(whole.var_names)
+    assert (
+        not genes[0] & genes[1] and genes[0] | genes[1] == set(whole.var_names) and set(other[0].var_names) != genes[0]
+    )
     assert all(half.obs_names.equals(whole.obs_names) for half in halves)
-    assert (halves[0].X != whole[:, halves[0].var_names].X).nnz == 0
+    assert (halves[0].X != whole[:, halves[0].var_names].X).nnz == 0 == (again[1].X != halves[1].X).nnz
     changed, before = halves[1].X.sum(axis=0).A1, whole[:, halves[1].var_names].X.sum(axis=0).A1
-    many = before > 50
-    ratio = np.log(changed[many] / before[many])
+    ratio = np.log(changed[before > 50] / before[before > 50])
     assert np.median(ratio) == pytest.approx(np.log(0.6), abs=0.25) and ratio.std() == pytest.approx(0.5, abs=0.2)
     assert (halves[1].X.data == np.round(halves[1].X.data)).all()
-    again = scenario.load(data, seed=5)[0][1]
-    assert (again.X != halves[1].X).nnz == 0
-    assert set(scenario.load(data, seed=6)[0][0].var_names) != genes[0]
 
 
 def test_experts_agree_and_some_methods_are_skipped(data, tmp_path):
     """Between half panels, which have no common genes; and where weights are not there."""
-    halves = scenarios.Scenario("x", "half-panels", ("slide1.h5ad",), ())
-    line = execute.execute(runs.Run(halves, "expert", {}, 0), data, tmp_path, 1.0)
-    assert (line["scores"]["joint"]["between"], line["scores"]["joint"]["JSD"]) == (1.0, 0.0)
-    line = execute.execute(runs.Run(halves, "leiden", {}, 0), data, tmp_path, 1.0)
-    assert "sections have 0" in line["skipped"]
-    for options in ({}, {"weights": "nowhere"}):
-        scenario = scenarios.Scenario("x", "joint", ("slide1.h5ad",), ())
-        line = execute.execute(runs.Run(scenario, "scgpt", options, 0), data, tmp_path, 1.0)
-        assert line["skipped"] == "weights not there"
+
+    def line(scenario: scenarios.Scenario, method: str, **options: str) -> dict:
+        return execute.execute(runs.Run(scenario, method, options, 0), data, tmp_path, 1.0)
+
+    joint = line(HALVES, "expert")["scores"]["joint"]
+    assert (joint["between"], joint["JSD"]) == (1.0, 0.0)
+    assert "sections have 0" in line(HALVES, "leiden")["skipped"]
+    assert line(JOINT, "scgpt")["skipped"] == line(JOINT, "scgpt", weights="nowhere")["skipped"] == "weights not there"
 
 
 def test_every_method_says_what_it_needs():
     for method in execute.METHODS.glob("[!_]*.py"):
         needed = environments.requirements(method)
-        assert needed.panels in ("common", "any")
-        assert "def label(" in method.read_text()
-        if method.stem == "stage":
-            assert environments.interpreter(method, Path("nowhere")) == Path(sys.executable)
-        else:
-            assert needed.own and needed.dependencies, method.stem
+        assert needed.panels in ("common", "any") and "def label(" in method.read_text()
+        assert method.stem == "stage" or (needed.own and needed.dependencies), method.stem
+    assert environments.interpreter(execute.METHODS / "stage.py", Path("nowhere")) == Path(sys.executable)
 
 
 def test_metadata_is_read_as_its_specification_says(tmp_path):
@@ -252,8 +226,7 @@ def test_metadata_is_read_as_its_specification_says(tmp_path):
         '# needs = "weights"\n# ///\nimport one\n'
     )
     needed = environments.requirements(tmp_path / "method.py")
-    assert needed.packages == ["one", "two"]
-    assert needed.needs == "weights" and needed.panels == "common"
+    assert (needed.packages, needed.needs, needed.panels) == (["one", "two"], "weights", "common")
 
 
 def test_options_vary_one_at_a_time(tmp_path):
@@ -268,22 +241,19 @@ def test_configs_name_what_exists_and_find_their_lines(name):
     asked = runs.read_config(ACCURACY / "configs" / f"{name}.toml")
     assert len({run.id for run in asked}) == len(asked)
     assert {run.method for run in asked} <= {method.stem for method in execute.METHODS.glob("[!_]*.py")} | {"expert"}
-    for run in asked:
-        st.model.StageConfig(**run.options.get("config", {}))
+    assert all(st.model.StageConfig(**run.options.get("config", {})) for run in asked)
     tasks = {line["id"]: line["task"] for line in runs.read_lines(ACCURACY / "lines" / f"{name}.jsonl")}
-    found = {run.id: run.task for run in asked if run.id in tasks}
-    assert found == ({} if name == "left-out" else tasks)
+    assert {run.id: run.task for run in asked if run.id in tasks} == ({} if name == "left-out" else tasks)
     assert set(tasks.values()) <= {run.task for run in asked}
 
 
-def made_up(method: str, ari: float, seed: int, options: dict | None = None, scenario: str = "cortex") -> dict:
+def made_up(method: str, ari: float, seed: int, options: dict | None = None) -> dict:
     """Line of a run on two sections, the second 0.1 worse than the first."""
-    rng = np.random.default_rng([seed, len(method)])
-    values = {"NMI": 0.5, "FIDE": 0.8, "PAS": 0.1, "ASW": 0.75}
+    rng, values = np.random.default_rng([seed, len(method)]), {"NMI": 0.5, "FIDE": 0.8, "PAS": 0.1, "ASW": 0.75}
     first, second = ({"ARI": ari - less + rng.normal(scale=0.01), **values} for less in (0.0, 0.1))
     mean = {name: (first[name] + second[name]) / 2 for name in first}
     found = {"one": first, "two": second, "joint": {"JSD": 0.2, "ARI": ari}, "mean": mean}
-    told = {"id": f"{method}{options}{seed}{scenario}", "roles": ["replicates"], "scenario": scenario, "seed": seed}
+    told = {"id": f"{method}{options}{seed}", "roles": ["replicates"], "scenario": "cortex", "seed": seed}
     return told | {"method": method, "options": options or {}, "scores": found, "cpu_s": 3.0}
 
 
@@ -295,12 +265,20 @@ AS_TRAINED = {**FIT, "settle": False}
 def lines() -> list[dict]:
     found = [made_up("stage", 0.8, seed, FIT) for seed in range(5)]
     found += [made_up("leiden", 0.3, seed) for seed in range(5)]
-    found += [made_up("expert", 1.0, 0), {**made_up("leiden", 0, 7), "scenario": "lung", "error": "KeyError: 'x'"}]
-    del found[-1]["scores"]
-    levels = ([64], [8, 64], [4, 16, 64], [3, 10, 32])
-    changes = [{"temperature": 0.5}, {"batch_size": 64}, *({"levels": one} for one in levels)]
+    failed = made_up("leiden", 0, 7) | {"scenario": "lung", "error": "KeyError: 'x'"}
+    found += [made_up("expert", 1.0, 0), {name: value for name, value in failed.items() if name != "scores"}]
+    changes = [{"temperature": 0.5}, {"batch_size": 64}]
+    changes += [{"levels": levels} for levels in ([64], [8, 64], [4, 16, 64], [3, 10, 32])]
     found += [made_up("stage", 0.8, seed, AS_TRAINED) for seed in range(5)]
     return found + [made_up("stage", 0.6, seed, {**AS_TRAINED, "config": one}) for one in changes for seed in range(2)]
+
+
+@pytest.fixture
+def arguments(lines, tmp_path, monkeypatch) -> None:
+    """A command line that names a file of the lines."""
+    for line in lines:
+        runs.append(tmp_path / "lines", line)
+    monkeypatch.setattr(sys, "argv", ["command", str(tmp_path / "lines")])
 
 
 def test_tables_have_means_over_sections_and_spread_over_seeds(lines):
@@ -308,7 +286,7 @@ def test_tables_have_means_over_sections_and_spread_over_seeds(lines):
     assert (scores["section"] == "mean").sum() == len(lines) - 1
     table = tables.summary(scores[scores["scenario"] == "cortex"]).set_index("method")
     assert table.index[0] == "expert" and table.index[-1] == "leiden"
-    aris = [line["scores"]["mean"]["ARI"] for line in lines if line["method"] == "leiden" and "scores" in line]
+    aris = [line["scores"]["mean"]["ARI"] for line in lines[5:10]]
     assert table.loc["leiden", "ARI"] == f"{np.mean(aris):.3f} ({np.std(aris, ddof=1):.3f})"
     assert table.loc["stage fit settle=False temperature=0.5", "runs"] == 2
     paper = tables.paper_table(scores).set_index("Methods")
@@ -317,30 +295,23 @@ def test_tables_have_means_over_sections_and_spread_over_seeds(lines):
 
 def test_wilcoxon_pairs_sections_and_seeds(lines):
     table = tables.signed_ranks(tables.frame(lines)).set_index("method")
-    ours, leiden = (
-        np.array([line["scores"][section]["ARI"] for line in lines[start : start + 5] for section in ("one", "two")])
-        for start in (0, 5)
-    )
-    assert table.loc["leiden", "wins"] == "10 of 10"
-    assert table.loc["leiden", "p"] == f"{wilcoxon(ours - leiden).pvalue:.2g}"
-    assert "expert" not in table.index
+    aris = np.array([[line["scores"][section]["ARI"] for section in ("one", "two")] for line in lines[:10]])
+    assert table.loc["leiden", "wins"] == "10 of 10" and "expert" not in table.index
+    assert table.loc["leiden", "p"] == f"{wilcoxon((aris[:5] - aris[5:]).ravel()).pvalue:.2g}"
     assert tables.signed_ranks(tables.frame(lines[5:10])) is None
 
 
-def test_the_tables_of_a_file_are_printed(lines, tmp_path, monkeypatch, capsys):
-    for line in lines:
-        runs.append(tmp_path / "lines", line)
-    monkeypatch.setattr(sys, "argv", ["tables", str(tmp_path / "lines")])
+def test_the_tables_of_a_file_are_printed(arguments, capsys):
     tables.main()
     printed = capsys.readouterr().out
-    for title in (
+    titles = [
         "## cortex (replicates)",
         "Table 1",
         "Wilcoxon",
         "changed: cortex",
         "| lung | leiden | KeyError: 'x' | 7 |",
-    ):
-        assert title in printed
+    ]
+    assert all(title in printed for title in titles)
 
 
 def test_ablations_have_the_default_among_the_values(lines):
@@ -349,17 +320,13 @@ def test_ablations_have_the_default_among_the_values(lines):
     assert of == {"batch_size": [64, 256], "temperature": [0.1, 0.5], "depth": [1, 2, 3], "leaves": [32, 64]}
     default = changed[(changed["parameter"] == "temperature") & (changed["value"] == 0.1)]
     assert len(default) == 5 and default["ARI"].mean() == pytest.approx(0.75, abs=0.02)
-    table = tables.ablation_table(changed).set_index("parameter")
-    assert table.loc["temperature", "value"].tolist() == ["**0.1**", 0.5]
-    assert table.loc["temperature", "runs"].tolist() == [5, 2]
+    row = tables.ablation_table(changed).set_index("parameter").loc["temperature"]
+    assert (row["value"].tolist(), row["runs"].tolist()) == (["**0.1**", 0.5], [5, 2])
 
 
-def test_figures_are_drawn(lines, tmp_path, monkeypatch):
-    for line in lines:
-        runs.append(tmp_path / "lines", line)
-    monkeypatch.setattr(sys, "argv", ["figures", str(tmp_path / "lines"), "--out", str(tmp_path)])
+def test_figures_are_drawn(lines, arguments, tmp_path):
+    sys.argv += ["--out", str(tmp_path)]
     figures.main()
-    plt.close("all")
     drawn = {path.name for path in tmp_path.glob("*.png")}
     assert drawn == {"ablation.png", "methods-replicates.png", "parameters.png"}
     found = tables.frame(lines[:11])
@@ -381,26 +348,20 @@ def section() -> ad.AnnData:
 @pytest.mark.parametrize("n_cells", [150, 400, 1000, 3600])
 def test_tiles_have_the_sections_density(section, n_cells):
     slide = tile(section, n_cells, 12)
-    assert slide.shape == (n_cells, 12)
     points = slide.obsm["spatial"]
-    assert len(np.unique(points, axis=0)) == n_cells
+    assert slide.shape == (n_cells, 12) and len(np.unique(points, axis=0)) == n_cells
     near, distance = (cKDTree(xy).query(xy, 2)[0][:, 1] for xy in (points, section.obsm["spatial"]))
     assert np.median(near) == pytest.approx(np.median(distance), rel=0.15)
     corners = points[Delaunay(points).simplices]
-    (ax, ay), (bx, by) = (corners[:, 1] - corners[:, 0]).T, (corners[:, 2] - corners[:, 0]).T
-    triangle = np.median(np.abs(ax * by - ay * bx)) / 2
-    assert triangle == pytest.approx(200 * 200 / 400 / 2, rel=0.3)
+    area = np.abs(np.linalg.det(corners[:, 1:] - corners[:, :1])) / 2
+    assert np.median(area) == pytest.approx(200 * 200 / 400 / 2, rel=0.3)
 
 
 def test_tiles_have_the_sections_counts(section):
-    slide = tile(section, 1000, 5)
-    expected = section.X[:, :5].toarray()
-    assert (slide.X[:400].toarray() == expected).all()
-    assert (slide.X[400:800].toarray() == expected).all()
+    slide, expected = tile(section, 1000, 5), section.X[:, :5].toarray()
     last = np.flatnonzero(section.obsm["spatial"][:, 1] <= np.sort(section.obsm["spatial"][:, 1])[199])
-    assert (slide.X[800:].toarray() == expected[last]).all()
+    np.testing.assert_array_equal(slide.X.toarray(), np.concatenate([expected, expected, expected[last]]))
     assert slide.var_names.equals(section.var_names[:5])
-    points = tile(section, 1600, 5).obsm["spatial"]  # tiles do not overlap
-    for number in range(1, 4):
-        first, other = points[:400], points[number * 400 : (number + 1) * 400]
+    first, *others = np.split(tile(section, 1600, 5).obsm["spatial"], 4)  # tiles do not overlap
+    for other in others:
         assert ((other.min(axis=0) > first.max(axis=0) - 10) | (other.max(axis=0) < first.min(axis=0) + 10)).any()

@@ -1,4 +1,4 @@
-"""Contexts, whitening and embeddings of slides against dense products."""
+"""Contexts, whitening, embeddings and axes of slides against dense algebra; slides unlike those of the training."""
 
 from __future__ import annotations
 
@@ -7,13 +7,17 @@ import weakref
 from collections.abc import Iterator
 from dataclasses import fields, replace
 
+import anndata as ad
 import numpy as np
 import pytest
+import scipy.sparse as sp
 import torch
 from scipy.linalg import fractional_matrix_power, sqrtm
 
 import stage_sc as st
 from stage_sc.embed import ContextCache, calibrate, encode_slide
+from stage_sc.embed._slide_context import principal_axes, slide_context
+from stage_sc.embed._unlike import UNLIKE, coexpression_correlation
 from stage_sc.model import Stage, StageConfig
 from stage_sc.slides import Slide, load_window, read_slides, slide_panel
 
@@ -24,9 +28,7 @@ N, DIM, RIDGE = 260, 8, 0.01
 def slide() -> Slide:
     """One cell is empty, another has no neighbour."""
     adata = st.datasets.simulate_tissue(N, rng=6)
-    counts = adata.X.tolil()
-    counts[7] = 0
-    adata.X, adata.obsm["spatial"][9] = counts.tocsr(), [5000, 5000]
+    adata.X, adata.obsm["spatial"][9] = sp.csr_matrix(adata.X.multiply(np.arange(N)[:, None] != 7)), [5000, 5000]
     st.pp.build_graph(adata)
     (slide,) = read_slides(adata, StageConfig())
     assert slide.isolated.sum() == slide.empty.sum() == 1
@@ -44,27 +46,41 @@ def network(slide: Slide, seed: int = 0, genes: list[str] | None = None, **chang
     return model.eval()
 
 
-def hop_means(model: Stage, slide: Slide) -> tuple[np.ndarray, np.ndarray]:
-    """Means over one hop and over six of cells embedded with the vectors of the start."""
-    mean = (slide.graph[:].toarray() > 0).astype(float)
-    mean /= mean.sum(axis=1, keepdims=True)
-    vectors = model.initial_vectors[[model.vocabulary[gene] for gene in slide.genes]].double().numpy()
-    cells = (slide.take(np.arange(slide.n_cells)).toarray() - slide.mean) / slide.scale @ vectors
-    cells /= np.linalg.norm(vectors)
-    return mean @ cells, np.linalg.matrix_power(mean, 6) @ cells
+def scaled(slide: Slide) -> np.ndarray:
+    return (slide.take(np.arange(slide.n_cells)).toarray() - slide.mean) / slide.scale
 
 
-def reference(near: np.ndarray, far: np.ndarray, persistence: float) -> np.ndarray:
-    near, far = (np.cov(x.T, bias=True) for x in (near, far))
+def mean_over(slide: Slide, hops: int) -> np.ndarray:
+    near = (slide.graph[:].toarray() > 0).astype(float)
+    return np.linalg.matrix_power(near / near.sum(axis=1, keepdims=True), hops)
+
+
+def start_of(model: Stage, slide: Slide) -> np.ndarray:
+    return model.initial_vectors[[model.vocabulary[gene] for gene in slide.genes]].double().numpy()
+
+
+def hop_means(slide: Slide, vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Means over one hop and over six of cells embedded with these vectors."""
+    cells = scaled(slide) @ vectors / np.linalg.norm(vectors)
+    return mean_over(slide, 1) @ cells, mean_over(slide, 6) @ cells
+
+
+def whitening(slide: Slide, vectors: np.ndarray, persistence: float = 0.5) -> np.ndarray:
+    near, far = (np.cov(x.T, bias=True) for x in hop_means(slide, vectors))
     w = np.linalg.inv(sqrtm(near + RIDGE * np.trace(near) / len(near) * np.eye(len(near))))
     return w @ fractional_matrix_power(w @ far @ w, persistence)
+
+
+def contexts_of(slide: Slide, vectors: np.ndarray, persistence: float = 0.5) -> np.ndarray:
+    return hop_means(slide, vectors)[1] @ whitening(slide, vectors, persistence)
 
 
 class TestCalibrate:
     @pytest.mark.parametrize("persistence", [0.0, 0.5, 1.0])
     def test_equations(self, slide, persistence):
+        """From the vectors of the start alone: training changes nothing."""
         model = network(slide, persistence=persistence)
-        expected = reference(*hop_means(model, slide), persistence)
+        expected = whitening(slide, start_of(model, slide), persistence)
         got = calibrate(model, slide).whitening
         assert not got.requires_grad
         np.testing.assert_allclose(got.numpy(), expected, rtol=0, atol=1e-4 * np.abs(expected).max())
@@ -75,44 +91,30 @@ class TestCalibrate:
         model, cells = network(slide, n_layers=n_layers), np.arange(20, 70)
         window, places = load_window(on_disk(slide), cells, n_layers, 6, rings=False)
         assert window.n_cells < N
-        got, expected = (
-            calibrate(model, one, torch.from_numpy(chosen)).whitening
-            for one, chosen in ((window, places), (slide, cells))
-        )
+        both = (window, places), (slide, cells)
+        got, expected = (calibrate(model, one, torch.from_numpy(chosen)).whitening for one, chosen in both)
         torch.testing.assert_close(got, expected, rtol=0, atol=1e-5)
         border = calibrate(model, window).whitening
         assert (border - expected).abs().max() > 1e-2
 
-    def test_training_changes_nothing(self, slide):
-        """It follows from the vectors of the start alone."""
-        model = network(slide)
-        before = calibrate(model, slide).whitening
-        with torch.no_grad():
-            for parameter in model.parameters():
-                parameter.add_(1.0)
-        assert calibrate(model, slide).whitening.equal(before)
-
 
 class TestEncode:
-    def test_another_panel(self, slide):
-        """As from a sample: it is used for cells and for contexts alike. By default that of the slide."""
+    def test_panel_of_cells_and_contexts(self, slide):
         model = network(slide, genes=["another", *reversed(slide.genes)])
         assert encode_slide(model, slide, calibrate(model, slide)).pooled.equal(encode_slide(model, slide).pooled)
         plain = slide_panel(slide, model.vocabulary)
         twice = encode_slide(model, slide, plain._replace(whitening=2 * torch.eye(DIM)))
         once = encode_slide(model, slide, plain)
         torch.testing.assert_close(twice.context, 2 * once.context)
-        np.testing.assert_allclose(once.context, hop_means(model, slide)[1], atol=1e-5)
         assert (twice.h - once.h).abs().max() > 0.01
 
     @pytest.mark.parametrize("whiten", [True, False])
-    def test_context_is_not_written_over(self, slide, whiten):
-        """Cells take the place of what is not needed any more."""
+    def test_context(self, slide, whiten):
         model = network(slide, whiten=whiten)
         context = encode_slide(model, slide).context
         assert (calibrate(model, slide).whitening is None) == (not whiten)
-        far = hop_means(model, slide)[1]
-        expected = far @ calibrate(model, slide).whitening.double().numpy() if whiten else far
+        vectors = start_of(model, slide)
+        expected = contexts_of(slide, vectors) if whiten else hop_means(slide, vectors)[1]
         np.testing.assert_allclose(context, expected, atol=1e-4)
 
     def test_whitened_cells_enter_the_layers(self, slide):
@@ -120,16 +122,12 @@ class TestEncode:
         model = network(slide, n_layers=0)
         model.embedder.vectors.data.copy_(model.initial_vectors)
         model.encoder = Stage(model.config, ["gene"], ["one"]).encoder  # untrained
-        cells = slide.take(np.arange(N)).toarray()
-        vectors = model.initial_vectors.double().numpy()
-        cells = (cells - slide.mean) / slide.scale @ vectors / np.linalg.norm(vectors)
-        cells = cells @ reference(*hop_means(model, slide), 0.5)
+        vectors = start_of(model, slide)
+        cells = scaled(slide) @ vectors / np.linalg.norm(vectors) @ whitening(slide, vectors)
         share = slide.local.toarray().astype(float)
         share /= share.sum(axis=1, keepdims=True)
         np.testing.assert_allclose(encode_slide(model, slide).pooled, share @ cells, atol=1e-3)
 
-
-class TestComparable:
     @pytest.mark.parametrize("factor", [0.1, 30.0])
     def test_cells_times_a_constant(self, slide, factor):
         louder = replace(slide, scale=slide.scale / np.float32(factor))
@@ -150,14 +148,11 @@ class TestContexts:
                 seen.append(self)
                 return super().blocks(size)
 
-        one, other = (
-            Watched(**{field.name: getattr(it, field.name) for field in fields(it)})
-            for it in (slide, put_in_order(slide, np.arange(N)[::-1]))
-        )
+        both = slide, put_in_order(slide, np.arange(N)[::-1])
+        one, other = (Watched(**{field.name: getattr(it, field.name) for field in fields(it)}) for it in both)
         model, contexts = network(slide), ContextCache()
         panel = calibrate(model, slide)
-        first = [contexts.of(model, it, panel) for it in (one, other)]
-        again = [contexts.of(model, it, panel) for it in (one, other)]
+        first, again = ([contexts.of(model, it, panel) for it in (one, other)] for _ in range(2))
         assert seen == [one, other]
         assert all(a is b for a, b in zip(first, again, strict=True))
         torch.testing.assert_close(first[1], first[0].flip(0), rtol=0, atol=1e-5)  # each its own
@@ -168,23 +163,124 @@ class TestContexts:
     def test_freed_with_the_slide(self, slide):
         model, contexts = network(slide), ContextCache()
         mine = replace(slide)
-        kept = weakref.ref(contexts.of(model, mine, calibrate(model, mine)))
+        kept, gone = weakref.ref(contexts.of(model, mine, calibrate(model, mine))), weakref.ref(mine)
         gc.collect()
         assert kept() is not None
-        gone = weakref.ref(mine)
         del mine
         gc.collect()
-        assert gone() is None
-        assert kept() is None
+        assert gone() is None and kept() is None
 
     def test_of_windows(self, slide, on_disk):
-        """With the whitening of the slide: right for the centres, whatever is missing at the border."""
         model, wanted = network(slide), np.arange(100, 140)
         panel = calibrate(model, slide)
         window, places = load_window(on_disk(slide), wanted, 1, 6)
         got, expected = (ContextCache().of(model, it, panel) for it in (window, slide))
         assert got[places].equal(expected[wanted])
-        position = np.empty(N, int)
-        position[slide.cells] = np.arange(N)
-        others = expected[position[window.cells]]
-        assert (got - others).abs().max() > 0.01
+        assert (got - expected[np.argsort(slide.cells)[window.cells]]).abs().max() > 0.01
+
+
+def random_context(slide: Slide, persistence: float = 0.5) -> torch.Tensor:
+    vectors = np.random.default_rng(0).normal(size=(len(slide.genes), DIM))
+    return torch.from_numpy(contexts_of(slide, vectors, persistence)).float()
+
+
+def axes_of(around: np.ndarray) -> np.ndarray:
+    return np.linalg.svd(around - around.mean(axis=0))[2][:DIM].T
+
+
+class TestAxes:
+    @pytest.mark.parametrize("n_cells", [N, N // 3])
+    def test_principal_axes_of_two_hops(self, slide, n_cells):
+        chosen = np.linspace(0, N - 1, n_cells).astype(int)
+        axes = principal_axes(slide, DIM, n_cells).numpy()
+        expected = axes_of((mean_over(slide, 2) @ scaled(slide))[chosen])
+        assert axes.dtype == np.float32
+        np.testing.assert_allclose(axes.T @ axes, np.eye(DIM), atol=1e-5)
+        np.testing.assert_allclose(axes @ axes.T, expected @ expected.T, atol=1e-3)
+
+    def test_fewer_genes_than_axes(self, slide):
+        x = slide.take(np.arange(N))[:, :5]
+        few = replace(slide, expression=x, rows=None, genes=slide.genes[:5], mean=slide.mean[:5], scale=slide.scale[:5])
+        axes = principal_axes(few, DIM, N).numpy()
+        assert axes.shape == (5, DIM)
+        np.testing.assert_allclose(axes @ axes.T, np.eye(5), atol=1e-5)
+
+    def test_many_genes(self):
+        adata, rng = st.datasets.simulate_tissue(300, rng=2), np.random.default_rng(0)
+        many = ad.AnnData(sp.csr_matrix(rng.poisson(adata.X.toarray() @ rng.gamma(0.3, 0.2, (adata.n_vars, 1500)))))
+        many.obsm["spatial"] = adata.obsm["spatial"]
+        st.pp.build_graph(many)
+        (slide,) = read_slides(many, StageConfig())
+        around = mean_over(slide, 2) @ scaled(slide)
+        axes, expected = principal_axes(slide, DIM, slide.n_cells).numpy(), axes_of(around)
+        around -= around.mean(axis=0)
+        assert np.square(around @ axes).sum() > 0.999 * np.square(around @ expected).sum()
+
+    def test_no_counts(self, slide):
+        empty, x = replace(slide, expression=0 * slide.expression, mean=0 * slide.mean), random_context(slide)
+        got = slide_context(empty, x, StageConfig())
+        torch.testing.assert_close(got, x.mean(dim=0).expand_as(x))
+
+    @pytest.mark.parametrize(("persistence", "rank"), [(0.0, DIM), (0.5, DIM), (0.5, 3)])
+    def test_equation_of_contexts(self, slide, persistence, rank):
+        """Only directions that the vectors of the model span are turned, wherever these lie."""
+        span = np.linalg.qr(np.random.default_rng(5).normal(size=(DIM, DIM)))[0][:, :rank]
+        x = random_context(slide, persistence)[:, :rank] @ torch.from_numpy(span.T).float()
+        own, mean = contexts_of(slide, axes_of(mean_over(slide, 2) @ scaled(slide)), persistence), x.mean(dim=0).numpy()
+        own -= own.mean(axis=0)
+        left, _, right = np.linalg.svd(own.T @ (x.double().numpy() - mean))
+        got = slide_context(slide, x, StageConfig(persistence=persistence))
+        assert got.dtype == torch.float32
+        np.testing.assert_allclose(got.numpy(), mean + own @ left[:, :rank] @ right[:rank], atol=2e-3)
+        np.testing.assert_allclose(got.numpy() @ span @ span.T, got, atol=1e-4)
+        assert (got - x).abs().max() > 0.1
+
+
+@pytest.fixture(scope="module")
+def trained() -> tuple[ad.AnnData, Stage]:
+    adata = st.datasets.simulate_tissue(1000, rng=5)
+    st.pp.build_graph(adata)
+    return adata, st.tl.fit(adata, epochs=0, progress=False)
+
+
+class TestUnlike:
+    def read(self, adata: ad.AnnData, model: Stage) -> Slide:
+        return read_slides(adata, model.config, vocabulary=model.vocabulary.keys())[0]
+
+    def of(self, adata: ad.AnnData, model: Stage) -> float:
+        return coexpression_correlation(model, self.read(adata, model))
+
+    def test_by_definition(self, trained):
+        adata, model = trained
+        one = self.read(adata, model)
+        around = mean_over(one, 2) @ scaled(one)
+        vectors = start_of(model, one)
+        vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+        pairs = np.triu_indices(len(one.genes), 1)
+        expected = np.corrcoef(np.corrcoef(around.T)[pairs], (vectors @ vectors.T)[pairs])[0, 1]
+        assert coexpression_correlation(model, one) == pytest.approx(expected, abs=1e-3)
+        assert expected > 0.1
+
+    def test_other_names_for_genes_are_noticed(self, trained, caplog):
+        """Whatever the name of the slide: those without a name are all called the same."""
+        adata, model = trained
+        assert self.of(adata, model) > 2 * UNLIKE
+        other, noise = adata.copy(), adata.copy()
+        other.var_names = np.random.default_rng(0).permutation(adata.var_names)
+        noise.X = np.random.default_rng(1).poisson(1.0, adata.shape).astype(np.float32)
+        for strange in (other, noise):
+            assert abs(self.of(strange, model)) < UNLIKE
+        for slides in (["elsewhere"], ["slide"]):
+            model.slides = slides
+            caplog.clear()
+            st.tl.stage_niches(adata, model=model, copy=True)
+            assert not caplog.records
+            st.tl.stage_niches(noise, model=model, copy=True)
+            assert "'slide' is unlike" in caplog.text
+
+    def test_one_gene_or_none_that_varies(self, trained):
+        adata, model = trained
+        assert self.of(adata[:, :1].copy(), model) == 0
+        one = self.read(adata, model)
+        flat = replace(one, expression=one.expression * 0)
+        assert abs(coexpression_correlation(model, flat)) < UNLIKE

@@ -22,7 +22,6 @@ def with_expression(slide: Slide, x: np.ndarray, genes: list[str], scale: np.nda
 
 
 def dense(slide: Slide) -> np.ndarray:
-    """Expression of the cells in their order."""
     return slide.take(np.arange(slide.n_cells)).toarray().astype(float)
 
 
@@ -32,25 +31,23 @@ def means(slide: Slide) -> np.ndarray:
     return near / near.sum(axis=1, keepdims=True)
 
 
-def dense_covariance(slide: Slide) -> np.ndarray:
-    """Of the mean over two hops, after scaling; traces as large as the number of genes."""
-    around = means(slide) @ means(slide) @ dense(slide)
+def dense_covariance(slide: Slide, step: int = 1) -> np.ndarray:
+    """Of the mean over two hops, after scaling, of every `step`-th cell; traces as large as the number of genes."""
+    around = (means(slide) @ means(slide) @ dense(slide))[::step]
     scaled = (around - around.mean(axis=0)) / slide.scale
-    covariance = scaled.T @ scaled / len(scaled)
+    covariance = scaled.T @ scaled
     return covariance * len(covariance) / np.trace(covariance)
 
 
 def assert_vectors(vectors: np.ndarray, covariance: np.ndarray) -> None:
     """Principal axes over the fourth root of their variance, up to sign."""
     dim = vectors.shape[1]
-    values, axes = np.linalg.eigh(covariance)
-    values, axes = values[::-1][:dim], axes[:, ::-1][:, :dim]
-    gaps = np.abs(np.diff(np.linalg.eigvalsh(covariance)[::-1][: dim + 1])) / values[: len(vectors)]
+    values, axes = (part[..., ::-1] for part in np.linalg.eigh(covariance))
+    gaps, values = np.abs(np.diff(values[: dim + 1])) / values[:dim], values[:dim]
     for column in range(dim):
         if gaps[column] > 1e-3 and (column == 0 or gaps[column - 1] > 1e-3):  # others can be any mixture
             expected = axes[:, column] * values[column] ** -0.25
-            cosine = vectors[:, column] @ expected / (expected @ expected)
-            assert abs(cosine) == pytest.approx(1, abs=2e-3), column
+            assert abs(vectors[:, column] @ expected) == pytest.approx(expected @ expected, rel=2e-3), column
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=0), values**-0.25, rtol=1e-3)
 
 
@@ -65,8 +62,7 @@ def cut(parts: list[Slide], *columns: np.ndarray) -> list[Slide]:
 @pytest.fixture(scope="module")
 def parts(slides) -> list[Slide]:
     """Two slides with the same genes."""
-    parts = read_slides(slides, StageConfig())
-    common = set.intersection(*(set(part.genes) for part in parts))
+    common = set.intersection(*(set(part.genes) for part in read_slides(slides, StageConfig())))
     return read_slides(slides[:, slides.var_names.str.casefold().isin(common)].copy(), StageConfig())
 
 
@@ -84,17 +80,13 @@ class TestVectors:
         assert_vectors(coexpression_vectors([parts[0], louder], parts[0].genes, 8), mean)
 
     def test_two_panels_are_merged(self, parts, monkeypatch):
-        """By a few factors, whatever the length of vectors."""
         monkeypatch.setattr(_gene_vectors, "N_FACTORS", 6)
         genes = parts[0].genes
         columns = [np.arange(100), np.arange(60, len(genes) - 2)]
-        slides = cut(parts, *columns)
-        vocabulary = ["a gene of neither", *genes]
+        slides, vocabulary = cut(parts, *columns), ["a gene of neither", *genes]
         vectors = coexpression_vectors(slides, vocabulary, 10, 3)
-        panels = [
-            PanelCovariance(np.array([vocabulary.index(gene) for gene in slide.genes]), dense_covariance(slide), 1)
-            for slide in slides
-        ]
+        both = zip(columns, slides, strict=True)
+        panels = [PanelCovariance(here + 1, dense_covariance(slide), 1) for here, slide in both]
         expected = common_factors(panels, len(vocabulary), 6, 3)
         np.testing.assert_allclose(vectors[:, :6], expected, rtol=1e-2, atol=1e-3)
         assert (vectors[:, 6:] == 0).all()
@@ -117,15 +109,12 @@ class TestVectors:
         assert (coexpression_vectors(slides[::-1], genes, 8) == vectors).all()
 
     def test_panels_that_share_few_genes_are_reported(self, parts, caplog):
-        genes = parts[0].genes
-
-        n = len(genes)
-        apart = [np.arange(90), np.arange(51, n)]  # 39 in common
+        genes, n = parts[0].genes, len(parts[0].genes)
         linked = [np.arange(60), np.arange(n - 60, n), np.arange(n)]  # by the third
         coexpression_vectors(cut(parts, *linked), genes, 8)
         coexpression_vectors(cut(parts, np.arange(20), np.arange(10, n)), genes, 8)  # half of a small panel
         assert not caplog.records
-        slides = cut(parts, *apart)
+        slides = cut(parts, np.arange(90), np.arange(51, n))  # 39 in common
         coexpression_vectors(slides, genes, 8)
         (record,) = caplog.records
         for told in ("2 groups", "39 genes", *(repr(slide.name) for slide in slides)):
@@ -151,22 +140,16 @@ class TestVectors:
         vectors, again = (coexpression_vectors([slide], slide.genes, 8) for _ in range(2))
         assert (vectors == again).all()
         around = means(slide) @ means(slide) @ x
-        around -= around.mean(axis=0)
-        left, singular, right = np.linalg.svd(around, full_matrices=False)
-        values = singular**2 / (singular**2).sum() * 4100
-        for column in range(6):
-            expected = right[column] * values[column] ** -0.25
-            assert abs(vectors[:, column] @ expected) / (expected @ expected) == pytest.approx(1, abs=1e-3)
+        _, singular, right = np.linalg.svd(around - around.mean(axis=0), full_matrices=False)
+        expected = right[:6].T * (singular[:6] ** 2 / (singular**2).sum() * 4100) ** -0.25
+        cosine = (vectors[:, :6] * expected).sum(axis=0) / (expected**2).sum(axis=0)
+        np.testing.assert_allclose(np.abs(cosine), 1, atol=1e-3)
         assert (vectors[:, 6:] == 0).all()
 
     def test_large_slides_are_thinned(self, parts, monkeypatch):
         monkeypatch.setattr(_gene_vectors, "MAX_CELLS", 70)
-        around = (means(parts[0]) @ means(parts[0]) @ dense(parts[0]))[::2]  # 200 // 70
-        scaled = (around - around.mean(axis=0)) / parts[0].scale
-        covariance = scaled.T @ scaled
-        assert_vectors(
-            coexpression_vectors(parts[:1], parts[0].genes, 6), covariance * len(covariance) / np.trace(covariance)
-        )
+        vectors = coexpression_vectors(parts[:1], parts[0].genes, 6)
+        assert_vectors(vectors, dense_covariance(parts[0], 2))  # 200 // 70
 
 
 @pytest.fixture(scope="module")
@@ -193,8 +176,7 @@ def test_genes_that_were_never_measured_together(truth, seed, monkeypatch):
 
 def by_hand(panels: list[PanelCovariance], start: np.ndarray, n_rounds: int, floor: float) -> np.ndarray:
     """The printed equations, gene by gene."""
-    vectors, sigmas = start, [0.5] * len(panels)
-    identity = np.eye(start.shape[1])
+    vectors, sigmas, identity = start, [0.5] * len(panels), np.eye(start.shape[1])
     for _ in range(n_rounds):
         left, right, following = {}, {}, []
         for (genes, covariance, n_slides), sigma in zip(panels, sigmas, strict=True):
@@ -219,8 +201,7 @@ def test_rounds_are_the_printed_equations(truth, n_rounds, floor, monkeypatch):
     start = np.random.default_rng(1).normal(scale=0.1, size=(40, 3))
     monkeypatch.setattr(_common_factors, "N_ROUNDS", n_rounds)
     monkeypatch.setattr(_common_factors, "MIN_NOISE", floor)
-    found = common_factors(panels, 40, 3, 1)
-    reference = by_hand(panels, start, n_rounds, floor)
+    found, reference = common_factors(panels, 40, 3, 1), by_hand(panels, start, n_rounds, floor)
     np.testing.assert_allclose(found @ found.T, reference @ reference.T, rtol=1e-3, atol=1e-5)  # up to a turn
 
 

@@ -62,42 +62,37 @@ CASES = ("radius", "hops", "hexagonal", "square", "slide1", "slide2", "slide3")
 
 
 def network(slide: Slide, n_layers: int, *, sharp: float = 1.0, seed: int = 0) -> Stage:
-    """All parameters far from their start; with `sharp`, attention looks at few cells."""
-    genes = ["another", *reversed(slide.genes), "one more"]
+    """All parameters far from their start; with `sharp`, attention has its weight on few cells."""
     config = StageConfig(dim=16, n_layers=n_layers, n_heads=4, levels=(2, 4))
-    model, generator = Stage(config, genes, ["one"], version="0"), torch.Generator().manual_seed(seed)
+    model = Stage(config, ["another", *reversed(slide.genes), "one more"], ["one"], version="0")
+    generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            parameter.copy_(0.4 * torch.randn(parameter.shape, generator=generator))
-            if ".att_" in name:
-                parameter *= sharp
+            scale = 0.4 * (sharp if ".att_" in name else 1)
+            parameter.copy_(scale * torch.randn(parameter.shape, generator=generator))
         model.initial_vectors.copy_(torch.randn(model.initial_vectors.shape, generator=generator))
     return model.eval()
 
 
-@torch.no_grad()
-def by_layers(model: Stage, slide: Slide, centres: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
-    """Embedding of a batch, or of the whole slide, and context from products of dense matrices."""
-    panel = calibrate(model, slide)
-    batch = make_batch(slide, panel, model.config.n_layers, centres=centres)
-    vectors = model.initial_vectors[[model.vocabulary[gene] for gene in slide.genes]].double().numpy()
-    cells = (slide.take(np.arange(slide.n_cells)).toarray() - slide.mean) / slide.scale @ vectors
+def hop_mean(slide: Slide, hops: int) -> np.ndarray:
     mean = (slide.graph[:].toarray() > 0).astype(float)
-    mean /= mean.sum(axis=1, keepdims=True)
-    context = np.linalg.matrix_power(mean, 6) @ cells / np.linalg.norm(vectors) @ panel.whitening.double().numpy()
-    return model(batch).numpy(), context if centres is None else context[centres]
+    return np.linalg.matrix_power(mean / mean.sum(axis=1, keepdims=True), hops)
 
 
 @torch.no_grad()
-def by_torch_geometric(model: Stage, slide: Slide) -> np.ndarray:
-    """Embedding from its layers, which hold all messages, and a dense mean."""
-    cells = model.embed(Sparse(slide.take(np.arange(slide.n_cells))), calibrate(model, slide))
+def reference(model: Stage, slide: Slide) -> tuple[np.ndarray, np.ndarray]:
+    """Embedding from torch-geometric's layers, which hold all messages, and context from dense matrices."""
+    panel, expression = calibrate(model, slide), slide.take(np.arange(slide.n_cells))
+    cells = model.embed(Sparse(expression), panel)
     graph, local = slide.graph[:].tocoo(), torch.from_numpy(slide.local[:].toarray())
     edges, weights = torch.from_numpy(np.stack([graph.col, graph.row])).long(), torch.from_numpy(graph.data)[:, None]
     for layer in model.encoder.layers:
         cells = layer(cells, edges, weights)
     share = local * torch.exp(model.encoder.score(cells).clamp(-10, 10)).T
-    return normalize(model.encoder.project(share @ cells / share.sum(dim=1, keepdim=True)), dim=1).numpy()
+    h = normalize(model.encoder.project(share @ cells / share.sum(dim=1, keepdim=True)), dim=1)
+    vectors = model.initial_vectors[[model.vocabulary[gene] for gene in slide.genes]].double().numpy()
+    context = hop_mean(slide, 6) @ ((expression.toarray() - slide.mean) / slide.scale @ vectors)
+    return h.numpy(), context / np.linalg.norm(vectors) @ panel.whitening.double().numpy()
 
 
 def assert_close(got: Encoded, h: np.ndarray, context: np.ndarray, tolerance: float = TOLERANCE) -> None:
@@ -109,71 +104,51 @@ def assert_close(got: Encoded, h: np.ndarray, context: np.ndarray, tolerance: fl
 class TestWholeSlides:
     @pytest.mark.parametrize("name", CASES)
     @pytest.mark.parametrize("n_layers", [0, 1, 2, 3])
+    @torch.no_grad()
     def test_like_the_layers(self, cases, name, n_layers):
+        """As is one batch of all cells; batches of some are in test_slides_batch."""
         slide = cases[name]
         model = network(slide, n_layers, seed=n_layers)
-        h, context = by_layers(model, slide)
+        h, context = reference(model, slide)
         assert_close(encode_slide(model, slide), h, context)
-        np.testing.assert_allclose(h, by_torch_geometric(model, slide), rtol=0, atol=TOLERANCE)
+        batch = model(make_batch(slide, calibrate(model, slide), n_layers))
+        np.testing.assert_allclose(batch, h, rtol=0, atol=TOLERANCE)
         assert len(np.unique(h.round(3), axis=0)) > 0.9 * slide.n_cells
         assert context.std() > 0.01
 
     @pytest.mark.parametrize("sharp", [30.0, 1000.0])
     @pytest.mark.parametrize("name", ["radius", "hexagonal"])
+    @torch.no_grad()
     def test_large_attention_scores(self, cases, name, sharp):
         """Of some hundreds, whose exponentials float32 cannot hold."""
         slide = cases[name]
         model = network(slide, 1, sharp=sharp)
-        with torch.no_grad():
-            batch = make_batch(slide, calibrate(model, slide), 1)
-            layer, z = model.encoder.layers[0], model.embed(batch.expression, batch.panel)
-            source = (layer.lin(z).view(-1, 4, 4) * layer.att_src).sum(dim=2)
-        assert source.abs().max() > (89 if sharp == 1000 else 5)
-        got, (h, context) = encode_slide(model, slide), by_layers(model, slide)
+        batch = make_batch(slide, calibrate(model, slide), 1)
+        layer, z = model.encoder.layers[0], model.embed(batch.expression, batch.panel)
+        assert (layer.lin(z).view(-1, 4, 4) * layer.att_src).sum(dim=2).abs().max() > (89 if sharp == 1000 else 5)
+        got, (h, context) = encode_slide(model, slide), reference(model, slide)
         assert np.isfinite(got.h.numpy()).all()
         assert_close(got, h, context)
 
+    @torch.no_grad()
     def test_large_gates(self, cases):
         model = network(cases["radius"], 1)
-        with torch.no_grad():
-            model.encoder.score.weight *= 1000
-        assert_close(encode_slide(model, cases["radius"]), *by_layers(model, cases["radius"]))
-
-    @pytest.mark.parametrize("name", ["radius", "square"])
-    @pytest.mark.parametrize("block", [7, 64, 259, 260, 10**6])
-    def test_any_size_of_the_blocks(self, cases, name, block):
-        model = network(cases[name], 2)
-        got, expected = (encode_slide(model, cases[name], block=size) for size in (block, 100))
-        assert_close(got, expected.h.numpy(), expected.context.numpy(), 2e-6)
-        np.testing.assert_allclose(got.pooled, expected.pooled, atol=TOLERANCE)
+        model.encoder.score.weight *= 1000
+        assert_close(encode_slide(model, cases["radius"]), *reference(model, cases["radius"]))
 
     @pytest.mark.parametrize("name", CASES)
-    def test_on_disk(self, cases, name, on_disk, put_in_order):
+    def test_any_order_of_the_cells_and_on_disk_and_any_size_of_blocks(self, cases, name, on_disk, put_in_order):
         slide = cases[name]
         model, order = network(slide, 2), np.random.default_rng(5).permutation(slide.n_cells)
-        stored = on_disk(put_in_order(slide, order))
+        memory, expected = put_in_order(slide, order), encode_slide(model, slide)
+        stored = on_disk(memory)
         assert stored.stored
         assert not slide.stored
-        expected = encode_slide(model, slide)
-        for block in (64, 10**6):
-            got = encode_slide(model, stored, block=block)
+        assert not expected.pooled.requires_grad
+        for other, block in ((memory, 7), (memory, 260), (stored, 64), (stored, 259), (stored, 10**6)):
+            got = encode_slide(model, other, block=block)
             assert_close(got, expected.h[order].numpy(), expected.context[order].numpy())
-
-    def test_expression_on_disk_changes_no_bit(self, tmp_path):
-        adata = st.datasets.simulate_tissue(200, rng=3)
-        st.pp.build_graph(adata)
-        (one,), (other,) = (read_slides(adata, StageConfig(), scratch=folder) for folder in (None, tmp_path))
-        model = network(one, 2)
-        got, expected = (encode_slide(model, slide, block=30) for slide in (other, one))
-        assert got.pooled.equal(expected.pooled)
-        assert got.context.equal(expected.context)
-
-    @pytest.mark.parametrize("name", CASES)
-    def test_any_order_of_the_cells(self, cases, name, put_in_order):
-        slide = cases[name]
-        model, order = network(slide, 2), np.random.default_rng(4).permutation(slide.n_cells)
-        expected, got = encode_slide(model, slide), encode_slide(model, put_in_order(slide, order))
-        assert_close(got, expected.h[order].numpy(), expected.context[order].numpy())
+            np.testing.assert_allclose(got.pooled, expected.pooled[order], atol=TOLERANCE)
 
     def test_reads_blocks_and_expression_twice(self, cases, on_disk, monkeypatch):
         stored, asked = on_disk(cases["radius"]), []
@@ -197,59 +172,25 @@ class TestWholeSlides:
         model = network(slide, 1)
         model.config = model.config.replace(smoothing=hops)
         encoded = encode_slide(model, slide)
-        mean = (slide.graph[:].toarray() > 0).astype(float)
-        mean /= mean.sum(axis=1, keepdims=True)
-        around = np.linalg.matrix_power(mean, hops) @ encoded.h.double().numpy()
-        expected = around / np.linalg.norm(around, axis=1, keepdims=True)
+        expected = normalize(torch.from_numpy(hop_mean(slide, hops)) @ encoded.h.double(), dim=1)
         np.testing.assert_allclose(encoded.niche, expected, rtol=0, atol=TOLERANCE)
         assert (encoded.niche - encoded.h).abs().max() > 0.01 or hops == 0
 
-    def test_no_gradient_and_nothing_changed(self, cases):
-        model = network(cases["radius"], 1)
-        before = {name: value.clone() for name, value in model.state_dict().items()}
-        encoded = encode_slide(model, cases["radius"])
-        assert not encoded.pooled.requires_grad
-        assert all(value.equal(before[name]) for name, value in model.state_dict().items())
 
-
-class TestBatches:
-    @pytest.mark.parametrize("name", CASES)
-    @pytest.mark.parametrize("n_layers", [0, 1, 3])
-    def test_any_centres(self, cases, name, n_layers):
-        slide, rng = cases[name], np.random.default_rng(n_layers)
-        model = network(slide, n_layers, seed=n_layers + 10)
-        whole = encode_slide(model, slide)
-        odd = [*np.flatnonzero(slide.isolated), *np.flatnonzero(slide.empty), 3, 3]
-        draws = [rng.permutation(slide.n_cells)[:size] for size in (1, 1, 2, 5, 40, slide.n_cells)]
-        for centres in (*draws, np.array(odd)):
-            h, context = by_layers(model, slide, centres)
-            assert_close(Encoded(*(part[centres] for part in whole)), h, context)
-
-    def test_on_disk(self, cases, on_disk):
-        """To the bit: the same rows are read."""
-        slide = cases["hops"]
-        model, stored = network(slide, 2), on_disk(slide)
-        centres = np.random.default_rng(0).permutation(260)[:30]
-        for one, other in zip(by_layers(model, slide, centres), by_layers(model, stored, centres), strict=True):
-            np.testing.assert_array_equal(one, other)
-
-
+@pytest.mark.parametrize("how", ["path", "top-down"])
 class TestAssign:
     """Paths and confidences by enumeration are in test_nn_tree."""
 
-    def grown(self, levels: tuple[int, int, int]) -> PrototypeTree:
-        """Unbalanced: every node has a child at least, the others go to the first."""
+    @pytest.fixture
+    def tree(self) -> PrototypeTree:
         torch.manual_seed(0)
-        tree = PrototypeTree(levels, 6)
-        for level in (1, 2):
-            place = torch.arange(levels[level])
-            tree.parent[tree.nodes(level)] = tree.offsets[level - 1] + place * (place < levels[level - 1])
+        tree = PrototypeTree((3, 9, 40), 6)
+        for level, size in ((1, 9), (2, 40)):
+            tree.parent[tree.nodes(level)] = tree.offsets[level - 1] + torch.arange(size) % (3**level)
         return tree
 
-    @pytest.mark.parametrize("how", ["path", "top-down"])
-    def test_any_number_of_cells(self, how):
+    def test_any_number_of_cells(self, tree, how):
         """More than a block, in parts, and none."""
-        tree = self.grown((3, 9, 40))
         h = normalize(torch.randn(3000, 6, generator=torch.Generator().manual_seed(3)), dim=1)
         nodes, confidence = tree.assign(h, how=how)
         assert nodes.dtype == torch.int64
@@ -259,16 +200,13 @@ class TestAssign:
             other, sure = tree.assign(h[part], how=how)
             assert other.equal(nodes[part])
             assert torch.allclose(sure, confidence[part], atol=1e-6)
-            assert other.shape == (len(h[part]), 3)
 
-    @pytest.mark.parametrize("how", ["path", "top-down"])
-    def test_equal_scores(self, how):
+    @torch.no_grad()
+    def test_equal_scores(self, tree, how):
         """Confidence stays finite with a temperature near 0."""
-        tree = self.grown((2, 4, 8))
-        with torch.no_grad():
-            tree.prototypes[:] = torch.eye(6)[0]
+        tree.prototypes[:] = torch.eye(6)[0]
         nodes, confidence = tree.assign(normalize(torch.randn(5, 6), dim=1), how=how, temperature=1e-3)
         for level in (1, 2):
             assert (tree.parent[nodes[:, level]] == nodes[:, level - 1]).all()
-        assert (confidence > 0.1).all()
+        assert (confidence > 0.01).all()
         assert (confidence < 1).all()

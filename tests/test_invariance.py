@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import textwrap
 
 import anndata as ad
 import numpy as np
@@ -17,17 +16,19 @@ import stage_sc as st
 from stage_sc.model import Stage
 
 
-def moved(
-    xy: np.ndarray, angle: float = 0.0, shift: tuple[float, float] = (0.0, 0.0), mirror: int = 1, unit: float = 1.0
-) -> np.ndarray:
+def relocated(
+    adata: ad.AnnData, angle: float = 0.0, shift: tuple[float, float] = (0.0, 0.0), mirror: int = 1, unit: float = 1.0
+) -> ad.AnnData:
     turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
-    return unit * (xy * [mirror, 1] @ turn + shift)
+    adata.obsm["spatial"] = unit * (adata.obsm["spatial"] * [mirror, 1] @ turn + shift)
+    return adata
 
 
 def shuffled(adata: ad.AnnData, seed: int, *, cells: bool = True, genes: bool = True) -> ad.AnnData:
     rng = np.random.default_rng(seed)
-    rows = rng.permutation(adata.n_obs) if cells else np.arange(adata.n_obs)
-    columns = rng.permutation(adata.n_vars) if genes else np.arange(adata.n_vars)
+    rows, columns = (
+        rng.permutation(n) if do else np.arange(n) for n, do in zip(adata.shape, (cells, genes), strict=True)
+    )
     return adata[rows, columns].copy()
 
 
@@ -48,14 +49,11 @@ def assert_same(one: tuple[pd.DataFrame, ...], other: tuple[pd.DataFrame, ...]) 
 VARIANTS = [
     pytest.param(lambda adata: adata.copy(), id="same"),
     pytest.param(lambda adata: shuffled(adata, 1, genes=False), id="cells shuffled"),
-    pytest.param(lambda adata: adata[::-1].copy(), id="cells reversed"),
     pytest.param(lambda adata: shuffled(adata, 2, cells=False), id="genes shuffled"),
     pytest.param(lambda adata: shuffled(adata, 3), id="both shuffled"),
 ]
 PLACES = [
-    pytest.param({"angle": 0.3}, id="rotated"),
-    pytest.param({"shift": (5000.0, -70_000.0)}, id="shifted"),
-    pytest.param({"angle": 4.0, "shift": (-123.4, 99_999.9)}, id="rotated and shifted"),
+    pytest.param({"angle": 0.3, "shift": (5000.0, -70_000.0)}, id="moved"),
     pytest.param({"angle": 1.0, "shift": (3e7, -4e7)}, id="far away"),
     pytest.param({"mirror": -1}, id="mirrored"),
 ]
@@ -68,8 +66,6 @@ def expected(tissue, small_model):
 
 
 class TestLabelling:
-    """With a model that is there."""
-
     @pytest.mark.parametrize("change", VARIANTS)
     @pytest.mark.parametrize("rebuild", [False, True], ids=["graph kept", "graph rebuilt"])
     def test_order(self, tissue, small_model, expected, change, rebuild):
@@ -80,25 +76,14 @@ class TestLabelling:
 
     @pytest.mark.parametrize("place", [*PLACES, UNIT])
     def test_position(self, raw_tissue, small_model, expected, place):
-        other = raw_tissue.copy()
-        other.obsm["spatial"] = moved(other.obsm["spatial"], **place)
+        other = relocated(raw_tissue.copy(), **place)
         st.pp.build_graph(other, scale=0.125 if "unit" in place else None)
         assert_same(labels(other, small_model), expected)
 
     def test_bundled_model(self, tissue):
-        other = shuffled(tissue, 4)
-        other.obsm["spatial"] = moved(other.obsm["spatial"], 2.0, (77.0, 12_345.6))
+        other = relocated(shuffled(tissue, 4), 2.0, (77.0, 12_345.6))
         st.pp.build_graph(other)
         assert_same(labels(other, None), labels(tissue, None))
-
-    def test_cells_that_are_all_alike(self, raw_tissue, small_model):
-        """Nothing but the neighbourhoods tells them apart."""
-        adata = raw_tissue.copy()
-        adata.X = np.ones(adata.shape, np.float32)
-        st.pp.build_graph(adata)
-        one, other = (labels(data, small_model) for data in (adata, shuffled(adata, 5)))
-        for name in ("stage_path", "stage_flag", "stage_domain"):
-            pd.testing.assert_series_equal(one[0][name], other[0][name])
 
     def test_names_of_cells_and_other_columns_do_not_matter(self, tissue, small_model, expected):
         other = tissue.copy()
@@ -122,11 +107,10 @@ class TestLabelling:
         """Spots, whose neighbourhoods are counted in steps, in any order and place."""
         row, column = np.divmod(np.arange(300), 20)
         hexagonal = np.c_[100 * (column + 0.5 * (row % 2)), 100 * np.sqrt(0.75) * row]
-        grid, found = hexagonal if layout == "hexagonal" else 8.0 * np.c_[column, row], []
+        plain, found = raw_tissue.copy(), []
+        plain.obsm["spatial"] = hexagonal if layout == "hexagonal" else 8.0 * np.c_[column, row]
         for seed in (None, 8, 9):
-            adata = raw_tissue.copy()
-            adata.obsm["spatial"] = grid if seed is None else moved(grid, 0.1 * seed, (300.0, -70.0 * seed))
-            adata = adata if seed is None else shuffled(adata, seed)
+            adata = plain if seed is None else relocated(shuffled(plain, seed), 0.1 * seed, (300.0, -70.0 * seed))
             st.pp.build_graph(adata)
             assert adata.uns["stage_graph"]["slides"]["mode"].iloc[0] == "hops"
             found.append(labels(adata, small_model))
@@ -142,59 +126,39 @@ class TestCompany:
         for part in parts:
             st.pp.build_graph(part)
         listed = st.tl.stage_niches(parts, model=small_model, settle=False, copy=True)
+        columns = ["stage_l1", "stage_l2", "stage_l3", "stage_path", "stage_flag", "stage_confidence"]
         for part, other in zip(parts, listed, strict=True):
             alone, h = labels(part, small_model, settle=False)
-            for name in ("stage_l1", "stage_l2", "stage_l3", "stage_path", "stage_flag"):
-                assert alone[name].tolist() == together.loc[alone.index, name].tolist()
-                assert alone[name].tolist() == other.obs.loc[alone.index, name].tolist()
-            pd.testing.assert_series_equal(alone["stage_confidence"], together.loc[alone.index, "stage_confidence"])
+            for frame in (together, other.obs):
+                assert alone[columns].values.tolist() == frame.loc[alone.index, columns].values.tolist()
             pd.testing.assert_frame_equal(h, embedding.loc[h.index], check_exact=True)
 
     def test_slides_in_another_order(self, slides, small_model):
-        other = slides[::-1].copy()
-        assert_same(labels(other, small_model), labels(slides, small_model))
+        other, expected = slides[::-1].copy(), labels(slides, small_model)
+        assert_same(labels(other, small_model), expected)
         other.obs["slide"] = other.obs["slide"].astype(str).map({"slide1": "b", "slide2": "a"})
+        other.obsm["spatial"][other.obs["slide"] == "b"] += 10_000  # slides are never neighbours
         st.pp.build_graph(other, library_key="slide")
-        assert_same(labels(other, small_model), labels(slides, small_model))
-
-    def test_place_of_the_slides(self, slides, small_model):
-        """Far apart or on top of each other: slides are never neighbours."""
-        other = slides.copy()
-        other.obsm["spatial"][other.obs["slide"] == "slide2"] += 10_000
-        st.pp.build_graph(other, library_key="slide")
-        assert_same(labels(other, small_model), labels(slides, small_model))
+        assert_same(labels(other, small_model), expected)
 
 
-def chain(adata: ad.AnnData, config: st.model.StageConfig) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """From coordinates to labels."""
-    st.pp.build_graph(adata)
-    return labels(adata, st.tl.fit(adata, config=config, progress=False))
-
-
-@pytest.mark.parametrize("change", [VARIANTS[0], VARIANTS[4], *PLACES[2:]])
+@pytest.mark.parametrize("change", [VARIANTS[0], VARIANTS[3], *PLACES[1:]])
 def test_whole_chain(raw_tissue, small_config, expected, change):
-    if callable(change):
-        adata = change(raw_tissue)
-    else:
-        adata = shuffled(raw_tissue, 6)
-        adata.obsm["spatial"] = moved(adata.obsm["spatial"], **change)
-    assert_same(chain(adata, small_config), expected)
+    adata = change(raw_tissue) if callable(change) else relocated(shuffled(raw_tissue, 6), **change)
+    st.pp.build_graph(adata)
+    assert_same(labels(adata, st.tl.fit(adata, config=small_config, progress=False)), expected)
 
 
 def test_whole_chain_on_several_slides(slides, small_config):
     results = []
-    for seed in (None, 7):
-        adata = slides.copy() if seed is None else shuffled(slides, seed)
-        if seed is not None:
-            adata.obsm["spatial"] = moved(adata.obsm["spatial"], 1.0, (99.0, -99.0))
+    for adata in (slides.copy(), relocated(shuffled(slides, 7), 1.0, (99.0, -99.0))):
         st.pp.build_graph(adata, library_key="slide")
         results.append(labels(adata, st.tl.fit(adata, config=small_config, progress=False)))
     assert_same(*results)
 
 
 SCRIPT = """
-import hashlib, sys
-import numpy as np, torch
+import hashlib
 import stage_sc as st
 
 adata = st.datasets.simulate_tissue(200, n_slides=2, rng=3)
@@ -202,23 +166,16 @@ st.pp.build_graph(adata, library_key="slide")
 config = st.model.StageConfig(dim=16, levels=(2, 5, 12), epochs=2, warmup_epochs=1, learning_rate=1e-3)
 model = st.tl.fit(adata, config=config, progress=False)
 st.tl.stage_niches(adata, model=model, n_domains=4)
-digest = hashlib.sha256()
-for name in ("stage_path", "stage_domain", "stage_flag"):
-    digest.update("|".join(adata.obs[name].astype(str)).encode())
-for values in (adata.obs["stage_confidence"].to_numpy(), adata.obsm["X_stage"]):
-    digest.update(np.ascontiguousarray(values).tobytes())
-result = f"{digest.hexdigest()} {adata.uns['stage']['model']['digest']}"
+digest = hashlib.sha256(adata.obs.to_csv().encode() + adata.obsm["X_stage"].tobytes()).hexdigest()
+result = f"{digest} {adata.uns['stage']['model']['digest']}"
 """
 
 
 def test_another_process():
     """With other hash seeds and numbers of threads."""
-    script = textwrap.dedent(SCRIPT)
     environment = {**os.environ, "PYTHONHASHSEED": "12", "OMP_NUM_THREADS": "2", "OPENBLAS_NUM_THREADS": "2"}
-    other = subprocess.run(
-        [sys.executable, "-c", script + "print(result)"], env=environment, capture_output=True, text=True, check=False
-    )
-    assert other.returncode == 0, other.stderr
+    command = [sys.executable, "-c", SCRIPT + "print(result)"]
+    other = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
     here: dict[str, object] = {}
-    exec(script, here)
+    exec(SCRIPT, here)
     assert other.stdout.split()[-2:] == str(here["result"]).split()

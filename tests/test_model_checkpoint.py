@@ -46,10 +46,10 @@ def build(seed: int = 0, **changes: object) -> Stage:
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
-    rng = np.random.default_rng(seed)
     n_leaves = config.levels[-1]
-    leaf = torch.from_numpy(rng.integers(0, n_leaves, 100))
-    model.tree.grow(torch.randn(n_leaves, 8), leaf, torch.randn(100, 8), "context")
+    model.tree.grow(torch.randn(n_leaves, 8), torch.randint(n_leaves, (100,)), torch.randn(100, 8), "context")
+    model.init_node.copy_(torch.arange(model.tree.n_nodes))
+    model.init_share.copy_(torch.rand(model.tree.n_nodes))
     model.queue.push(torch.zeros(20).long(), torch.rand(20, model.tree.n_nodes), 3)  # the rest stays infinite
     return model.eval()
 
@@ -81,19 +81,15 @@ class TestRoundTrip:
         "changes", [{}, {"levels": (3,)}, {"n_layers": 0}, {"whiten": False, "persistence": 0.25}], ids=str
     )
     def test_same_state_to_the_bit(self, changes, tmp_path):
-        model = build(**changes)
+        """From memory: not from the file, which may change."""
+        model, path = build(**changes), tmp_path / "model.safetensors"
         back = load_checkpoint(save_checkpoint(model, tmp_path / "model"))
+        path.write_bytes(b"\0" * path.stat().st_size)
         assert back.config == model.config
         assert (back.genes, back.slides, back.name, back.version) == (GENES, ["lung", "liver"], "test", "0.0.1")
         expected = model.state_dict()
         assert back.state_dict().keys() == expected.keys()
-        assert {
-            "tree.parent",
-            "tree.prototypes",
-            "queue.scores",
-            "initial_vectors",
-            "embedder.vectors",
-        } <= expected.keys()
+        assert {"tree.parent", "tree.prototypes", "queue.scores", "initial_vectors"} <= expected.keys()
         for name, value in back.state_dict().items():
             assert torch.equal(value, expected[name]), name
             assert value.dtype == expected[name].dtype, name
@@ -101,80 +97,62 @@ class TestRoundTrip:
         assert not back.training
 
     def test_saving_and_loading_leaves_the_model_and_chance_alone(self, model, tmp_path):
-        before, state = {k: v.clone() for k, v in model.state_dict().items()}, torch.get_rng_state()
+        before, state = model.digest, torch.get_rng_state()
         load_checkpoint(save_checkpoint(model, tmp_path / "model", half=True))
         assert torch.equal(torch.get_rng_state(), state)
-        for name, value in model.state_dict().items():
-            assert torch.equal(value, before[name])
+        assert model.digest == before
 
-    def test_twice(self, saved, tmp_path):
-        again = save_checkpoint(load_checkpoint(saved), tmp_path / "again")
-        assert again.read_bytes() == saved.read_bytes()
+    def test_twice(self, model, saved, tmp_path):
+        back = load_checkpoint(saved)
+        assert header(saved)["digest"] == model.digest == back.digest
+        assert save_checkpoint(back, tmp_path / "again").read_bytes() == saved.read_bytes()
 
+    def test_names(self, model, tmp_path):
+        for name in ("one", "one.safetensors", "v1.2"):
+            path = save_checkpoint(model, str(tmp_path / name))
+            assert path == tmp_path / f"{name.removesuffix('.safetensors')}.safetensors"
+        unnamed = build()
+        unnamed.name = "custom"  # gets the name of its file
+        assert load_checkpoint(save_checkpoint(unnamed, tmp_path / "lung_atlas")).name == "lung_atlas"
 
-class TestNames:
-    def test_suffix(self, model, tmp_path):
-        assert save_checkpoint(model, tmp_path / "one").name == "one.safetensors"
-        assert save_checkpoint(model, str(tmp_path / "one.safetensors")) == tmp_path / "one.safetensors"
-        assert save_checkpoint(model, tmp_path / "v1.2").name == "v1.2.safetensors"
-
-    def test_a_model_without_a_name_gets_that_of_its_file(self, tmp_path):
-        model = build()
-        model.name = "custom"
-        assert load_checkpoint(save_checkpoint(model, tmp_path / "lung_atlas")).name == "lung_atlas"
-
-
-class TestHalf:
-    def test_close(self, model, saved, tmp_path):
+    def test_half(self, model, saved, tmp_path):
         path = save_checkpoint(model, tmp_path / "half", half=True)
-        size, full = (
-            sum(v.nbytes for v in load_file(file).values() if v.is_floating_point()) for file in (path, saved)
-        )
+        files = [load_file(file).values() for file in (path, saved)]
+        size, full = (sum(value.nbytes for value in file if value.is_floating_point()) for file in files)
         assert 2 * size == full
         back = load_checkpoint(path)
         assert header(path)["digest"] == back.digest != model.digest
         assert {value.dtype for value in back.state_dict().values()} == {torch.float32, torch.int64}
         for name, value in back.state_dict().items():
-            assert torch.allclose(value.float(), model.state_dict()[name].float(), rtol=2e-3, atol=1e-4), name
+            torch.testing.assert_close(value, model.state_dict()[name], rtol=2e-3, atol=1e-4, msg=name)
         assert torch.equal(back.tree.parent, model.tree.parent)
 
 
 class TestDigest:
-    def test_same_for_the_file_and_the_model(self, model, saved):
-        assert header(saved)["digest"] == model.digest == load_checkpoint(saved).digest
-
     def test_every_tensor_counts(self):
+        """And the smallest change of it."""
         model = build()
         seen = {model.digest}
         for value in model.state_dict().values():
             flat = value.view(-1)
-            flat[-1] = 1 if torch.isinf(flat[-1].float()) else flat[-1] + 1
+            last = torch.nextafter(flat[-1], torch.tensor(0.0)) if flat.is_floating_point() else flat[-1] + 1
+            flat[-1] = torch.where(flat[-1] == 0, 1, last)
             seen.add(model.digest)
         assert len(seen) == len(model.state_dict()) + 1
 
-    def test_smallest_change(self):
+    def test_names_and_every_field_of_the_configuration_count(self):
         model = build()
-        before = model.digest
-        with torch.no_grad():
-            model.embedder.vectors[0, 0] = torch.nextafter(model.embedder.vectors[0, 0], torch.tensor(9.0))
-        assert model.digest != before
-
-    @pytest.mark.parametrize("name", ["genes", "slides"])
-    def test_names_count(self, name):
-        model = build()
-        before = model.digest
-        setattr(model, name, getattr(model, name)[::-1])
-        assert model.digest != before
-
-    def test_every_field_of_the_configuration_counts(self):
-        model = build()
-        config, seen = model.config, {model.digest}
+        seen = {model.digest}
+        for name in ("genes", "slides"):
+            setattr(model, name, getattr(model, name)[::-1])
+            seen.add(model.digest)
+        config = model.config
         for name in config.to_dict():
             value = getattr(config, name)
             other = OTHER[name] if name in OTHER else value * 2 if isinstance(value, int) else value / 2
             model.config = config.replace(**{name: other})
             seen.add(model.digest)
-        assert len(seen) == 1 + len(config.to_dict())
+        assert len(seen) == 3 + len(config.to_dict())
 
     def test_same_in_another_process(self, saved):
         code = "import sys; from stage_sc.model import load_checkpoint; print(load_checkpoint(sys.argv[1]).digest)"
@@ -182,28 +160,18 @@ class TestDigest:
         assert told.stdout.strip() == header(saved)["digest"]
 
 
-class TestFile:
-    def test_replaces_at_once(self, saved, tmp_path, monkeypatch):
-        path = tmp_path / "model.safetensors"
-        path.write_bytes(saved.read_bytes())
+def test_replaces_at_once(saved, tmp_path, monkeypatch):
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(saved.read_bytes())
 
-        def fails(self, target):
-            raise OSError("power cut")
-
-        with monkeypatch.context() as patch:
-            patch.setattr(Path, "replace", fails)
-            with pytest.raises(OSError, match="power cut"):
-                save_checkpoint(build(1), path)
-        assert path.read_bytes() == saved.read_bytes()  # whatever happens before the last step, the old file is whole
-        save_checkpoint(build(1), path)
-        assert header(path)["digest"] == build(1).digest
-        assert [file.name for file in tmp_path.iterdir()] == ["model.safetensors"]
-
-    def test_a_loaded_model_survives_its_file(self, model, tmp_path):
-        path = save_checkpoint(model, tmp_path / "model")
-        back = load_checkpoint(path)
-        path.write_bytes(b"\0" * path.stat().st_size)
-        assert back.digest == model.digest
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", None)  # as a power cut
+        with pytest.raises(TypeError):
+            save_checkpoint(build(1), path)
+    assert path.read_bytes() == saved.read_bytes()  # whatever happens before the last step, the old file is whole
+    save_checkpoint(build(1), path)
+    assert header(path)["digest"] == build(1).digest
+    assert [file.name for file in tmp_path.iterdir()] == ["model.safetensors"]
 
 
 class TestRefused:
@@ -213,17 +181,24 @@ class TestRefused:
         with pytest.raises(FileNotFoundError):
             load_checkpoint(tmp_path)
 
-    @pytest.mark.parametrize("content", [b"", b"\x80\x04 no checkpoint", np.random.default_rng(0).bytes(5000)])
-    def test_other_bytes(self, content, tmp_path):
-        path = tmp_path / "model.safetensors"
-        path.write_bytes(content)
-        with pytest.raises(ValueError, match="model.safetensors.*cannot be read"):
-            load_checkpoint(path)
+    def test_other_bytes_and_files_cut_short(self, saved, tmp_path):
+        path, whole = tmp_path / "model.safetensors", saved.read_bytes()
+        other = (b"", b"\x80\x04 no checkpoint", np.random.default_rng(0).bytes(5000))
+        for content in (*other, *(whole[:length] for length in (4, 100, len(whole) - 1))):
+            path.write_bytes(content)
+            with pytest.raises(ValueError, match="model.safetensors.*cannot be read"):
+                load_checkpoint(path)
 
-    @pytest.mark.parametrize("metadata", [None, {"format": "pt"}])
-    def test_foreign_safetensors(self, metadata, tmp_path):
+    @pytest.mark.parametrize(
+        ("metadata", "message"),
+        [
+            *[(metadata, "no model of stage_sc") for metadata in (None, {"format": "pt"})],
+            *[({"stage_sc": content}, "other.safetensors") for content in ("no json", "[]", "3")],
+        ],
+    )
+    def test_foreign_safetensors(self, metadata, message, tmp_path):
         save_file({"weight": torch.ones(3)}, tmp_path / "other.safetensors", metadata=metadata)
-        with pytest.raises(ValueError, match="no model of stage_sc"):
+        with pytest.raises(ValueError, match=message):
             load_checkpoint(tmp_path / "other.safetensors")
 
     @pytest.mark.parametrize("version", [None, 2, 5, "3"])
@@ -233,12 +208,11 @@ class TestRefused:
             load_checkpoint(path)
 
     def test_flipped_bits_in_the_numbers(self, saved, tmp_path):
-        content = saved.read_bytes()
+        content, path = saved.read_bytes(), tmp_path / "damaged.safetensors"
         start = 8 + struct.unpack("<Q", content[:8])[0]
         for position in np.random.default_rng(0).integers(start, len(content), 20):
             damaged = bytearray(content)
             damaged[position] ^= 1
-            path = tmp_path / "damaged.safetensors"
             path.write_bytes(damaged)
             with pytest.raises(ValueError, match="damaged.*digest"):
                 load_checkpoint(path)
@@ -255,51 +229,26 @@ class TestRefused:
         with pytest.raises(ValueError, match="damaged"):
             load_checkpoint(rewritten(saved, tmp_path / "changed.safetensors", **changes))
 
-    @pytest.mark.parametrize("content", ["no json", "[]", "3"])
-    def test_header_that_is_no_header(self, content, tmp_path):
-        save_file({"weight": torch.ones(3)}, tmp_path / "odd.safetensors", metadata={"stage_sc": content})
-        with pytest.raises(ValueError, match="odd.safetensors"):
-            load_checkpoint(tmp_path / "odd.safetensors")
 
-    def test_cut_short(self, saved, tmp_path):
-        for length in (4, 100, saved.stat().st_size - 1):
-            (tmp_path / "short.safetensors").write_bytes(saved.read_bytes()[:length])
-            with pytest.raises(ValueError, match="cannot be read"):
-                load_checkpoint(tmp_path / "short.safetensors")
-
-
-class TestFormat3:
-    """Files of version 0.1 before its fields and tensors had their present names."""
-
-    @pytest.fixture
-    def present(self, small_model) -> Stage:
-        model, defaults = copy.deepcopy(small_model), StageConfig()
-        model.config = model.config.replace(**{name: getattr(defaults, name) for name in NOT_IN_3})
-        return model
-
-    @pytest.fixture
-    def written(self, present, tmp_path) -> Path:
-        path = save_checkpoint(present, tmp_path / "now")
-        head, tensors = header(path), load_file(path)
-        config = {FORMAT_3.get(name, name): head["config"][name] for name in head["config"] if name not in NOT_IN_3}
-        head |= {"format_version": 3, "config": {**config, "linkage": "content"}}
-        tensors = {FORMAT_3.get(name, name): value for name, value in tensors.items()}
-        head["digest"] = content_digest(head, tensors)
-        save_file(tensors, tmp_path / "before.safetensors", metadata={"stage_sc": json.dumps(head)})
-        return tmp_path / "before.safetensors"
-
-    def test_same_model_and_labels(self, written, present, tissue):
-        model = load_checkpoint(written)
-        assert set(header(written)["config"]) & set(FORMAT_3) == set()
-        assert model.config == present.config
-        assert model.digest == present.digest
-        one, other = (st.tl.stage_niches(tissue, model=it, n_domains=3, copy=True) for it in (present, model))
-        assert one.obs.equals(other.obs)
-        assert (one.obsm["X_stage"] == other.obsm["X_stage"]).all()
-
-    def test_damaged(self, written, tmp_path):
-        with pytest.raises(ValueError, match="damaged.*digest"):
-            load_checkpoint(rewritten(written, tmp_path / "a.safetensors", slides=["another"]))
+def test_format_3(small_model, tissue, tmp_path):
+    """Files of version 0.1, before fields and tensors had their present names: same model and labels."""
+    present, defaults = copy.deepcopy(small_model), StageConfig()
+    present.config = present.config.replace(**{name: getattr(defaults, name) for name in NOT_IN_3})
+    path, before = save_checkpoint(present, tmp_path / "now"), tmp_path / "before.safetensors"
+    head = header(path)
+    config = {FORMAT_3.get(name, name): value for name, value in head["config"].items() if name not in NOT_IN_3}
+    assert not set(config) & set(FORMAT_3)
+    head |= {"format_version": 3, "config": {**config, "linkage": "content"}}
+    tensors = {FORMAT_3.get(name, name): value for name, value in load_file(path).items()}
+    head["digest"] = content_digest(head, tensors)
+    save_file(tensors, before, metadata={"stage_sc": json.dumps(head)})
+    model = load_checkpoint(before)
+    assert (model.config, model.digest) == (present.config, present.digest)
+    one, other = (st.tl.stage_niches(tissue, model=it, n_domains=3, copy=True) for it in (present, model))
+    assert one.obs.equals(other.obs)
+    assert (one.obsm["X_stage"] == other.obsm["X_stage"]).all()
+    with pytest.raises(ValueError, match="damaged.*digest"):
+        load_checkpoint(rewritten(before, tmp_path / "a.safetensors", slides=["another"]))
 
 
 def test_the_model_card_tells_of_the_bundled_model():
@@ -307,10 +256,8 @@ def test_the_model_card_tells_of_the_bundled_model():
     card = resources.files("stage_sc.weights").joinpath("MODEL_CARD.md").read_text(encoding="utf-8")
     config = model.config
     for told in (
-        f"`{model.digest}`",
-        f"{config.epochs} epochs, {config.warmup_epochs} of them warm-up",
-        f"At most {config.cells_per_slide:,} cells",
-        f"{len(model.genes):,} genes",
+        *(f"`{model.digest}`", f"{config.epochs} epochs, {config.warmup_epochs} of them warm-up"),
+        *(f"At most {config.cells_per_slide:,} cells", f"{len(model.genes):,} genes"),
         f"{len(model.slides)} public sections",
     ):
         assert told in card

@@ -36,15 +36,10 @@ class TestDefaults:
         assert paper.selection == "slide"  # equation 12
         assert paper.linkage == "cosine"
         assert not paper.whiten
-        changed = {field.name for field in dataclasses.fields(paper)} - {
-            name for name, value in paper.to_dict().items() if value == StageConfig().to_dict()[name]
-        }
-        assert not changed & {"temperature", "epsilon", "levels", "epochs", "learning_rate", "path_weight"}
-
-    def test_printed_variant_with_changes(self):
-        assert StageConfig.paper(levels=(2, 4), scaling="center") == StageConfig.paper().replace(
-            levels=(2, 4), scaling="center"
-        )
+        for name in ("temperature", "epsilon", "levels", "epochs", "learning_rate", "path_weight"):
+            assert getattr(paper, name) == getattr(StageConfig(), name)
+        changes = {"levels": (2, 4), "scaling": "center"}
+        assert StageConfig.paper(**changes) == paper.replace(**changes)
 
 
 class TestValues:
@@ -68,21 +63,10 @@ class TestValues:
         assert StageConfig(levels=levels).levels == levels
 
     @pytest.mark.parametrize(
-        ("levels", "message"),
-        [((), "at least one"), ((0,), "above 0"), ((4, 7), "7 below 4"), ((8, 64, 64), "64 below 64")],
-    )
-    def test_levels_that_make_no_tree(self, levels, message):
-        with pytest.raises(ValueError, match=message):
-            StageConfig(levels=levels)
-
-    @pytest.mark.parametrize("levels", [8, "8", (2.5, 8), (True, 8)])
-    def test_levels_that_are_no_integers(self, levels):
-        with pytest.raises(TypeError, match="levels"):
-            StageConfig(levels=levels)
-
-    @pytest.mark.parametrize(
         ("name", "value"),
         [
+            *[("levels", value) for value in ((), (0,), (4, 7), (8, 64, 64))],
+            *[(name, "best") for name in ("scaling", "swav_levels", "linkage", "selection", "assignment")],
             *[(name, value) for name in POSITIVE_INTEGERS for value in (0, -1)],
             *[(name, -1) for name in ("n_layers", "epochs", "warmup_epochs", "smoothing", "cells_per_slide")],
             *[(name, value) for name in POSITIVE for value in (0.0, -1.0, float("nan"), float("inf"))],
@@ -99,6 +83,7 @@ class TestValues:
     @pytest.mark.parametrize(
         ("name", "value"),
         [
+            *[("levels", value) for value in (8, "8", (2.5, 8), (True, 8))],
             *[(name, 2.5) for name in (*POSITIVE_INTEGERS, "n_layers", "smoothing", "epochs", "cells_per_slide")],
             *[(name, "half") for name in (*POSITIVE, *WEIGHTS, *FRACTIONS, "domain_shrinkage")],
             *[("dim", 32.0), ("epochs", "60"), ("batch_size", True), ("whiten", "no")],
@@ -108,24 +93,26 @@ class TestValues:
         with pytest.raises(TypeError, match=name):
             StageConfig(**{name: value})
 
-    @pytest.mark.parametrize("name", ["scaling", "swav_levels", "linkage", "selection", "assignment"])
-    def test_unknown_choices_name_the_valid_ones(self, name):
-        with pytest.raises(ValueError, match=rf"`{name}` must be one of '.*', got 'best'"):
-            StageConfig(**{name: "best"})
-
-
-class TestJson:
     @pytest.mark.parametrize(
-        "config", [StageConfig(), StageConfig.paper(), StageConfig(levels=(3, 9), dim=8, constant_component=0.5)]
+        ("changes", "told"),
+        [({"levels": (4, 7)}, "7 below 4"), ({"linkage": "best"}, "`linkage` must be one of 'context'.*, got 'best'")],
+        ids=str,
     )
-    def test_round_trip(self, config):
-        back = StageConfig.from_dict(json.loads(json.dumps(config.to_dict())))
-        assert back == config
-        assert isinstance(back.levels, tuple)
+    def test_message(self, changes, told):
+        with pytest.raises(ValueError, match=told):
+            StageConfig(**changes)
 
-    def test_unknown_fields(self):
-        with pytest.raises(ValueError, match="'depth'.*another version"):
-            StageConfig.from_dict({**StageConfig().to_dict(), "depth": 3})
 
-    def test_missing_fields_take_their_defaults(self):
-        assert StageConfig.from_dict({"dim": 16}) == StageConfig(dim=16)
+@pytest.mark.parametrize(
+    "config", [StageConfig(), StageConfig.paper(), StageConfig(levels=(3, 9), dim=8, constant_component=0.5)]
+)
+def test_json(config):
+    back = StageConfig.from_dict(json.loads(json.dumps(config.to_dict())))
+    assert back == config
+    assert isinstance(back.levels, tuple)
+
+
+def test_unknown_fields_and_missing_ones():
+    with pytest.raises(ValueError, match="'depth'.*another version"):
+        StageConfig.from_dict({**StageConfig().to_dict(), "depth": 3})
+    assert StageConfig.from_dict({"dim": 16}) == StageConfig(dim=16)

@@ -9,7 +9,6 @@ import subprocess
 import sys
 import tomllib
 from pathlib import Path
-from typing import Any
 from zipfile import ZipFile
 
 import pytest
@@ -22,30 +21,26 @@ PUBLIC = {
     f"{space}.{name}": getattr(getattr(st, space), name) for space in NAMESPACES for name in getattr(st, space).__all__
 }
 FUNCTIONS = {name: thing for name, thing in PUBLIC.items() if inspect.isfunction(thing)}
-
-
-def loaded_by(code: str) -> set[str]:
-    """Modules that a fresh interpreter has loaded after running the code."""
-    code = f"import sys; {code}; print(*sys.modules)"
-    return set(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split())
-
-
-def sections(thing: Any) -> dict[str, str]:
-    """Text of each section of a numpydoc docstring, by its title."""
-    parts = re.split(r"^(\w[\w ]*)\n-+$", inspect.getdoc(thing) or "", flags=re.MULTILINE)
-    return dict(zip(parts[1::2], parts[2::2], strict=True))
+HEAVY = {"lightning", "squidpy", "torch"}
 
 
 class TestImport:
-    def test_package_alone_loads_nothing_heavy(self):
-        loaded = loaded_by("import stage_sc; dir(stage_sc)")
-        assert "stage_sc" in loaded
-        assert not loaded & {"anndata", "lightning", "matplotlib", "numpy", "pandas", "scanpy", "squidpy", "torch"}
-
-    def test_without_a_model_torch_and_squidpy_stay_out(self):
-        loaded = loaded_by("import stage_sc as st; st.pp, st.pl, st.metrics, st.datasets")
-        assert "stage_sc.graph" in loaded
-        assert not loaded & {"lightning", "squidpy", "torch"}
+    @pytest.mark.parametrize(
+        ("code", "own", "absent"),
+        [
+            (
+                "import stage_sc; dir(stage_sc)",
+                "stage_sc",
+                {"anndata", "matplotlib", "numpy", "pandas", "scanpy", *HEAVY},
+            ),
+            ("import stage_sc as st; st.pp, st.pl, st.metrics, st.datasets", "stage_sc.graph", HEAVY),
+        ],
+    )
+    def test_fresh_interpreter_loads_nothing_heavy(self, code, own, absent):
+        """Without a model, torch and squidpy stay out."""
+        command = [sys.executable, "-c", f"import sys; {code}; print(*sys.modules)"]
+        loaded = set(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split())
+        assert own in loaded and not loaded & absent
 
     def test_names(self):
         assert set(dir(st)) == {*NAMESPACES, "__version__"}
@@ -60,24 +55,19 @@ class TestImport:
 class TestDocumentation:
     @pytest.mark.parametrize("name", PUBLIC)
     def test_is_described(self, name):
-        thing = PUBLIC[name]
-        assert thing.__doc__
-        assert inspect.isfunction(thing) or all(
-            inspect.getdoc(member)
-            for attribute, member in vars(thing).items()
-            if attribute[0] != "_" and (callable(member) or isinstance(member, property))
-        )
+        members = [] if name in FUNCTIONS else vars(PUBLIC[name]).items()
+        shown = [
+            member for key, member in members if key[0] != "_" and (callable(member) or isinstance(member, property))
+        ]
+        assert all(inspect.getdoc(thing) for thing in [PUBLIC[name], *shown])
 
     @pytest.mark.parametrize("name", FUNCTIONS)
-    def test_parameters(self, name):
-        entries = re.findall(r"^(\w+(?:, \w+)*)$", sections(FUNCTIONS[name])["Parameters"], flags=re.MULTILINE)
-        documented = [parameter for entry in entries for parameter in entry.split(", ")]
-        assert documented == list(inspect.signature(FUNCTIONS[name]).parameters)
-
-    @pytest.mark.parametrize("name", FUNCTIONS)
-    def test_sections_and_annotations(self, name):
-        assert {"Returns", "Raises", "Examples"} <= set(sections(FUNCTIONS[name]))
-        signature = inspect.signature(FUNCTIONS[name])
+    def test_parameters_sections_and_annotations(self, name):
+        parts = re.split(r"^(\w[\w ]*)\n-+$", inspect.getdoc(FUNCTIONS[name]), flags=re.MULTILINE)
+        sections, signature = dict(zip(parts[1::2], parts[2::2], strict=True)), inspect.signature(FUNCTIONS[name])
+        assert {"Returns", "Raises", "Examples"} <= set(sections)
+        documented = ", ".join(re.findall(r"^(\w+(?:, \w+)*)$", sections["Parameters"], flags=re.MULTILINE))
+        assert documented.split(", ") == list(signature.parameters)
         annotations = [parameter.annotation for parameter in signature.parameters.values()]
         assert inspect.Signature.empty not in [*annotations, signature.return_annotation]
 

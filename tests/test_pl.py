@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+from functools import partial
+from itertools import combinations
 
 import anndata as ad
 import matplotlib as mpl
@@ -17,7 +19,7 @@ from matplotlib.collections import EllipseCollection, PathCollection, QuadMesh
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from mpl_toolkits.axes_grid1.anchored_artists import AnchoredSizeBar
-from scipy.spatial.distance import cdist
+from scipy.spatial.distance import cdist, pdist
 from skimage.color import rgb2lab
 
 import stage_sc as st
@@ -29,11 +31,9 @@ LEVELS = ["stage_l1", "stage_l2", "stage_l3"]
 
 @pytest.fixture(autouse=True)
 def _no_windows():
-    backend = mpl.get_backend()
     plt.switch_backend("Agg")
     yield
     plt.close("all")
-    plt.switch_backend(backend)
 
 
 def make_tree(*branching: int) -> pd.DataFrame:
@@ -50,32 +50,27 @@ def leaves_of(tree: pd.DataFrame) -> np.ndarray:
     return tree.index[tree["level"] == tree["level"].max()].to_numpy()
 
 
-def label(adata: ad.AnnData, leaf: np.ndarray, tree: pd.DataFrame, library_key: str = "") -> ad.AnnData:
+def label(adata: ad.AnnData, leaf: np.ndarray, tree: pd.DataFrame) -> ad.AnnData:
     """Write what `stage_niches` writes, for the given leaf of each cell."""
     columns = [pd.Series(leaf, adata.obs_names, dtype=object)]
     for _ in range(int(tree["level"].max()) - 1):
         columns.insert(0, columns[0].map(tree["parent"]))
-    levels = [f"stage_l{level}" for level in range(1, len(columns) + 1)]
+    levels = LEVELS[: len(columns)]
     for name, nodes in zip(levels, columns, strict=True):  # within a level of a full tree, by number is depth-first
         adata.obs[name] = pd.Categorical(nodes, categories=[node for node in tree.index if node in set(nodes)])
     adata.obs["stage_path"] = pd.Categorical(pd.concat(columns, axis=1).agg(">".join, axis=1))
-    model = {"name": "test", "digest": "0", "version": "1"}
-    params = {"library_key": library_key}
-    adata.uns["stage"] = {"params": params, "model": model, "levels": levels, "tree": tree.assign(n_cells=0)}
+    adata.uns["stage"] = {"params": {"library_key": ""}, "levels": levels, "tree": tree.assign(n_cells=0)}
     return adata
 
 
 @pytest.fixture
 def adata() -> ad.AnnData:
-    xy = np.random.default_rng(0).uniform(0, 500, (400, 2))
-    adata = ad.AnnData(np.zeros((400, 1), np.float32), obsm={"spatial": xy})
-    adata.obs_names = [f"cell{i}" for i in range(400)]
-    tree = make_tree(4, 3, 5)
-    label(adata, leaves_of(tree)[[0, 1, 7, 20, 21, 40, 55, 59]][(xy[:, 0] // 62.5).astype(int)], tree)
-    adata.obs["stage_domain"] = pd.Categorical(np.where(xy[:, 1] < 250, "D1", "D2"))
-    adata.obs["expert"] = np.where(xy[:, 0] < 200, "cortex", "white matter")
-    adata.obs["depth"] = xy[:, 1]
-    return adata
+    xy, tree = np.random.default_rng(0).uniform(0, 500, (400, 2)), make_tree(4, 3, 5)
+    domain, expert = np.where(xy[:, 1] < 250, "D1", "D2"), np.where(xy[:, 0] < 200, "cortex", "white matter")
+    obs = pd.DataFrame({"stage_domain": pd.Categorical(domain), "expert": expert, "depth": xy[:, 1]})
+    adata = ad.AnnData(np.zeros((400, 1), np.float32), obs.set_index("cell" + obs.index.astype(str)))
+    adata.obsm["spatial"] = xy
+    return label(adata, leaves_of(tree)[[0, 1, 7, 20, 21, 40, 55, 59]][(xy[:, 0] // 62.5).astype(int)], tree)
 
 
 @pytest.fixture
@@ -87,10 +82,6 @@ def slides(adata) -> ad.AnnData:
 
 def circles(ax: Axes) -> dict[str, EllipseCollection]:
     return {str(c.get_label()): c for c in ax.collections if isinstance(c, EllipseCollection)}
-
-
-def legend_of(ax: Axes) -> list[str]:
-    return [text.get_text() for text in ax.get_legend().get_texts()]
 
 
 def bars(ax: Axes) -> list[tuple[str, float]]:
@@ -114,8 +105,7 @@ def lab(colors) -> np.ndarray:
 
 
 def nearest_two(colors) -> float:
-    distance = cdist(lab(colors), lab(colors))
-    return distance[~np.eye(len(distance), dtype=bool)].min()
+    return pdist(lab(colors)).min()
 
 
 @pytest.mark.parametrize("branching", [(8, 8, 8), (5, 4, 3), (16, 4), (30, 2), (2, 6, 6), (1, 6, 4), (3,)])
@@ -140,10 +130,9 @@ def test_related_niches_look_related():
 
 def test_distinct_colours_grow_without_changing():
     many = distinct_colors(40)
-    assert distinct_colors(5) == many[:5] and distinct_colors(0) == []
+    assert distinct_colors(5) == many[:5] and distinct_colors(0) == [] and len(distinct_colors(2000)) == 2000
     assert nearest_two(many[:12]) > 15 and nearest_two(many) > 8
     assert cdist(lab(many), lab(["white", _palette.MISSING_COLOR])).min() > 15
-    assert len(distinct_colors(2000)) == 2000
 
 
 def test_colours_are_remembered_in_category_order(adata):
@@ -158,30 +147,25 @@ def test_colours_are_remembered_in_category_order(adata):
 
 
 def test_a_niche_keeps_its_colour_in_a_subset_and_on_another_slide(adata):
-    spatial_domains(adata, keys="stage_l3", show=False)
-    everywhere = dict(zip(adata.obs["stage_l3"].cat.categories, adata.uns["stage_l3_colors"], strict=True))
     few = adata[adata.obsm["spatial"][:, 0] > 300].copy()
-    del few.uns["stage_l3_colors"]
-    spatial_domains(few, keys="stage_l3", show=False)
-    here = dict(zip(few.obs["stage_l3"].cat.categories, few.uns["stage_l3_colors"], strict=True))
+    everywhere, here = {}, {}
+    for part, found in ((adata, everywhere), (few, here)):
+        spatial_domains(part, keys="stage_l3", show=False)
+        found.update(zip(part.obs["stage_l3"].cat.categories, part.uns["stage_l3_colors"], strict=True))
     assert 0 < len(here) < len(everywhere) and here.items() <= everywhere.items()
     niche_tree(few, show=False)
     assert few.uns["stage_l3_colors"] == list(here.values())
 
 
 def test_stored_colours_of_the_right_length_are_kept_and_others_replaced(adata):
-    adata.uns["stage_domain_colors"] = np.array(["red", "blue"])
-    adata.uns["expert_colors"] = ["red"]
-    domain, expert = spatial_domains(adata, keys=["stage_domain", "expert"], show=False)
+    """Renamed niches are drawn like any labels."""
+    adata.uns["stage_domain_colors"], adata.uns["expert_colors"] = np.array(["red", "blue"]), ["red"]
+    adata.obs["stage_l1"] = adata.obs["stage_l1"].cat.rename_categories({"N0": "pia"})
+    domain, expert, _ = spatial_domains(adata, keys=["stage_domain", "expert", "stage_l1"], show=False)
     assert list(adata.uns["stage_domain_colors"]) == ["red", "blue"]
     assert to_hex(circles(domain)["D1"].get_facecolor()[0]) == to_hex("red")
     assert adata.uns["expert_colors"] == distinct_colors(2)
     assert to_hex(circles(expert)["cortex"].get_facecolor()[0]) == distinct_colors(1)[0]
-
-
-def test_renamed_niches_are_drawn_like_any_labels(adata):
-    adata.obs["stage_l1"] = adata.obs["stage_l1"].cat.rename_categories({"N0": "pia"})
-    spatial_domains(adata, keys="stage_l1", show=False)
     assert adata.uns["stage_l1_colors"] == distinct_colors(adata.obs["stage_l1"].nunique())
     with pytest.raises(KeyError, match="pia"):
         niche_tree(adata, show=False)
@@ -189,11 +173,10 @@ def test_renamed_niches_are_drawn_like_any_labels(adata):
 
 def test_palette_changes_the_named_niches_only(adata):
     spatial_domains(adata, keys="stage_l1", show=False)
-    before = list(adata.uns["stage_l1_colors"])
+    expected = list(adata.uns["stage_l1_colors"])
     ax = spatial_domains(adata, keys="stage_l1", palette={"N1": "gold", "elsewhere": "red"}, show=False)
-    at = list(adata.obs["stage_l1"].cat.categories).index("N1")
-    after = adata.uns["stage_l1_colors"]
-    assert after[at] == to_hex("gold") and after[:at] + after[at + 1 :] == before[:at] + before[at + 1 :]
+    expected[adata.obs["stage_l1"].cat.categories.get_loc("N1")] = to_hex("gold")
+    assert adata.uns["stage_l1_colors"] == expected
     assert to_hex(circles(ax)["N1"].get_facecolor()[0]) == to_hex("gold")
 
 
@@ -205,28 +188,23 @@ def test_panels_titles_and_frames(adata):
     del adata.uns["stage"]  # labels without niches can be drawn too
     plain = spatial_domains(adata, keys="expert", show=False)
     framed = spatial_domains(adata, keys="expert", title="mine", frameon=True, show=False)
-    assert (plain.get_title(), framed.get_title()) == ("expert", "mine")
-    assert framed.spines["top"].get_visible() and not plain.spines["top"].get_visible()
+    found = [(ax.get_title(), ax.spines["top"].get_visible()) for ax in (plain, framed)]
+    assert found == [("expert", False), ("mine", True)]
 
 
 @pytest.mark.parametrize("key", ["stage_l2", "expert"])
 def test_each_category_is_drawn_where_its_cells_are(adata, key):
+    adata.obs[key] = adata.obs[key].astype("category")
     ax = spatial_domains(adata, keys=key, show=False)
     drawn, xy = circles(ax), adata.obsm["spatial"]
     assert set(drawn) == set(adata.obs[key])
-    names = adata.obs[key].astype("category").cat.categories
-    for name, color in zip(names, adata.uns[f"{key}_colors"], strict=True):
+    for name, color in zip(adata.obs[key].cat.categories, adata.uns[f"{key}_colors"], strict=True):
         np.testing.assert_array_equal(by_place(drawn[name].get_offsets()), by_place(xy[adata.obs[key] == name]))
         assert to_hex(drawn[name].get_facecolor()[0]) == color
         assert drawn[name].get_rasterized()
     assert ax.get_aspect() == 1 and not ax.get_xticks().size and not ax.get_yticks().size
-
-
-def test_y_points_down_as_in_squidpy(adata):
-    adata.obs["expert"] = adata.obs["expert"].astype("category")
-    ours = spatial_domains(adata, keys="expert", show=False)
-    theirs = sq.pl.spatial_scatter(adata, color="expert", shape=None, library_id="x", return_ax=True)
-    assert ours.yaxis_inverted() == theirs.yaxis_inverted() and ours.xaxis_inverted() == theirs.xaxis_inverted()
+    theirs = sq.pl.spatial_scatter(adata, color=key, shape=None, library_id="x", return_ax=True)
+    assert (ax.yaxis_inverted(), ax.xaxis_inverted()) == (theirs.yaxis_inverted(), theirs.xaxis_inverted())
 
 
 def test_circles_touch_on_a_hexagonal_grid(adata):
@@ -243,15 +221,18 @@ def test_circles_touch_on_a_hexagonal_grid(adata):
     assert one.get_widths()[0] == pytest.approx(np.sqrt(2 / np.sqrt(3)) * 25, rel=0.1)  # 400 cells on 500 x 500
 
 
-@pytest.mark.parametrize("most", [10_000, 10], ids=["circles", "picture"])
-def test_picture_does_not_depend_on_the_order_of_cells(adata, monkeypatch, most):
-    monkeypatch.setattr(_points, "MOST_CIRCLES", most)
-    monkeypatch.setattr(_points, "PIXELS", 300)
-    adata.obsm["spatial"][:40] = adata.obsm["spatial"][40:80]  # cells in the same place
-    adata.obs.loc[adata.obs_names[:50], "stage_l3"] = np.nan
-    shuffled = adata[np.random.default_rng(1).permutation(adata.n_obs)].copy()
-    one, other = (spatial_domains(a, keys=["stage_l3", "expert"], return_fig=True) for a in (adata, shuffled))
-    np.testing.assert_array_equal(pixels(one), pixels(other))
+@pytest.mark.parametrize("kind", ["circles", "picture", "tree"])
+def test_plots_do_not_depend_on_the_order_of_cells(slides, monkeypatch, kind):
+    if kind == "picture":
+        monkeypatch.setattr(_points, "MOST_CIRCLES", 10)
+        monkeypatch.setattr(_points, "PIXELS", 300)
+    if kind != "tree":
+        slides.obsm["spatial"][:40] = slides.obsm["spatial"][40:80]  # cells in the same place
+        slides.obs.loc[slides.obs_names[:50], "stage_l3"] = np.nan
+    shuffled = slides[np.random.default_rng(1).permutation(slides.n_obs)].copy()
+    plot = niche_tree if kind == "tree" else partial(spatial_domains, keys=["stage_l3", "expert"])
+    one, other = (pixels(plot(a, return_fig=True)) for a in (slides, shuffled))
+    np.testing.assert_array_equal(one, other)
 
 
 def test_picture_of_many_cells_shows_the_nearest_cell(adata, monkeypatch):
@@ -276,27 +257,24 @@ def test_picture_of_many_cells_shows_the_nearest_cell(adata, monkeypatch):
     assert ax.yaxis_inverted()
 
 
-def test_missing_labels_are_grey_and_below(adata):
-    adata.obs.loc[adata.obs_names[:350], "stage_l1"] = np.nan
-    ax = spatial_domains(adata, keys="stage_l1", show=False)
-    first = next(c for c in ax.collections if isinstance(c, EllipseCollection))
-    assert first.get_label() == "missing" and len(first.get_offsets()) == 350
-    assert to_hex(first.get_facecolor()[0]) == _palette.MISSING_COLOR
-    assert legend_of(ax)[-1] == "missing"
-
-
 def test_legend_lists_the_niches_in_use_in_tree_order(adata):
+    """Missing labels are last there, and are drawn first, in grey."""
+    adata.obs.loc[adata.obs_names[:50], "stage_l3"] = np.nan
     ax = spatial_domains(adata, keys="stage_l3", show=False)
-    assert legend_of(ax) == list(adata.obs["stage_l3"].cat.categories)
-    assert [handle.get_color() for handle in ax.get_legend().legend_handles] == adata.uns["stage_l3_colors"]
+    texts = [text.get_text() for text in ax.get_legend().get_texts()]
+    assert texts == [*adata.obs["stage_l3"].cat.categories, "missing"]
+    colors = [*adata.uns["stage_l3_colors"], _palette.MISSING_COLOR]
+    assert [to_hex(handle.get_color()) for handle in ax.get_legend().legend_handles] == colors
+    (name, first), *_ = circles(ax).items()
+    assert (name, len(first.get_offsets()), to_hex(first.get_facecolor()[0])) == ("missing", 50, colors[-1])
     assert spatial_domains(adata, keys="stage_l3", legend_loc=None, show=False).get_legend() is None
     tree = make_tree(8, 64)  # too many are counted instead
     one, two = spatial_domains(label(adata, leaves_of(tree)[np.arange(400)], tree), keys=LEVELS[:2], show=False)
-    assert one.get_legend() is not None and two.get_legend() is None
-    assert two.get_title() == "level 2 · 400 niches"
+    assert one.get_legend() is not None and two.get_legend() is None and two.get_title() == "level 2 · 400 niches"
 
 
 def test_slides_are_rows_and_keys_are_columns(slides):
+    """One key flows over the slides."""
     axes = spatial_domains(slides, keys=["stage_l1", "expert"], libraries=["c", "a"], show=False)
     assert [ax.get_ylabel() for ax in axes] == ["c", "", "a", ""]
     assert [ax.get_title() for ax in axes] == ["level 1 · 4 niches", "expert", "", ""]
@@ -305,16 +283,11 @@ def test_slides_are_rows_and_keys_are_columns(slides):
         drawn = np.concatenate([c.get_offsets() for c in circles(ax).values()])
         want = slides.obsm["spatial"][slides.obs["slide"] == name]
         np.testing.assert_array_equal(by_place(drawn), by_place(want))
-
-
-def test_one_key_flows_over_slides(slides):
     axes = spatial_domains(slides, keys="stage_l1", ncols=2, show=False)
-    assert [ax.get_title() for ax in axes] == ["b", "a", "c"]
-    assert len(axes[0].figure.axes) == 3
+    assert [ax.get_title() for ax in axes] == ["b", "a", "c"] and len(axes[0].figure.axes) == 3
     assert [ax.get_legend() is not None for ax in axes] == [False, True, False]
-    assert axes[0].figure.get_suptitle() == "level 1 · 4 niches"
     one = spatial_domains(slides, keys="stage_l1", libraries="a", show=False)
-    assert isinstance(one, Axes) and one.get_title() == "level 1 · 4 niches"
+    assert axes[0].figure.get_suptitle() == one.get_title() == "level 1 · 4 niches"
 
 
 def test_slide_key_given_beats_the_remembered_one(slides):
@@ -328,32 +301,38 @@ def test_slide_key_given_beats_the_remembered_one(slides):
         spatial_domains(slides, keys="expert", library_key="section", libraries=["3"], show=False)
 
 
-def graph_of(spatial_key: str, *scales: float, names: tuple[str, ...] = ("",)) -> dict[str, object]:
+def graph_of(spatial_key: str, *scales: float, names: str = "x") -> dict[str, object]:
     """What `build_graph` writes, as far as plots read it."""
     return {"slides": pd.DataFrame({"scale": scales}, index=list(names)), "params": {"spatial_key": spatial_key}}
 
 
-@pytest.mark.parametrize(("scale", "text"), [(1.0, "100 µm"), (0.1, "10 µm"), (20.0, "2 mm")])
-def test_scale_bar(adata, scale, text):
+def test_scale_bar(adata):
     assert not bars(spatial_domains(adata, keys="expert", show=False)), "no graph, no scale"
-    adata.uns["stage_graph"] = graph_of("spatial", scale)
-    assert bars(spatial_domains(adata, keys="expert", show=False)) == [(text, pytest.approx(100))]
-    adata.obsm["pixels"] = adata.obsm["spatial"] / scale
+    adata.uns["stage_graph"] = graph_of("spatial", 0.1)
+    assert bars(spatial_domains(adata, keys="expert", show=False)) == [("10 µm", pytest.approx(100))]
+    adata.obsm["pixels"] = adata.obsm["spatial"] * 10
     assert not bars(spatial_domains(adata, keys="expert", spatial_key="pixels", show=False)), "other coordinates"
-    adata.uns["stage_graph"] = graph_of("pixels", scale)
+    adata.uns["stage_graph"] = graph_of("pixels", 0.1)
     assert bars(spatial_domains(adata, keys="expert", spatial_key="pixels", show=False))
 
 
 def test_scale_bar_where_scales_differ(slides):
-    """Each slide has its own; cells of several slides in one panel have none."""
-    slides.uns["stage_graph"] = graph_of("spatial", 1.0, 0.1, 20.0, names=("a", "b", "c"))
+    """Each slide has its own, of each object too; cells of several slides in one panel have none."""
+    slides.uns["stage_graph"] = graph_of("spatial", 1.0, 0.1, 20.0, names="abc")
     axes = spatial_domains(slides, keys="expert", libraries=["b", "a", "c"], show=False)
     assert [bars(ax)[0][0] for ax in axes] == ["10 µm", "100 µm", "2 mm"]
     slides.uns["stage"]["params"]["library_key"] = ""
     assert not bars(spatial_domains(slides, keys="expert", show=False))
+    objects = parts_of(slides)
+    for (name, part), scales in zip(objects.items(), [(1.0, 0.1), (20.0,), (1.0,)], strict=True):
+        part.obs["half"] = np.resize(["x", "y"], part.n_obs) if name == "a" else "x"
+        part.uns["stage_graph"] = graph_of("spatial", *scales, names="xy"[: len(scales)])
+    axes = spatial_domains(objects, keys="expert", library_key="half", show=False)
+    found = {ax.get_title(): bars(ax)[0][0] for ax in axes}
+    assert found == {"a/x": "100 µm", "a/y": "10 µm", "b/x": "2 mm", "c/x": "100 µm"}
 
 
-@pytest.mark.parametrize("other", ["E14.5", 14.5, {"of": "development"}], ids=str)
+@pytest.mark.parametrize("other", [14.5, {"of": "development"}], ids=str)
 def test_something_else_is_called_stage(adata, other):
     adata.uns["stage"] = other
     assert set(circles(spatial_domains(adata, keys="expert", show=False))) == {"cortex", "white matter"}
@@ -367,11 +346,7 @@ def nodes_of(ax: Axes) -> tuple[np.ndarray, PathCollection]:
     return np.asarray(nodes.get_offsets()), nodes
 
 
-def strips(ax: Axes) -> list[np.ndarray]:
-    return [np.asarray(c.get_array()) for c in ax.collections if isinstance(c, QuadMesh)]
-
-
-def test_nodes_are_sized_and_coloured_by_use(adata):
+def test_nodes_are_sized_coloured_and_placed_in_tree_order(adata):
     ax = niche_tree(adata, show=False)
     xy, nodes = nodes_of(ax)
     counts = np.concatenate([adata.obs[key].value_counts(sort=False).to_numpy() for key in LEVELS])
@@ -382,15 +357,10 @@ def test_nodes_are_sized_and_coloured_by_use(adata):
     texts = {text.get_text() for text in ax.texts}
     assert {"level 1\n4 of 4", "level 2\n5 of 12", "level 3\n8 of 60"} <= texts
     assert set(adata.obs["stage_l1"]) | set(adata.obs["stage_l3"]) <= texts
-
-
-def test_leaves_stand_in_tree_order_and_parents_above_their_middle(adata):
-    xy, _ = nodes_of(niche_tree(adata, show=False))
     names = [node for key in LEVELS for node in adata.obs[key].cat.categories]
-    x = dict(zip(names, xy[:, 0], strict=True))
-    assert [x[node] for node in adata.obs["stage_l3"].cat.categories] == list(range(8))
-    parent = adata.uns["stage"]["tree"]["parent"]
-    for node in names[: -adata.obs["stage_l3"].nunique()]:
+    x, parent = dict(zip(names, xy[:, 0], strict=True)), adata.uns["stage"]["tree"]["parent"]
+    assert [x[node] for node in names[-8:]] == list(range(8))
+    for node in names[:-8]:  # above the middle of its children
         below = [x[child] for child in names if parent[child] == node]
         assert x[node] == pytest.approx((min(below) + max(below)) / 2)
 
@@ -399,11 +369,9 @@ def test_names_of_hundreds_of_leaves_do_not_overlap(adata):
     tree = make_tree(8, 8, 4)
     ax = niche_tree(label(adata, leaves_of(tree)[np.arange(400) * 256 // 400], tree), show=False)
     ax.figure.draw_without_rendering()
-    names = [text for text in ax.texts if text.get_text().startswith("N")]
-    assert 30 < len(names) < 300
-    boxes = [text.get_window_extent() for text in names]
-    overlap = sum(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
-    assert overlap <= 0.02 * len(names)
+    boxes = [text.get_window_extent() for text in ax.texts if text.get_text().startswith("N")]
+    assert 30 < len(boxes) < 300
+    assert sum(a.overlaps(b) for a, b in combinations(boxes, 2)) <= 0.02 * len(boxes)
 
 
 def test_max_level_and_min_cells_prune(adata):
@@ -415,36 +383,27 @@ def test_max_level_and_min_cells_prune(adata):
     assert len(xy) == (counts >= few).sum() < 17
     part = adata[adata.obsm["spatial"][:, 0] < 100]  # a subset shows its own use
     assert len(nodes_of(niche_tree(part, show=False))[0]) == sum(part.obs[key].nunique() for key in LEVELS) < 17
+    one = label(adata, np.array(["N1"] * 400), make_tree(1, 1))
+    assert len(nodes_of(niche_tree(one, show=False))[0]) == 2
 
 
 @pytest.mark.parametrize("max_level", [None, 2])
-def test_strip_shows_each_slides_share(slides, max_level):
+def test_strip_shows_fractions_of_each_slide(slides, max_level):
     ax = niche_tree(slides, max_level=max_level, show=False)
-    (strip,) = strips(ax)
+    (strip,) = (np.asarray(c.get_array()) for c in ax.collections if isinstance(c, QuadMesh))
     key = f"stage_l{max_level or 3}"
     want = pd.crosstab(slides.obs["slide"], slides.obs[key], normalize="index") * 100
     want = want.loc[["b", "a", "c"], list(slides.obs[key].cat.categories)]
     np.testing.assert_allclose(strip.reshape(want.shape), want)
     assert {"b", "a", "c"} <= {text.get_text() for text in ax.texts}
     slides.uns["stage"]["params"]["library_key"] = ""
-    assert not strips(niche_tree(slides, show=False))
-
-
-def test_tree_of_one_niche():
-    adata = ad.AnnData(np.zeros((5, 1), np.float32))
-    ax = niche_tree(label(adata, np.array(["N1"] * 5), make_tree(1, 1)), show=False)
-    assert len(nodes_of(ax)[0]) == 2
-
-
-def test_tree_does_not_depend_on_the_order_of_cells(slides):
-    shuffled = slides[np.random.default_rng(2).permutation(slides.n_obs)].copy()
-    one, other = (niche_tree(a, return_fig=True) for a in (slides, shuffled))
-    np.testing.assert_array_equal(pixels(one), pixels(other))
+    assert not any(isinstance(c, QuadMesh) for c in niche_tree(slides, show=False).collections)
 
 
 # ------------------------------------------------------------------------------------------------ any plot: containers
 
-BOTH = pytest.mark.parametrize("plot", [spatial_domains, niche_tree])
+BOTH = pytest.mark.parametrize("plot", [partial(spatial_domains, keys=["stage_l1", "expert"]), niche_tree])
+BOTH_ALONE = pytest.mark.parametrize("plot", [partial(spatial_domains, keys="stage_l1"), niche_tree])
 
 
 def parts_of(slides: ad.AnnData) -> dict[str, ad.AnnData]:
@@ -459,13 +418,11 @@ def parts_of(slides: ad.AnnData) -> dict[str, ad.AnnData]:
 @BOTH
 @pytest.mark.parametrize("kind", [dict, list])
 def test_several_objects_are_drawn_like_one(slides, plot, kind):
-    names = ["a", "b", "c"] if kind is dict else ["0", "1", "2"]
     slides.obs["slide"] = slides.obs["slide"].cat.remove_unused_categories().cat.reorder_categories(["a", "b", "c"])
-    parts = parts_of(slides)
-    slides.obs["slide"] = slides.obs["slide"].cat.rename_categories(names)
-    given = dict(zip(names, parts.values(), strict=True)) if kind is dict else list(parts.values())
-    kwargs = {"keys": ["stage_l2", "expert"]} if plot is spatial_domains else {}
-    one, other = (pixels(plot(data, return_fig=True, **kwargs)) for data in (given, slides))
+    given = parts_of(slides)
+    if kind is list:
+        given, slides.obs["slide"] = list(given.values()), slides.obs["slide"].cat.rename_categories(["0", "1", "2"])
+    one, other = (pixels(plot(data, return_fig=True)) for data in (given, slides))
     np.testing.assert_array_equal(one, other)
 
 
@@ -484,51 +441,26 @@ def test_colours_agree_across_objects(slides, plot):
         assert part.uns["stage_l1_colors"] == [want[name] for name in part.obs["stage_l1"].cat.categories]
 
 
-def test_scale_bars_of_several_objects(slides):
-    """Each object may have slides, and a scale for each."""
-    parts = parts_of(slides)
-    parts["a"].obs["half"] = np.resize(["x", "y"], parts["a"].n_obs)
-    for part in (parts["b"], parts["c"]):
-        part.obs["half"] = "x"
-    for part, scales in zip(parts.values(), [(1.0, 0.1), (20.0,), (1.0,)], strict=True):
-        part.uns["stage_graph"] = graph_of("spatial", *scales, names=("x", "y")[: len(scales)])
-    axes = spatial_domains(parts, keys="expert", library_key="half", show=False)
-    assert {ax.get_title(): bars(ax)[0][0] for ax in axes} == {
-        "a/x": "100 µm", "a/y": "10 µm", "b/x": "2 mm", "c/x": "100 µm",
-    }  # fmt: skip
-
-
-@BOTH
-def test_return_types(adata, plot):
-    kwargs = {"keys": "stage_l1"} if plot is spatial_domains else {}
-    assert isinstance(plot(adata, show=False, **kwargs), Axes)
+@BOTH_ALONE
+def test_returned_shown_and_saved(adata, plot, monkeypatch, tmp_path):
+    shown, before = [], sc.settings.autoshow
+    monkeypatch.setattr(plt, "show", lambda: shown.append(plt.get_fignums()))
+    assert isinstance(plot(adata, show=False), Axes) and not shown
     own = plt.figure().add_subplot()
-    for show in (None, False, True):
-        assert plot(adata, ax=own, show=show, **kwargs) is own
+    assert all(plot(adata, ax=own, show=show) is own for show in (None, False, True))
     assert plt.fignum_exists(own.figure.number)
     plt.close("all")
-    assert isinstance(plot(adata, return_fig=True, **kwargs), Figure) and not plt.get_fignums()
-
-
-@BOTH
-def test_show_leaves_no_figure_open(adata, plot, monkeypatch):
-    shown = []
-    monkeypatch.setattr(plt, "show", lambda: shown.append(plt.get_fignums()))
+    shown.clear()
+    assert isinstance(plot(adata, return_fig=True), Figure) and not plt.get_fignums() and not shown
     assert plot(adata, show=True) is None and len(shown) == 1 and not plt.get_fignums()
-    before = sc.settings.autoshow
     try:
         for sc.settings.autoshow in (True, False):
             assert (plot(adata) is None) == sc.settings.autoshow and len(shown) == 2
     finally:
         sc.settings.autoshow = before
-
-
-@BOTH
-def test_save_writes_the_file_and_goes_on(adata, plot, tmp_path):
-    kwargs = {"keys": "stage_l1"} if plot is spatial_domains else {}
-    assert plot(adata, save=tmp_path / "niches.png", show=False, **kwargs) is not None
+    assert plot(adata, save=tmp_path / "niches.png", show=False) is not None
     assert plt.imread(tmp_path / "niches.png").shape[1] > 600
-    assert plot(adata, save=str(tmp_path / "niches.pdf"), show=True, **kwargs) is None
+    assert plot(adata, save=str(tmp_path / "niches.pdf"), show=True) is None
     assert (tmp_path / "niches.pdf").read_bytes().startswith(b"%PDF")
 
 
@@ -547,150 +479,128 @@ def test_nothing_but_colours_changes(slides, plot, unchanged):
 @BOTH
 @pytest.mark.parametrize("suffix", ["h5ad", "zarr"])
 def test_files_give_the_same_picture(slides, plot, tmp_path, suffix):
-    kwargs = {"keys": ["stage_l1", "expert"]} if plot is spatial_domains else {}
-    want = pixels(plot(slides, return_fig=True, **kwargs))
+    want = pixels(plot(slides, return_fig=True))
     getattr(slides, f"write_{suffix}")(tmp_path / f"slides.{suffix}")
     back = getattr(ad, f"read_{suffix}")(tmp_path / f"slides.{suffix}")
-    np.testing.assert_array_equal(pixels(plot(back, return_fig=True, **kwargs)), want)
+    np.testing.assert_array_equal(pixels(plot(back, return_fig=True)), want)
     assert list(back.uns["stage_l1_colors"]) == slides.uns["stage_l1_colors"]
 
 
-def test_another_key_added(adata):
+def test_another_key_added_and_no_cells(adata):
     adata.uns["fine"] = adata.uns.pop("stage") | {"levels": ["fine_l1", "fine_l2", "fine_l3"]}
     adata.obs = adata.obs.rename(columns=lambda name: name.replace("stage", "fine"))
     assert len(spatial_domains(adata, key_added="fine", show=False)) == 4
     assert len(nodes_of(niche_tree(adata, key_added="fine", show=False))[0]) == 17
+    with pytest.raises(ValueError, match="no cells"):
+        spatial_domains(adata[:0].copy(), key_added="fine", show=False)
 
 
 @pytest.mark.parametrize(
-    ("kwargs", "error", "match"),
+    ("plot", "kwargs", "error", "match"),
     [
-        ({"key_added": "x"}, KeyError, "st.tl.stage_niches.*'x'"),
-        ({"keys": "layer"}, KeyError, "'layer'.*expert"),
-        ({"keys": []}, ValueError, "`keys`"),
-        ({"keys": "depth"}, TypeError, "depth.*float64"),
-        ({"spatial_key": "xy"}, KeyError, "'xy'.*'spatial'"),
-        ({"spatial_key": "flat"}, ValueError, r"\(400, 1\)"),
-        ({"spatial_key": "holes"}, ValueError, "1 of 400 cells"),
-        ({"library_key": "slide"}, KeyError, "'slide'"),
-        ({"library_key": "some"}, ValueError, "200 of 400"),
-        ({"library_key": "expert", "libraries": ["z"]}, KeyError, "'z'.*cortex"),
-        ({"library_key": "expert", "libraries": []}, ValueError, "`libraries`"),
-        ({"libraries": ["z"]}, ValueError, "library_key"),
-        ({"palette": ["red"]}, TypeError, "list"),
-        ({"palette": {"N0": "reddish"}}, ValueError, "reddish"),
-        ({"size": 0}, ValueError, "`size`"),
-        ({"ncols": 0}, ValueError, "`ncols`"),
-        ({"title": ["a", "b"]}, ValueError, "4 keys"),
-        ({"legend_loc": "left"}, ValueError, "left"),
+        (spatial_domains, {"key_added": "x"}, KeyError, "st.tl.stage_niches.*'x'"),
+        (spatial_domains, {"keys": "layer"}, KeyError, "'layer'.*expert"),
+        (spatial_domains, {"keys": []}, ValueError, "`keys`"),
+        (spatial_domains, {"keys": "depth"}, TypeError, "depth.*float64"),
+        (spatial_domains, {"spatial_key": "xy"}, KeyError, "'xy'.*'spatial'"),
+        (spatial_domains, {"spatial_key": "holes"}, ValueError, "1 of 400 cells"),
+        (spatial_domains, {"library_key": "slide"}, KeyError, "'slide'"),
+        (spatial_domains, {"library_key": "some"}, ValueError, "200 of 400"),
+        (spatial_domains, {"library_key": "expert", "libraries": ["z"]}, KeyError, "'z'.*cortex"),
+        (spatial_domains, {"library_key": "expert", "libraries": []}, ValueError, "`libraries`"),
+        (spatial_domains, {"libraries": ["z"]}, ValueError, "library_key"),
+        (spatial_domains, {"palette": ["red"]}, TypeError, "list"),
+        (spatial_domains, {"palette": {"N0": "reddish"}}, ValueError, "reddish"),
+        (spatial_domains, {"size": 0}, ValueError, "`size`"),
+        (spatial_domains, {"ncols": 0}, ValueError, "`ncols`"),
+        (spatial_domains, {"title": ["a", "b"]}, ValueError, "4 keys"),
+        (spatial_domains, {"legend_loc": "left"}, ValueError, "left"),
+        (spatial_domains, {"ax": "one"}, ValueError, "`ax`.* 4 "),
+        (niche_tree, {"key_added": "x"}, KeyError, "stage_niches"),
+        (niche_tree, {"max_level": 4}, ValueError, "1 to 3.* 4"),
+        (niche_tree, {"max_level": 0}, ValueError, "1 to 3.* 0"),
+        (niche_tree, {"min_cells": 0}, ValueError, "`min_cells`"),
+        (niche_tree, {"min_cells": 401}, ValueError, "401"),
+        (niche_tree, {"palette": "tab10"}, TypeError, "str"),
     ],
     ids=str,
 )
-def test_spatial_domains_teaches(adata, kwargs, error, match):
-    adata.obsm["holes"], adata.obsm["flat"] = adata.obsm["spatial"].copy(), adata.obsm["spatial"][:, :1]
-    adata.obsm["holes"][3] = np.nan
+def test_bad_arguments_teach(adata, plot, kwargs, error, match):
+    adata.obsm["holes"] = np.where(np.arange(400)[:, None] == 3, np.nan, adata.obsm["spatial"])
     adata.obs["some"] = pd.Categorical(["a", None] * 200)
     keys = set(adata.uns)
     with pytest.raises(error, match=match):
-        spatial_domains(adata, show=False, **kwargs)
-    assert set(adata.uns) == keys and not plt.get_fignums()
-
-
-def test_axes_for_several_panels_and_no_cells(adata):
-    with pytest.raises(ValueError, match="`ax`.* 4 "):
-        spatial_domains(adata, ax=plt.figure().add_subplot())
-    with pytest.raises(ValueError, match="no cells"):
-        spatial_domains(adata[:0].copy(), show=False)
-
-
-@pytest.mark.parametrize(
-    ("kwargs", "error", "match"),
-    [
-        ({"key_added": "x"}, KeyError, "stage_niches"),
-        ({"max_level": 4}, ValueError, "1 to 3.* 4"),
-        ({"max_level": 0}, ValueError, "1 to 3.* 0"),
-        ({"min_cells": 0}, ValueError, "`min_cells`"),
-        ({"min_cells": 401}, ValueError, "401"),
-        ({"library_key": "slide"}, KeyError, "'slide'"),
-        ({"palette": "tab10"}, TypeError, "str"),
-    ],
-    ids=str,
-)
-def test_niche_tree_teaches(adata, kwargs, error, match):
-    keys = set(adata.uns)
-    with pytest.raises(error, match=match):
-        niche_tree(adata, show=False, **kwargs)
+        plot(adata, show=False, **kwargs)
     assert set(adata.uns) == keys and not plt.get_fignums()
 
 
 @pytest.fixture
 def history() -> pd.DataFrame:
-    table = pd.DataFrame({"stage": ["warm-up"] * 3 + ["joint"] * 2, "loss": np.linspace(3, 2, 5)})
-    table["swav"], table["cosine"] = table["loss"] - 0.5, np.linspace(0.1, 0.4, 5)
-    table["entropy"], table["used"] = np.linspace(0.9, 0.8, 5), [10, 12, 11, 9, 9]
-    table["path"] = [np.nan] * 3 + [0.4, 0.3]
-    return table.rename_axis("epoch")
+    loss = np.linspace(3, 2, 5)
+    columns = {"stage": ["warm-up"] * 3 + ["joint"] * 2, "loss": loss, "swav": loss - 0.5, "cosine": loss / 10}
+    columns |= {"entropy": loss / 4, "used": [10, 12, 11, 9, 9], "path": [np.nan] * 3 + [0.4, 0.3]}
+    return pd.DataFrame(columns).rename_axis("epoch")
 
 
-def curves_of(ax) -> dict[str, np.ndarray]:
-    return {line.get_label(): line.get_ydata() for line in ax.get_lines() if line.get_linestyle() == "-"}
+def curves_of(fig: Figure, style: str = "-") -> list[dict[str, np.ndarray]]:
+    """Lines of a style in each panel, by name."""
+    return [{line.get_label(): line for line in ax.get_lines() if line.get_linestyle() == style} for ax in fig.axes]
 
 
-def boundaries(ax) -> list[float]:
-    return [line.get_xdata()[0] for line in ax.get_lines() if line.get_linestyle() == "--"]
+def boundaries(fig: Figure) -> list[list[float]]:
+    return [[line.get_xdata()[0] for line in lines.values()] for lines in curves_of(fig, "--")]
 
 
 @pytest.mark.parametrize("index", ["epoch", None])
-def test_values_of_a_table_and_of_a_file(history, tmp_path, index):
+def test_curves_of_a_table_and_of_a_file(history, tmp_path, index):
     history.to_csv(tmp_path / "history.csv")
     before = history.copy()
     read = pd.read_csv(tmp_path / "history.csv", index_col=index)
     for fig in (training_curves(table, return_fig=True) for table in (history, read)):
-        losses, entropy, used, cosine = fig.get_axes()
-        assert list(curves_of(losses)) == ["loss", "swav", "path"]
-        assert [list(curves_of(ax)) for ax in (entropy, used, cosine)] == [["entropy"], ["used"], ["cosine"]]
-        for ax in fig.get_axes():
-            assert boundaries(ax) == [2.5]
-            for name, values in curves_of(ax).items():
-                np.testing.assert_allclose(values, history[name], rtol=1e-12)
+        assert [list(lines) for lines in curves_of(fig)] == [
+            ["loss", "swav", "path"],
+            ["entropy"],
+            ["used"],
+            ["cosine"],
+        ]
+        assert boundaries(fig) == [[2.5]] * 4
+        for name, line in (pair for lines in curves_of(fig) for pair in lines.items()):
+            np.testing.assert_allclose(line.get_ydata(), history[name], rtol=1e-12)
         assert [text.get_text() for text in fig.legends[0].get_texts()] == ["loss", "swav", "path", "joint training"]
     pd.testing.assert_frame_equal(history, before)
 
 
-@pytest.mark.parametrize("stage", ["warm-up", "joint"])
-def test_a_single_stage_has_no_boundary(history, stage):
-    fig = training_curves(history[history["stage"] == stage], return_fig=True)
-    assert [boundaries(ax) for ax in fig.get_axes()] == [[]] * 4
+def test_curves_of_a_single_stage_or_epoch(history):
+    """No boundary; a single point can be seen."""
+    for part in (history.iloc[:3], history.iloc[3:], history.iloc[:1]):
+        fig = training_curves(part, return_fig=True)
+        assert boundaries(fig) == [[]] * 4
+    assert all(line.get_marker() == "." for lines in curves_of(fig) for line in lines.values())
 
 
-def test_a_model(small_model):
-    fig = training_curves(small_model, return_fig=True)
-    assert list(curves_of(fig.get_axes()[0])) == ["loss", "swav", "reconstruction", "path"]
-    for name, values in (pair for ax in fig.get_axes() for pair in curves_of(ax).items()):
-        np.testing.assert_array_equal(values, small_model.history[name])
+def test_curves_of_a_model(small_model):
+    panels = curves_of(training_curves(small_model, return_fig=True))
+    assert list(panels[0]) == ["loss", "swav", "reconstruction", "path"]
+    for name, line in (pair for lines in panels for pair in lines.items()):
+        np.testing.assert_array_equal(line.get_ydata(), small_model.history[name])
 
 
-def test_a_single_epoch_can_be_seen(history):
-    fig = training_curves(history.iloc[:1], return_fig=True)
-    assert all(line.get_marker() == "." for ax in fig.get_axes() for line in ax.get_lines())
-
-
-def test_return_and_save(history, tmp_path):
+def test_curves_returned_and_saved(history, tmp_path):
     assert len(training_curves(history, show=False)) == 4
     assert training_curves(history, show=True) is None
     fig = training_curves(history, figsize=(3, 3), save=tmp_path / "curves.png", return_fig=True)
-    assert isinstance(fig, Figure)
-    assert fig.get_size_inches().tolist() == [3, 3]
+    assert isinstance(fig, Figure) and fig.get_size_inches().tolist() == [3, 3]
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_refused(history, small_model, tissue, tmp_path):
-    with pytest.raises(KeyError, match="'used', 'cosine'"):
-        training_curves(history.drop(columns=["used", "cosine"]))
+def test_curves_refused(history, small_model, tissue, tmp_path):
     read = st.model.load_checkpoint(st.model.save_checkpoint(small_model, tmp_path / "model"))
-    with pytest.raises(ValueError, match="no history"):
-        training_curves(read)
     untrained = st.tl.fit(tissue, config=small_model.config, epochs=0, progress=False)
-    for table in (history.iloc[:0], untrained):
-        with pytest.raises(ValueError, match="no epoch"):
+    for table, error, match in [
+        (history.drop(columns=["used", "cosine"]), KeyError, "'used', 'cosine'"),
+        (read, ValueError, "no history"),
+        (history.iloc[:0], ValueError, "no epoch"),
+        (untrained, ValueError, "no epoch"),
+    ]:
+        with pytest.raises(error, match=match):
             training_curves(table)

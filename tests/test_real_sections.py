@@ -15,13 +15,11 @@ import pytest
 
 import stage_sc as st
 
-SECTIONS = ("BZ14", "BZ5", "BZ9")
-
 
 @pytest.fixture(scope="module")
 def cortex(dev_data: Path) -> dict[str, ad.AnnData]:
     """Three sections of one panel, in pixels, each from another mouse."""
-    parts = {name: ad.read_h5ad(dev_data / "starmap_mpfc" / f"{name}.h5ad") for name in SECTIONS}
+    parts = {name: ad.read_h5ad(dev_data / "starmap_mpfc" / f"{name}.h5ad") for name in ("BZ14", "BZ5", "BZ9")}
     st.pp.build_graph(parts)
     return parts
 
@@ -36,32 +34,30 @@ def agreement(parts: dict[str, ad.AnnData]) -> pd.Series:
     return table.loc["stage_domain", "ARI"].drop("mean")
 
 
-def test_unit_is_found(cortex):
-    distance = {"BZ14": 174, "BZ5": 165, "BZ9": 153}  # median distance in pixels
-    for name, adata in cortex.items():
-        row = adata.uns["stage_graph"]["slides"].iloc[0]
-        assert row["scale"] * distance[name] == pytest.approx(10, rel=0.02)
-        assert 3 < row["mean_local"] < 15
+@pytest.mark.parametrize(("name", "distance"), [("BZ14", 174), ("BZ5", 165), ("BZ9", 153)])
+def test_unit_is_found(cortex, name, distance):
+    """Median distance in pixels."""
+    row = cortex[name].uns["stage_graph"]["slides"].iloc[0]
+    assert row["scale"] * distance == pytest.approx(10, rel=0.02) and 3 < row["mean_local"] < 15
 
 
 def test_domains_agree_with_the_layers(zero_shot):
     ari = agreement(zero_shot)
     assert ari.mean() >= 0.70 and ari.min() >= 0.55, ari.to_dict()
-    fractions = pd.DataFrame({
-        name: adata.obs["stage_domain"].value_counts(normalize=True) for name, adata in zero_shot.items()
-    })  # fmt: skip
+    fractions = [adata.obs["stage_domain"].value_counts(normalize=True) for adata in zero_shot.values()]
+    fractions = pd.concat(fractions, axis=1)
     assert fractions.shape == (4, 3) and fractions.min(axis=None) > 0.015
     assert fractions.min(axis=1).sum() > 0.7
 
 
-def test_a_section_that_the_model_has_not_seen(cortex, zero_shot):
+def test_a_section_that_the_model_has_not_seen(cortex):
     """Domains rest on the gene vectors that training began with: no training is needed."""
     unseen = {}
-    for name in SECTIONS:
-        rest = {other: adata for other, adata in cortex.items() if other != name}
+    for name, adata in cortex.items():
+        rest = {other: cortex[other] for other in cortex if other != name}
         model = st.tl.fit(rest, epochs=0, progress=False)
         assert sorted(model.slides) == sorted(rest)
-        unseen[name] = st.tl.stage_niches(cortex[name], model=model, n_domains=4, copy=True)
+        unseen[name] = st.tl.stage_niches(adata, model=model, n_domains=4, copy=True)
     ari = agreement(unseen)
     assert ari.mean() >= 0.60 and ari.min() >= 0.45, ari.to_dict()
 
@@ -69,16 +65,15 @@ def test_a_section_that_the_model_has_not_seen(cortex, zero_shot):
 def test_a_healthy_model(cortex):
     model = st.tl.fit(cortex, epochs=8, progress=False)
     last = model.history.iloc[-1]
-    assert last["cosine"] < 0.8
-    assert last["used"] == model.config.levels[-1]
+    assert last["cosine"] < 0.8 and last["used"] == model.config.levels[-1]
     assert model.config.levels == (3, 8, 21)
     labelled = st.tl.stage_niches(cortex, model=model, copy=True)
     for adata in labelled.values():
         assert (adata.obs["stage_flag"] == "ok").mean() > 0.99
         used = adata.obs[adata.uns["stage"]["levels"]].nunique().tolist()
         assert used[0] == 3 and used[1] >= 7 and used[2] > 0.75 * 21
-    shared = [st.metrics.jsd(labelled, f"stage_l{level}") for level in (1, 2, 3)]
-    assert shared[0] < 0.05 and shared[1] < 0.15 and shared[2] < 0.5, shared
+    jsd = [st.metrics.jsd(labelled, f"stage_l{level}") for level in (1, 2, 3)]
+    assert jsd[0] < 0.05 and jsd[1] < 0.15 and jsd[2] < 0.5, jsd
 
 
 def test_osmfish_end_to_end(dev_data, tmp_path, caplog):
@@ -89,11 +84,9 @@ def test_osmfish_end_to_end(dev_data, tmp_path, caplog):
         st.pp.build_graph(adata)
         model = st.tl.fit(adata, epochs=2, progress=False)
         st.tl.stage_niches(adata, model=model, n_domains=11)
-    assert (adata.X != before).nnz == 0
+    assert (adata.X != before).nnz == 0 and np.isfinite(adata.obsm["X_stage"]).all()
     assert adata.obs["stage_domain"].nunique() == 11
-    assert np.isfinite(adata.obsm["X_stage"]).all()
-    assert model.genes == sorted(model.genes)
-    assert len(model.genes) == 33
+    assert model.genes == sorted(model.genes) and len(model.genes) == 33
     assert "collapsed" not in caplog.text
     assert st.metrics.ari(adata, "stage_domain", reference="domain") > 0.3
     adata.write_h5ad(tmp_path / "labelled.h5ad")

@@ -6,20 +6,17 @@ from dataclasses import fields
 
 import numpy as np
 import pytest
-import scipy.sparse as sp
 import torch
 from scipy.spatial import cKDTree
 from scipy.spatial.distance import cdist
 
 import stage_sc as st
 from stage_sc.embed import ContextCache
-from stage_sc.graph import ring
 from stage_sc.model import Stage, StageConfig
 from stage_sc.nn import Batch
 from stage_sc.slides import (
     Slide,
     _window,
-    boxes_of,
     chunk_cells,
     load_window,
     make_batch,
@@ -34,32 +31,28 @@ N = 420
 HOPS = StageConfig().context_hops
 
 
-def in_space(slide: Slide, put_in_order) -> Slide:
-    """Cells that follow each other lie together, as on disk."""
-    return put_in_order(slide, cKDTree(slide.xy, leafsize=32).indices)
+ARGUMENTS = {
+    "radius": {},
+    "wide ring": {"local": 10.0, "view": 300.0},
+    "hops": {"mode": "hops", "local": 2, "view": 3},
+    "far hops": {"mode": "hops", "local": 1, "view": 6},
+    "one hop": {"mode": "hops", "local": 1, "view": 1},
+}
 
 
 @pytest.fixture(scope="module")
 def cases(put_in_order) -> dict[str, Slide]:
-    adata = st.datasets.simulate_tissue(N, rng=8)
+    """Cells that follow each other lie together, as on disk."""
+    adata, found = st.datasets.simulate_tissue(N, rng=8), {}
     xy = adata.obsm["spatial"] * [4.0, 1.0]
     xy[20] = xy[21]
     xy[22:24] = xy.max(axis=0) + [[300, 0], [0, 900]]
-    found = {}
-    for name, arguments in {
-        "radius": {},
-        "wide ring": {"local": 10.0, "view": 300.0},
-        "hops": {"mode": "hops", "local": 2, "view": 3},
-        "far hops": {"mode": "hops", "local": 1, "view": 6},
-        "one hop": {"mode": "hops", "local": 1, "view": 1},
-    }.items():
-        adata.obsm["spatial"] = xy
+    adata.obsm["spatial"] = xy
+    for name, arguments in ARGUMENTS.items():
         st.pp.build_graph(adata, scale=1.0, **arguments)
-        found[name] = in_space(read_slides(adata, StageConfig())[0], put_in_order)
+        (slide,) = read_slides(adata, StageConfig())
+        found[name] = put_in_order(slide, cKDTree(slide.xy, leafsize=32).indices)
     return found
-
-
-CASES = ("radius", "wide ring", "hops", "far hops", "one hop")
 
 
 @pytest.fixture(params=[32, 2048], ids=["chunks of 32", "one chunk"], autouse=True)
@@ -68,7 +61,7 @@ def chunk(request, monkeypatch) -> int:
     return request.param
 
 
-@pytest.fixture(params=CASES)
+@pytest.fixture(params=ARGUMENTS)
 def pair(request, cases, chunk, on_disk) -> tuple[Slide, Slide]:
     """In memory and on disk."""
     return cases[request.param], on_disk(cases[request.param])
@@ -78,12 +71,8 @@ def parts(batch: Batch) -> list[np.ndarray]:
     near, panel = batch.neighbours, batch.panel
     assert panel.whitening is None
     dense = [near.edges, near.weights, panel.genes, panel.mean, panel.scale]
-    matrices = [
-        array
-        for one in (batch.expression, near.pool)
-        for array in (one.matrix.indptr, one.matrix.indices, one.matrix.data)
-    ]
-    return [*(tensor.numpy() for tensor in dense), *matrices]
+    sparse = [one.matrix for one in (batch.expression, near.pool)]
+    return [*(part.numpy() for part in dense), *(x for one in sparse for x in (one.indptr, one.indices, one.data))]
 
 
 def groups_of_centres(slide: Slide, seed: int) -> list[np.ndarray]:
@@ -161,27 +150,10 @@ class TestWindow:
             window, _ = load_window(stored, centres, n_layers, hops, rings=False)
             np.testing.assert_array_equal(_back(window, whole), np.flatnonzero(reached | around))
 
-    def test_something_is_left_out(self, cases, chunk, on_disk):
-        """Or the tests above would show nothing."""
-        stored = on_disk(cases["radius"])
-        assert (cases["radius"].graph.data[:] < 1).any()
-        window, _ = load_window(stored, np.arange(20), 1, HOPS)
-        assert 20 < window.n_cells < 0.7 * N
-
-    def test_rings_are_complete(self, pair):
-        whole, stored = pair
-        centres = np.sort(np.random.default_rng(3).permutation(N)[:15])
-        window, places = load_window(stored, centres, 0, HOPS)
-        got = ring(window.xy, window.tree, window.graph, places, window.sizes)
-        expected = ring(whole.xy, whole.tree, whole.graph, centres, whole.sizes)
-        full = sp.csr_matrix((got.data, _back(window, whole)[got.indices], got.indptr), shape=expected.shape)
-        np.testing.assert_array_equal(full.toarray(), expected.toarray())
-        assert expected.nnz > 15
-
     def test_fields(self, cases, chunk, on_disk):
         whole = cases["radius"]
         window, _ = load_window(on_disk(whole), np.arange(100, 140), 1, HOPS)
-        back = _back(window, whole)
+        back, everything = _back(window, whole), np.arange(window.n_cells)
         assert (np.diff(back) > 0).all()
         for name in ("xy", "empty", "isolated", "cells"):
             got, want = getattr(window, name), getattr(whole, name)[back]
@@ -189,59 +161,39 @@ class TestWindow:
             assert got.dtype == want.dtype
         for name in ("name", "genes", "sizes", "mean", "scale"):
             assert np.all(getattr(window, name) == getattr(whole, name))
-        for field in fields(window):
-            assert "Stored" not in type(getattr(window, field.name)).__name__
-        np.testing.assert_array_equal(window.take(np.arange(window.n_cells)).toarray(), whole.take(back).toarray())
+        assert not any("Stored" in type(getattr(window, field.name)).__name__ for field in fields(window))
+        assert (window.take(everything) != whole.take(back)).nnz == 0
 
 
 def _back(window: Slide, whole: Slide) -> np.ndarray:
     """Cells of the whole slide that those of a window are."""
-    position = np.empty(N, int)
-    position[whole.cells] = np.arange(N)
-    return position[window.cells]
+    return np.argsort(whole.cells)[window.cells]
 
 
 class TestChunks:
     def test_cells(self, cases, chunk, on_disk):
-        stored = on_disk(cases["radius"])
-        number = n_chunks(stored)
-        assert number == -(-N // chunk)
+        stored, number = on_disk(cases["radius"]), -(-N // chunk)
+        assert n_chunks(stored) == number
         np.testing.assert_array_equal(chunk_cells(stored, np.arange(number)), np.arange(N))
-        last = chunk_cells(stored, np.array([number - 1]))
-        assert last[-1] == N - 1
-        assert last[0] == (number - 1) * chunk
-        if number > 1:
-            np.testing.assert_array_equal(chunk_cells(stored, np.array([number - 1, 0])), [*range(chunk), *last])
+        some = [number - 1, 0] if number > 1 else [0]
+        expected = np.concatenate([np.arange(N)[k * chunk : (k + 1) * chunk] for k in some])
+        np.testing.assert_array_equal(chunk_cells(stored, np.array(some)), expected)
         assert len(chunk_cells(stored, np.array([], dtype=int))) == 0
 
-    def test_boxes(self, cases, chunk):
-        xy = cases["radius"].xy
-        boxes = boxes_of(xy)
-        assert boxes.shape == (-(-N // chunk), 2, 2)
-        for number, (low, high) in enumerate(boxes):
-            inside = xy[number * chunk : (number + 1) * chunk]
-            np.testing.assert_array_equal(low, inside.min(axis=0))
-            np.testing.assert_array_equal(high, inside.max(axis=0))
-
-    def test_who_is_near(self, cases, chunk, on_disk):
-        """Everybody whom a ring can hold, and hardly anybody else."""
-        for name in ("radius", "wide ring"):
-            slide = cases[name]
-            d = cdist(slide.xy, slide.xy)
-            stored = on_disk(slide)
+    def test_cells_in_rings(self, cases, chunk, on_disk):
+        """Those that a ring can hold, and no others."""
+        for slide in (cases["radius"], cases["wide ring"]):
+            d, stored = cdist(slide.xy, slide.xy), on_disk(slide)
             for centres in groups_of_centres(slide, 0):
-                got = _window._in_rings(stored, centres)
-                np.testing.assert_array_equal(got, np.flatnonzero((d[centres] <= slide.sizes[2]).any(axis=0)))
+                expected = np.flatnonzero((d[centres] <= slide.sizes[2]).any(axis=0))
+                np.testing.assert_array_equal(_window._in_rings(stored, centres), expected)
 
     @pytest.mark.parametrize("size", [1, 40, 100, 420, 10_000])
     def test_sample(self, cases, chunk, on_disk, size):
         memory = cases["radius"]
-        for slide in (memory, on_disk(memory)):
+        for slide, most in ((memory, 2 * size), (on_disk(memory), max(size, chunk))):
             cells = sample(slide, size)
             assert (np.diff(cells) > 0).all()
-            assert 1 <= len(cells) <= N
-            if size > 2 * N:
-                assert len(cells) == N
-            assert size < 300 or len(cells) > 250
-        assert len(sample(memory, size)) <= 2 * size
-        assert len(sample(on_disk(memory), size)) <= max(size, chunk)
+            assert 1 <= len(cells) <= min(N, most)
+            assert len(cells) == N or size <= 2 * N
+            assert len(cells) > 250 or size < 300

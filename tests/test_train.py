@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from itertools import pairwise
 
 import numpy as np
 import pandas as pd
@@ -39,27 +38,22 @@ class TestTrain:
         assert model.tree.prototypes.requires_grad
         assert not model.training
 
-    def test_tree_is_grown_twice_and_kept_when_asked(self, parts, new_model, monkeypatch):
+    def test_tree_is_grown_twice_or_kept(self, parts, new_model, monkeypatch):
+        """Whitening is computed once, and the queue emptied when the tree is new."""
         grown = []
         monkeypatch.setattr(_train, "grow_tree", lambda *arguments: grown.append(grow_tree(*arguments)))
+        calls = []
+        monkeypatch.setattr(_train, "calibrate_slides", lambda *a: calls.append(1) or calibrate_slides(*a))
         for keep_tree, times in ((True, 0), (False, 2)):
             grown.clear()
-            model = new_model()
+            calls.clear()
+            model = new_model(queue_length=4, batch_size=500)
             parents = model.tree.parent.clone()
             self.trained(model, parts, keep_tree=keep_tree)
             assert len(grown) == times
             assert model.tree.parent.equal(parents) or not keep_tree
-
-    def test_whitening_is_computed_once(self, parts, new_model, monkeypatch):
-        calls = []
-        monkeypatch.setattr(_train, "calibrate_slides", lambda *a: calls.append(1) or calibrate_slides(*a))
-        self.trained(new_model(epochs=2, warmup_epochs=1, batch_size=500), parts)
-        assert calls == [1]
-
-    def test_queue_is_emptied_when_the_tree_is_new(self, parts, new_model):
-        """One batch of each slide per epoch: of four that would fit, two of the joint stage are left."""
-        model = new_model(queue_length=4, batch_size=500)
-        self.trained(model, parts, keep_tree=False)
+            assert calls == [1]
+        # One batch of each slide per epoch: of four that would fit, two of the joint stage are left.
         assert torch.isinf(model.queue.scores).all(dim=2).sum(dim=1).tolist() == [2, 2]
 
     def test_schedule(self, parts, new_model, monkeypatch):
@@ -93,17 +87,7 @@ class TestTrain:
         assert [len(batches) for _, batches in drawn] == [n_batches(parts, model.config)] * 4
         assert [sum(batch.size for batch in batches) for _, batches in drawn] == [100] * 4
         assert max(len(batch.parts) for _, batches in drawn for batch in batches) == slides_per_batch
-        first, second = (
-            [part.centres.tolist() for batch in batches for part in batch.parts] for _, batches in drawn[:2]
-        )
-        assert first != second
-
-    def test_no_epochs(self, parts, new_model):
-        model = new_model(epochs=0, warmup_epochs=0)
-        before = {name: value.clone() for name, value in model.state_dict().items()}
-        assert len(self.trained(model, parts)) == 0
-        for name, value in model.state_dict().items():
-            torch.testing.assert_close(value, before[name], rtol=0, atol=1e-6)
+        assert len({str([part.centres for batch in batches for part in batch.parts]) for _, batches in drawn}) == 4
 
     @pytest.mark.parametrize("loss", ["stalled", "falling"])
     def test_patience(self, parts, new_model, monkeypatch, loss):
@@ -131,15 +115,9 @@ class TestTrain:
 @pytest.mark.parametrize(
     ("losses", "patience", "stalled"),
     [
-        ([3, 2, 1], 1, False),
-        ([3, 3], 1, True),
-        ([3, 3], 2, False),
-        ([3, 3, 3], 2, True),
-        ([3, 2, 2.5, 2.4], 2, True),
-        ([3, 2, 2.5, 1.9], 2, False),
+        *[([3, 2, 1], 1, False), ([3, 3], 1, True), ([3, 3], 2, False), ([3, 3, 3], 2, True), ([1], 1, False)],
+        *[([3, 2, 2.5, 2.4], 2, True), ([3, 2, 2.5, 1.9], 2, False), ([2, 1, 5, 6], 3, False)],
         ([3, 3 - 1e-6, 3 - 2e-6], 2, True),  # less than a thousandth is no progress
-        ([1], 1, False),
-        ([2, 1, 5, 6], 3, False),
     ],
 )
 def test_stalled(losses, patience, stalled):
@@ -154,34 +132,29 @@ def test_rate(n_steps):
     rise = max(1, n_steps // 20)
     np.testing.assert_allclose(rates[:rise], np.arange(1, rise + 1) / rise)
     assert max(rates) == 1
-    falling = rates[rise - 1 :]
-    assert all(later <= earlier for earlier, later in pairwise(falling))
-    middle = rise + (n_steps - rise) / 2
+    assert (np.diff(rates[rise - 1 :]) <= 0).all()
     if n_steps > 1:
-        assert _rate(middle, n_steps) == pytest.approx(0.505)
+        assert _rate((rise + n_steps) / 2, n_steps) == pytest.approx(0.505)
         assert _rate(n_steps, n_steps) == _rate(2 * n_steps, n_steps) == pytest.approx(0.01)
 
 
-class TestHealth:
-    def test_by_loops(self):
-        rng = np.random.default_rng(0)
-        health, counts, cosines = Health(5), np.zeros(5), []
-        for size in (4, 7, 1):
-            h = torch.nn.functional.normalize(torch.from_numpy(rng.normal(size=(size, 3))), dim=1)
-            scores = torch.from_numpy(rng.normal(size=(size, 5)))
-            scores[:, 2] = -5
-            health.update({"loss": torch.tensor(float(size)), "swav": torch.tensor(1.0)}, h, scores)
-            for row in scores:
-                counts[int(row.argmax())] += 1
-            pairs = [float(a @ b) for one, a in enumerate(h) for b in h[:one]]
-            cosines.append(np.mean(pairs or 0))
-        metrics = health.summary()
-        share = counts[counts > 0] / 12
-        assert metrics["loss"] == 4
-        assert metrics["swav"] == 1
-        assert metrics["cosine"] == pytest.approx(np.mean(cosines))
-        assert metrics["entropy"] == pytest.approx(-(share * np.log(share)).sum() / np.log(5))
-        assert metrics["used"] == (counts > 0).sum() < 5
+def test_health_by_loops():
+    rng = np.random.default_rng(0)
+    health, counts, cosines = Health(5), np.zeros(5), []
+    for size in (4, 7, 1):
+        h = torch.nn.functional.normalize(torch.from_numpy(rng.normal(size=(size, 3))), dim=1)
+        scores = torch.from_numpy(rng.normal(size=(size, 5)))
+        scores[:, 2] = -5
+        health.update({"loss": torch.tensor(float(size)), "swav": torch.tensor(1.0)}, h, scores)
+        for row in scores:
+            counts[int(row.argmax())] += 1
+        pairs = [float(a @ b) for one, a in enumerate(h) for b in h[:one]]
+        cosines.append(np.mean(pairs or 0))
+    share = counts[counts > 0] / 12
+    assert len(share) < 5
+    expected = {"loss": 4, "swav": 1, "cosine": np.mean(cosines), "used": len(share)}
+    expected["entropy"] = -(share * np.log(share)).sum() / np.log(5)
+    assert health.summary() == pytest.approx(expected)
 
 
 def row(cosine: float = 0.5, used: int = 100) -> dict[str, float]:
@@ -194,13 +167,8 @@ GOOD, ALIKE, UNUSED = row(), row(cosine=0.99), row(used=4)
 @pytest.mark.parametrize(
     ("metrics", "collapsed"),
     [
-        (row(), False),
-        (row(cosine=0.98), False),
-        (row(cosine=0.981), True),
-        (row(used=5), False),
-        (row(used=4), True),
-        (row(used=1), True),
-        (row(cosine=float("nan")), True),
+        *[(row(), False), (row(cosine=0.98), False), (row(cosine=0.981), True), (row(cosine=float("nan")), True)],
+        *[(row(used=5), False), (row(used=4), True), (row(used=1), True)],
     ],
 )
 def test_one_epoch(metrics, collapsed, caplog):
@@ -219,18 +187,11 @@ def test_one_epoch(metrics, collapsed, caplog):
 @pytest.mark.parametrize(
     ("history", "ends"),
     [
-        ([], False),
-        ([ALIKE], False),
-        ([ALIKE, UNUSED], True),
-        ([GOOD, ALIKE, ALIKE], True),
-        ([ALIKE, GOOD, ALIKE], False),
-        ([ALIKE, ALIKE, GOOD], False),
+        *[([], False), ([ALIKE], False), ([ALIKE, UNUSED], True), ([GOOD, ALIKE, ALIKE], True)],
+        *[([ALIKE, GOOD, ALIKE], False), ([ALIKE, ALIKE, GOOD], False)],
     ],
 )
 def test_training_ends_after_two_collapsed_epochs_in_a_row(history, ends):
     assert has_collapsed(history, 100) is ends
-
-
-@pytest.mark.parametrize(("n_leaves", "used", "collapsed"), [(4, 2, False), (4, 1, True), (1, 1, False)])
-def test_small_trees(n_leaves, used, collapsed):
-    assert has_collapsed([row(used=used)], n_leaves, patience=1) is collapsed
+    for n_leaves, used, collapsed in ((4, 2, False), (4, 1, True), (1, 1, False)):  # small trees
+        assert has_collapsed([row(used=used)], n_leaves, patience=1) is collapsed

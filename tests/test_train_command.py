@@ -7,10 +7,9 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from dataclasses import fields
+from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
+from unittest.mock import Mock, call
 
 import anndata as ad
 import pandas as pd
@@ -26,13 +25,10 @@ RECIPES = sorted((Path(__file__).parents[1] / "recipes").glob("*.toml"))
 
 RECIPE = """
 seed = 3
-
 [model]
 name = "small"
-
 [data]
 library_key = "slide"
-
 [config]
 dim = 16
 n_layers = 1
@@ -61,9 +57,17 @@ def corpus(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory) -> Path:
-    path = tmp_path_factory.mktemp("recipe") / "small.toml"
-    path.write_text(RECIPE)
-    return path
+    return written(tmp_path_factory.mktemp("recipe"), RECIPE)
+
+
+def written(folder: Path, text: str) -> Path:
+    (folder / "recipe.toml").write_text(text, encoding="utf-8")
+    return folder / "recipe.toml"
+
+
+def train(recipe: Path, corpus: Path, out: Path, *options: str) -> Path:
+    main([str(recipe), "--data", str(corpus), "--out", str(out), *options])
+    return out
 
 
 @pytest.fixture(autouse=True)
@@ -82,12 +86,9 @@ def done(corpus, recipe, tmp_path_factory) -> tuple[Path, str]:
 
 
 class TestResults:
-    def test_same_as_fit(self, done, corpus):
+    def test_same_as_fit(self, done, corpus, recipe):
         out, said = done
-        config = st.model.StageConfig(
-            dim=16, n_layers=1, levels=(2, 6, 18), epochs=4, warmup_epochs=2, learning_rate=1e-3, batch_size=128
-        )
-        data = {}
+        config, data = read_recipe(recipe).config, {}
         for name in ("one/single", "one/two", "other/deep/single"):
             data["/".join(name.split("/")[-2:])] = adata = ad.read_h5ad(corpus / f"{name}.h5ad")
             st.pp.filter_cells(adata)
@@ -100,50 +101,37 @@ class TestResults:
         assert model.slides == ["one/single", "one/two/slide1", "one/two/slide2", "deep/single"]
         history = pd.read_csv(out / "history.csv", index_col="epoch")
         pd.testing.assert_frame_equal(history, expected.history, rtol=1e-5)
-
-    def test_files(self, done):
-        out, _ = done
-        names = [
-            "curves.png",
-            "history.csv",
-            "small-3.training",
-            "small.safetensors",
-        ]  # slides are too small for panels
-        assert sorted(path.name for path in out.iterdir()) == names
+        names = ["curves.png", "history.csv", "small-3.training", "small.safetensors"]
+        assert sorted(path.name for path in out.iterdir()) == names  # slides are too small for panels
         assert (out / "curves.png").read_bytes().startswith(b"\x89PNG")
 
-    def test_panels(self, corpus, recipe, done, tmp_path):
-        """Of the slides with enough cells; the same as from the function."""
-        main([str(recipe), "--data", str(corpus), "--out", str(shutil.copytree(done[0], tmp_path / "out"))])
-        table = pd.read_csv(tmp_path / "out" / "panels.csv", index_col=["slide", "split", "labels"])
+    def test_panels_of_a_finished_training(self, corpus, recipe, done, tmp_path, monkeypatch):
+        """Of the slides with enough cells; the same as from the function. Nothing is trained again, lost tables are."""
+        out = shutil.copytree(done[0], tmp_path / "out")
+        (out / "history.csv").unlink()
+        monkeypatch.setattr("stage_sc.train._train.embed_pairs", None)
+        train(recipe, corpus, out)
+        assert (out / "history.csv").read_bytes() == (done[0] / "history.csv").read_bytes()
+        table = pd.read_csv(out / "panels.csv", index_col=["slide", "split", "labels"])
         assert table.index.unique("slide").tolist() == ["one/two/slide1", "one/two/slide2"]
         slide = ad.read_h5ad(corpus / "one" / "two.h5ad")
         slide = slide[slide.obs["slide"] == "slide2"].copy()
         st.pp.build_graph(slide)
-        expected = st.tl.panel_agreement(slide, tmp_path / "out" / "small.safetensors", rng=3)
+        expected = st.tl.panel_agreement(slide, out / "small.safetensors", rng=3)
         pd.testing.assert_frame_equal(table.loc["one/two/slide2"], expected, atol=1e-4, rtol=0)
 
-    def test_half(self, corpus, tmp_path):
-        text = RECIPE.replace('"small"', '"half"\nhalf = true').replace("epochs = 4", "epochs = 2")
-        (tmp_path / "half.toml").write_text(text)
-        main([str(tmp_path / "half.toml"), "--data", str(corpus), "--out", str(tmp_path), "--leave-out", "two"])
+    def test_half_and_without_training(self, corpus, tmp_path):
+        text = RECIPE.replace('"small"', '"half"\nhalf = true').replace("epochs = 4\nwarmup_epochs = 2", "epochs = 0")
+        train(written(tmp_path, text), corpus, tmp_path, "--leave-out", "two")
         model = st.model.load_checkpoint(tmp_path / "half.safetensors")
         assert all(value.equal(value.half().float()) for value in model.parameters())
-        assert not (tmp_path / "panels.csv").exists()  # no slide is large enough
-
-    def test_without_training(self, corpus, tmp_path):
-        text = RECIPE.replace("epochs = 4", "epochs = 0", 1).replace("warmup_epochs = 2", "warmup_epochs = 0")
-        (tmp_path / "none.toml").write_text(text)
-        main([str(tmp_path / "none.toml"), "--data", str(corpus), "--out", str(tmp_path / "out")])
-        model = st.model.load_checkpoint(tmp_path / "out" / "small.safetensors")
         assert model.config.epochs == 0
-        assert not (tmp_path / "out" / "curves.png").exists()
+        assert sorted(path.suffix for path in tmp_path.iterdir()) == [".csv", ".safetensors", ".toml", ".training"]
 
 
 class TestResume:
     def test_history_is_complete(self, corpus, recipe, done, tmp_path, monkeypatch):
         """Interrupted after the second epoch, whose row is there by then; the same command does the other two."""
-        arguments = [str(recipe), "--data", str(corpus), "--out", str(tmp_path)]
         make, rows = command.history_writer, []
 
         def interrupted(*args: object, **kwargs: object) -> Callable[[pd.DataFrame], None]:
@@ -159,24 +147,15 @@ class TestResume:
 
         monkeypatch.setattr(command, "history_writer", interrupted)
         with pytest.raises(KeyboardInterrupt):
-            main(arguments)
+            train(recipe, corpus, tmp_path)
         assert not (tmp_path / "small.safetensors").exists()
-        main(arguments)
+        train(recipe, corpus, tmp_path)
         assert rows == [1, 2, 2, 3, 4, 4]
         for name in ("history.csv", "small.safetensors"):
             assert (tmp_path / name).read_bytes() == (done[0] / name).read_bytes(), name
 
-    def test_finished(self, corpus, recipe, done, tmp_path, monkeypatch):
-        """Nothing is trained again, and a table that was lost is there again."""
-        out = shutil.copytree(done[0], tmp_path / "out")
-        (out / "history.csv").unlink()
-        monkeypatch.setattr("stage_sc.train._train.embed_pairs", None)
-        main([str(recipe), "--data", str(corpus), "--out", str(out)])
-        assert (out / "history.csv").read_bytes() == (done[0] / "history.csv").read_bytes()
-
     def test_another_seed_is_another_training(self, corpus, recipe, done, tmp_path):
-        out = shutil.copytree(done[0], tmp_path / "out")
-        main([str(recipe), "--data", str(corpus), "--out", str(out), "--seed", "4"])
+        out = train(recipe, corpus, shutil.copytree(done[0], tmp_path / "out"), "--seed", "4")
         assert (out / "history.csv").read_bytes() != (done[0] / "history.csv").read_bytes()
         assert (out / "small-3.training").read_bytes() == (done[0] / "small-3.training").read_bytes()
 
@@ -184,7 +163,7 @@ class TestResume:
 def test_collapse(corpus, recipe, tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(_health, "MAX_COSINE", -1.0)
     with pytest.raises(SystemExit) as stopped:
-        main([str(recipe), "--data", str(corpus), "--out", str(tmp_path)])
+        train(recipe, corpus, tmp_path)
     assert isinstance(stopped.value.code, str)  # is printed, and the process ends with 1
     assert "`learning_rate`" in stopped.value.code
     assert "collapsed" in caplog.text
@@ -199,62 +178,38 @@ class TestStore:
         assert "2 slides, 419 cells" in capsys.readouterr().out
         assert not (tmp_path / "out" / "panels.csv").exists()
 
-    def test_leave_out(self, recipe, tmp_path):
+    def test_bad_arguments(self, recipe, tmp_path):
         with pytest.raises(ValueError, match="`--leave-out`"):
             main([str(recipe), "--store", str(tmp_path), "--out", str(tmp_path), "--leave-out", "one"])
-
-    def test_either_or(self, recipe, tmp_path, capsys):
-        for source in ([], ["--data", ".", "--store", "."]):
-            with pytest.raises(SystemExit) as stopped:
+        for source in ([], ["--data", ".", "--store", "."]):  # either, or
+            with pytest.raises(SystemExit, match="2"):
                 main([str(recipe), "--out", str(tmp_path), *source])
-            assert stopped.value.code == 2
 
 
 def test_other_processes_write_nothing(corpus, recipe, done, tmp_path, monkeypatch):
     (tmp_path / "small-3.training").write_bytes((done[0] / "small-3.training").read_bytes())
     monkeypatch.setenv("RANK", "1")
-    main([str(recipe), "--data", str(corpus), "--out", str(tmp_path)])
+    train(recipe, corpus, tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["small-3.training"]
 
 
-class TestTensorBoard:
-    @pytest.fixture
-    def board(self, monkeypatch) -> Iterator[dict[tuple[str, int], float]]:
-        """What is shown, instead of a file."""
-        shown: dict[tuple[str, int], float] = {}
-        flushed: list[int] = []
-
-        class SummaryWriter:
-            def __init__(self, folder: Path, *, purge_step: int) -> None:
-                assert folder.name == "tensorboard"
-                assert purge_step == 0
-                shown.clear()
-
-            def add_scalar(self, name: str, value: float, epoch: int) -> None:
-                assert (name, epoch) not in shown
-                shown[name, epoch] = value
-
-            def flush(self) -> None:
-                flushed.append(len(shown))
-
-        module = ModuleType("tensorboard")
-        module.SummaryWriter = SummaryWriter
-        monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", module)
-        yield shown
-        assert flushed[-1] == len(shown)
-
-    def test_every_epoch(self, corpus, recipe, board, tmp_path):
-        arguments = [str(recipe), "--data", str(corpus), "--out", str(tmp_path), "--tensorboard"]
-        for _ in range(2):  # the second call trains nothing, and shows all
-            main(arguments)
-            history = pd.read_csv(tmp_path / "history.csv", index_col="epoch")
-            expected = history.drop(columns="stage").stack().dropna().swaplevel().to_dict()
-            assert board == pytest.approx(expected, rel=1e-5)
-
-    def test_not_installed(self, corpus, recipe, tmp_path, monkeypatch):
-        monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
-        with pytest.raises(ImportError, match="pip install tensorboard"):
-            main([str(recipe), "--data", str(corpus), "--out", str(tmp_path), "--tensorboard"])
+def test_tensorboard(corpus, recipe, tmp_path, monkeypatch):
+    board = Mock()
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", board)
+    for _ in range(2):  # the second call trains nothing, and shows all
+        board.reset_mock()
+        train(recipe, corpus, tmp_path, "--tensorboard")
+        assert board.SummaryWriter.call_args_list == [call(tmp_path / "tensorboard", purge_step=0)]
+        *shown, last = board.SummaryWriter.return_value.method_calls
+        values = {(name, epoch): value for _, (name, value, epoch), _ in (one for one in shown if one != call.flush())}
+        history = pd.read_csv(tmp_path / "history.csv", index_col="epoch")
+        expected = history.drop(columns="stage").stack().dropna().swaplevel().to_dict()
+        assert values == pytest.approx(expected, rel=1e-5)
+        assert last == call.flush()
+        assert sum(one != call.flush() for one in shown) == len(expected)  # each once
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with pytest.raises(ImportError, match="pip install tensorboard"):
+        train(recipe, corpus, tmp_path, "--tensorboard")
 
 
 class TestFiles:
@@ -267,8 +222,6 @@ class TestFiles:
         assert self.read(corpus, "one/") == ["deep/single"]
         assert self.read(corpus, "two", "deep") == ["one/single"]
         assert list(read_corpus([corpus / "one", corpus], [], None)) == everything  # each once
-
-    def test_slides(self, corpus):
         data = read_corpus([corpus], [], "slide")
         assert [adata.n_obs for adata in data.values()] == [119, 300, 119]
         assert [adata.uns["stage_graph"]["params"]["library_key"] or "" for adata in data.values()] == ["", "slide", ""]
@@ -278,11 +231,8 @@ class TestFiles:
         monkeypatch.setattr(command, "MAX_SLIDES", 3)
         data = read_corpus([corpus], [], "slide")
         found = dict(small_slides(data, "slide"))
-        assert {name: adata.n_obs for name, adata in found.items()} == {
-            "deep/single": 119,
-            "one/single": 119,
-            "one/two/slide1": 150,
-        }
+        sizes = {name: adata.n_obs for name, adata in found.items()}
+        assert sizes == {"deep/single": 119, "one/single": 119, "one/two/slide1": 150}
         assert found["deep/single"] is data["deep/single"]
         assert set(found["one/two/slide1"].obs["slide"]) == {"slide1"}
 
@@ -301,40 +251,13 @@ class TestFiles:
             self.read(tmp_path)
 
 
-@pytest.fixture
-def written(tmp_path):
-    def write(text: str) -> Path:
-        path = tmp_path / "recipe.toml"
-        path.write_text(text, encoding="utf-8")
-        return path
-
-    return write
-
-
-def test_recipe(written):
-    text = """
-    seed = 7
-    [model]
-    name = "ätlas"
-    half = true
-    [data]
-    library_key = "section"
-    [config]
-    levels = [2, 4]
-    learning_rate = 1e-2
-    cells_per_slide = 100
-    """
-    config = StageConfig(levels=(2, 4), learning_rate=1e-2, cells_per_slide=100)
-    assert read_recipe(written('[model]\nname = "a"')) == Recipe("a", StageConfig())
-    assert read_recipe(written(text)) == Recipe("ätlas", config, half=True, library_key="section", seed=7)
-
-
-def test_every_field_of_the_configuration(written):
-    values = {key: value for key, value in StageConfig().to_dict().items() if value is not None}
-    assert len(values) > len(fields(StageConfig)) - 3
-    lines = [f"{key} = {json.dumps(value)}" for key, value in values.items()]  # the same in JSON and TOML
-    text = '[model]\nname = "a"\n[config]\n' + "\n".join(lines)
-    assert read_recipe(written(text)).config == StageConfig()
+def test_recipe(tmp_path):
+    """With every field of the configuration, written the same in JSON and TOML."""
+    config = StageConfig(levels=(2, 4), learning_rate=1e-2, cells_per_slide=100, cells_per_epoch=1000)
+    text = 'seed = 7\n[model]\nname = "ätlas"\nhalf = true\n[data]\nlibrary_key = "section"\n[config]\n'
+    text += "\n".join(f"{key} = {json.dumps(value)}" for key, value in config.to_dict().items())
+    assert read_recipe(written(tmp_path, '[model]\nname = "a"')) == Recipe("a", StageConfig())
+    assert read_recipe(written(tmp_path, text)) == Recipe("ätlas", config, half=True, library_key="section", seed=7)
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.name)
@@ -360,6 +283,6 @@ def test_recipes_of_the_repository(path):
         ("name: a", ValueError, "TOML"),
     ],
 )
-def test_refused(written, text, error, message):
+def test_refused(tmp_path, text, error, message):
     with pytest.raises(error, match=message):
-        read_recipe(written(text))
+        read_recipe(written(tmp_path, text))

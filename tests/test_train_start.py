@@ -7,7 +7,6 @@ from itertools import pairwise
 
 import anndata as ad
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 from scipy.spatial import cKDTree
@@ -32,15 +31,12 @@ def large(put_in_order) -> tuple[Slide, Stage]:
     return slide, model
 
 
-class TestKMeansLeaves:
-    @pytest.fixture
-    def h(self):
+class TestStart:
+    def test_leaves(self, monkeypatch):
         rng = np.random.default_rng(0)
         middle = rng.normal(size=(5, 8))
         h = torch.from_numpy((middle[rng.integers(0, 5, 400)] + 0.1 * rng.normal(size=(400, 8))).astype(np.float32))
-        return torch.nn.functional.normalize(h, dim=1)
-
-    def test_leaves(self, h):
+        h = torch.nn.functional.normalize(h, dim=1)
         leaves, leaf = cluster_leaves(h, 5, np.random.default_rng(0))
         assert leaves.dtype == torch.float32
         np.testing.assert_allclose(leaves.norm(dim=1).numpy(), 1, atol=1e-6)
@@ -49,15 +45,12 @@ class TestKMeansLeaves:
         for number in range(5):
             mean = torch.nn.functional.normalize(h[leaf == number].mean(dim=0), dim=0)
             torch.testing.assert_close(leaves[number], mean, atol=1e-4, rtol=0)
-
-    def test_samples_many_cells(self, h, monkeypatch):
-        monkeypatch.setattr(_start, "KMEANS_CELLS", 100)
-        leaves, leaf = cluster_leaves(h, 5, np.random.default_rng(0))
-        assert len(leaf) == 400
+        monkeypatch.setattr(_start, "KMEANS_CELLS", 100)  # found on a sample
+        again, leaf = cluster_leaves(h, 5, np.random.default_rng(0))
+        assert not again.equal(leaves)
+        assert (leaf == (h @ again.T).argmax(dim=1)).all() and len(leaf) == 400
         assert leaf.equal(cluster_leaves(h, 5, np.random.default_rng(0))[1])
 
-
-class TestStart:
     def test_decoder_is_fitted(self, parts, new_model):
         model = new_model()
         encoded = [encode_slide(model, slide) for slide in parts]
@@ -92,11 +85,9 @@ class TestCalibrateSlides:
         assert (panels[0].whitening - panels[1].whitening).abs().max() > 0.05 * panels[0].whitening.abs().max()
 
     def test_from_a_sample_of_a_slide_on_disk(self, large, on_disk, monkeypatch):
-        """Near that of the whole slide; to rounding where all cells are looked at."""
         slide, model = large
         monkeypatch.setattr(_window, "CHUNK", 50)
-        whole, stored = calibrate(model, slide).whitening, on_disk(slide)
-        distance = {}
+        whole, stored, distance = calibrate(model, slide).whitening, on_disk(slide), {}
         for size in (300, 1000, 10**6):
             monkeypatch.setattr(_start, "MAX_CELLS", size)
             (panel,) = calibrate_slides(model, [stored])
@@ -119,9 +110,8 @@ class TestCalibrateSlides:
         expected = calibrate(model, slide, cells)
         torch.testing.assert_close(panel.whitening, expected.whitening, rtol=0, atol=1e-3)
         whole = encode_slide(model, slide, expected)
-        torch.testing.assert_close(encoded.h, whole.h[cells], rtol=0, atol=1e-4)
-        torch.testing.assert_close(encoded.context, whole.context[cells], rtol=0, atol=1e-4)
-        torch.testing.assert_close(encoded.niche, whole.niche[cells], rtol=0, atol=1e-4)
+        for name in ("h", "context", "niche"):
+            torch.testing.assert_close(getattr(encoded, name), getattr(whole, name)[cells], rtol=0, atol=1e-4)
 
 
 class TestAdapt:
@@ -130,7 +120,7 @@ class TestAdapt:
             assert adapt_config(StageConfig(), [1_000_000]) == StageConfig()
         assert not caplog.records
 
-    @pytest.mark.parametrize("n_cells", [4, 10, 41, 79, 100, 300, 1000, 3190, 5119, 5120, 60_000])
+    @pytest.mark.parametrize("n_cells", [4, 79, 300, 3190, 5119, 60_000])
     def test_small_data(self, n_cells, caplog):
         with caplog.at_level(logging.INFO):
             config = adapt_config(StageConfig(), [n_cells])
@@ -141,30 +131,21 @@ class TestAdapt:
         assert config.epochs < StageConfig().epochs
         assert config.warmup_epochs < config.epochs
         (record,) = caplog.records
-        assert record.name == "stage_sc.train"
         for name in ("epochs", "warmup_epochs", "learning_rate", *(["levels"] if config.levels[-1] < 512 else [])):
             assert f"{name}={getattr(config, name)}" in record.getMessage()
         assert f"{n_cells} training cells" in record.getMessage()
 
-    @pytest.mark.parametrize(
-        ("n_cells", "n_leaves"),
-        [([1050, 1050, 1090], 21), ([3000] * 4, 60), ([3000] * 20, 120), ([100_000] * 9, 512), ([5000] * 60, 512)],
-    )
-    def test_slides_share_their_leaves(self, n_cells, n_leaves):
-        assert adapt_config(StageConfig(), n_cells).levels[-1] == n_leaves
-
-    def test_tuning_keeps_the_tree(self):
+    def test_slides_share_their_leaves_and_tuning_keeps_the_tree(self):
+        for n_cells, n_leaves in (([1050, 1050, 1090], 21), ([3000] * 4, 60), ([3000] * 20, 120), ([5000] * 60, 512)):
+            assert adapt_config(StageConfig(), n_cells).levels[-1] == n_leaves
         config = adapt_config(StageConfig(), [100], tuning=True)
         assert config.levels == StageConfig().levels
         assert (config.epochs, config.warmup_epochs) == (10, 0)
 
 
 def test_starts_with_four_cells():
-    adata = ad.AnnData(
-        np.random.default_rng(0).poisson(3.0, (4, 6)).astype(np.float32),
-        var=pd.DataFrame(index=list("abcdef")),
-        obsm={"spatial": np.array([[0.0, 0], [10, 0], [0, 10], [12, 11]])},
-    )
+    adata = ad.AnnData(np.random.default_rng(0).poisson(3.0, (4, 6)).astype(np.float32))
+    adata.var_names, adata.obsm["spatial"] = list("abcdef"), np.array([[0.0, 0], [10, 0], [0, 10], [12, 11]])
     st.pp.build_graph(adata)
     model = st.tl.fit(adata, config=StageConfig(dim=4, levels=(2, 4), epochs=0), progress=False)
     assert sorted(model.tree.parent.tolist()) == [-1, -1, 0, 0, 1, 1]

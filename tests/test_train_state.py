@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -29,88 +30,75 @@ def new_model(parts: list[Slide], config: StageConfig, *, vectors: bool = True) 
     return model
 
 
-def assert_same(one: Stage, other: Stage, *histories: pd.DataFrame) -> None:
+def assert_same(one: Stage, other: Stage) -> None:
     states = one.state_dict(), other.state_dict()
     assert list(states[0]) == list(states[1])
     for name, value in states[0].items():
         assert value.equal(states[1][name]), name
-    if histories:
-        pd.testing.assert_frame_equal(*histories, check_exact=True)
+    pd.testing.assert_frame_equal(one.history, other.history, check_exact=True)
 
 
-class Interrupted(Exception):
-    """Instead of a signal."""
+class Interrupted(Exception): ...
 
 
 class TestAnyStep:
     """A new model each time, without even its gene vectors."""
 
-    def run(self, parts, config: StageConfig, path: Path, monkeypatch, n_steps: int, **arguments: object):
-        """Train in pieces of `n_steps`; return model, history and number of pieces."""
-        true_step, model, pieces = _train.embed_pairs, new_model(parts, config), 0
-        while True:
-            left, pieces = [n_steps], pieces + 1
+    @pytest.fixture
+    def run(self, parts, tmp_path, monkeypatch):
+        def run(config: StageConfig, n_steps: int, every: int, patience: int | None = None) -> int:
+            """Train in pieces of `n_steps`, and compare with a training in one; return the number of pieces."""
+            true_step, pieces, left = _train.embed_pairs, 0, [sys.maxsize]
 
-            def step(*arguments: object, left: list[int] = left) -> object:
+            def step(*arguments: object) -> object:
                 left[0] -= 1
                 if left[0] < 0:
                     raise Interrupted
                 return true_step(*arguments)
 
             monkeypatch.setattr(_train, "embed_pairs", step)
-            try:
-                rng = np.random.default_rng(pieces - 1)  # the first counts
-                history = train(model, parts, rng, checkpoint=path, progress=False, **arguments)
-            except Interrupted:
-                model = new_model(parts, config, vectors=False)
-            else:
-                return model, history, pieces
+            named, plain, model = {"progress": False, "patience": patience}, *(new_model(parts, config) for _ in "ab")
+            plain.history = train(plain, parts, np.random.default_rng(0), **named)
+            while True:
+                left[0], rng = n_steps, np.random.default_rng(pieces)  # the first counts
+                pieces += 1
+                try:
+                    model.history = train(model, parts, rng, checkpoint=tmp_path / "a", every=every, **named)
+                except Interrupted:
+                    model = new_model(parts, config, vectors=False)
+                else:
+                    break
+            assert_same(plain, model)
+            assert not model.training
+            assert all(parameter.requires_grad for parameter in model.parameters())
+            return pieces
 
-    @pytest.mark.parametrize(("every", "n_steps"), [(1, 1), (2, 3), (1000, 9)])
-    def test_same_result(self, parts, small_config, tmp_path, monkeypatch, every, n_steps):
+        return run
+
+    @pytest.mark.parametrize(("every", "n_steps", "pieces"), [(1, 1, 32), (2, 3, 16), (1000, 9, 4)])
+    def test_same_result(self, run, small_config, every, n_steps, pieces):
         """Four epochs of eight steps, with a new tree after two."""
-        config = small_config.replace(batch_size=50)
-        plain = new_model(parts, config)
-        expected = train(plain, parts, np.random.default_rng(0), progress=False)
-        model, history, pieces = self.run(parts, config, tmp_path / "a", monkeypatch, n_steps, every=every)
-        assert pieces == {1: 32, 3: 16, 9: 4}[n_steps]
-        assert_same(plain, model, expected, history)
-        assert not model.training
-        assert all(parameter.requires_grad for parameter in model.parameters())
+        assert run(small_config.replace(batch_size=50), n_steps, every) == pieces
 
     @pytest.mark.parametrize(
         "changes",
         [
-            {"slides_per_batch": 2},
-            {"reconstruction_weight": 0.0, "selection": "slide"},
-            {"warmup_epochs": 0},
-            {"warmup_epochs": 4},
+            *[{"warmup_epochs": 0}, {"warmup_epochs": 4}, {"slides_per_batch": 2}],
+            *[{"reconstruction_weight": 0.0, "selection": "slide"}],
+            {"epochs": 24, "warmup_epochs": 12, "learning_rate": 1e-9},  # both stages end early
         ],
         ids=str,
     )
-    def test_variants(self, parts, small_config, tmp_path, monkeypatch, changes):
-        config = small_config.replace(batch_size=70, **changes)
-        plain = new_model(parts, config)
-        expected = train(plain, parts, np.random.default_rng(0), progress=False)
-        model, history, pieces = self.run(parts, config, tmp_path / "a", monkeypatch, 5, every=2)
-        assert pieces > 3
-        assert_same(plain, model, expected, history)
+    def test_variants(self, run, small_config, changes):
+        assert run(small_config.replace(batch_size=70, **changes), 5, 2, 2 if "epochs" in changes else None) > 3
 
-    def test_stages_that_end_early(self, parts, small_config, tmp_path, monkeypatch):
-        config = small_config.replace(epochs=24, warmup_epochs=12, learning_rate=1e-9)
-        plain = new_model(parts, config)
-        expected = train(plain, parts, np.random.default_rng(0), patience=2, progress=False)
-        assert len(expected) < 24
-        model, history, _ = self.run(parts, config, tmp_path / "a", monkeypatch, 5, every=2, patience=2)
-        assert_same(plain, model, expected, history)
-
-    def test_the_start_is_not_made_again(self, parts, small_config, tmp_path, monkeypatch):
+    def test_the_start_is_not_made_again(self, run, small_config, monkeypatch):
         made = []
         for name in ("initialize_network", "grow_tree"):
             true = getattr(_train, name)
             monkeypatch.setattr(_train, name, lambda *a, true=true, name=name: made.append(name) or true(*a))
-        self.run(parts, small_config, tmp_path / "a", monkeypatch, 2, every=1)
-        assert made == ["initialize_network", "grow_tree", "grow_tree"]
+        run(small_config, 2, 1)
+        assert made == ["initialize_network", "grow_tree", "grow_tree"] * 2  # with the training in one
 
 
 DRIVER = """
@@ -130,52 +118,39 @@ st.tl.fit(ad.read_h5ad(sys.argv[1]), config=config, checkpoint=sys.argv[2], prog
 """
 
 
-@pytest.mark.skipif(os.name == "nt", reason="needs signals")
-def test_sigkill(finished, slides, small_config, tmp_path):
-    """A process that is killed between writing and replacing the file for the third time."""
-    slides.copy().write_h5ad(tmp_path / "slides.h5ad")
-    driver = subprocess.run(
-        [
-            sys.executable,
-            "-c",
-            DRIVER,
-            tmp_path / "slides.h5ad",
-            tmp_path / "state",
-            json.dumps(small_config.to_dict()),
-        ],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-    )
-    assert driver.returncode == -signal.SIGKILL, driver.stderr
-    assert torch.load(tmp_path / "state", weights_only=True)["state"]["epoch"] == 2
-    (tmp_path / "state.part").write_bytes((tmp_path / "state.part").read_bytes()[:1000])
-    again = st.tl.fit(slides, config=small_config, checkpoint=tmp_path / "state", progress=False)
-    assert_same(finished[1], again, finished[1].history, again.history)
-    assert not (tmp_path / "state.part").exists()
-
-
 @pytest.fixture(scope="module")
 def finished(slides, small_config, tmp_path_factory) -> tuple[Path, Stage]:
     path = tmp_path_factory.mktemp("finished") / "state"
     return path, st.tl.fit(slides, config=small_config, checkpoint=path, progress=False)
 
 
+@pytest.mark.skipif(os.name == "nt", reason="needs signals")
+def test_sigkill(finished, slides, small_config, tmp_path):
+    """A process that is killed between writing and replacing the file for the third time."""
+    slides.copy().write_h5ad(tmp_path / "slides.h5ad")
+    arguments = [tmp_path / "slides.h5ad", tmp_path / "state", json.dumps(small_config.to_dict())]
+    command, env = [sys.executable, "-c", DRIVER, *arguments], {**os.environ, "OMP_NUM_THREADS": "1"}
+    driver = subprocess.run(command, env=env, capture_output=True, text=True)
+    assert driver.returncode == -signal.SIGKILL, driver.stderr
+    assert torch.load(tmp_path / "state", weights_only=True)["state"]["epoch"] == 2
+    (tmp_path / "state.part").write_bytes((tmp_path / "state.part").read_bytes()[:1000])
+    again = st.tl.fit(slides, config=small_config, checkpoint=tmp_path / "state", progress=False)
+    assert_same(finished[1], again)
+    assert not (tmp_path / "state.part").exists()
+
+
 class TestFinished:
-    def test_is_returned_without_training(self, finished, slides, small_config, monkeypatch):
+    def test_equals_one_without_a_file_and_is_returned(self, finished, slides, small_config, monkeypatch):
         path, model = finished
+        assert_same(model, st.tl.fit(slides, config=small_config, progress=False))
         before = path.read_bytes(), path.stat().st_mtime_ns
         for name in ("embed_pairs", "initialize_network", "grow_tree"):
             monkeypatch.setattr(_train, name, None)
         monkeypatch.setattr(_start, "coexpression_vectors", None)
         again = st.tl.fit(slides, config=small_config, checkpoint=str(path), progress=False)
-        assert_same(model, again, model.history, again.history)
+        assert_same(model, again)
         assert not again.training
         assert (path.read_bytes(), path.stat().st_mtime_ns) == before
-
-    def test_equals_a_training_without_checkpoint(self, finished, slides, small_config):
-        plain = st.tl.fit(slides, config=small_config, progress=False)
-        assert_same(plain, finished[1], plain.history, finished[1].history)
 
     def test_file(self, finished, parts):
         """Numbers and plain values, nothing that runs code; marked as finished; nothing else is left in the folder."""
@@ -193,19 +168,20 @@ class TestFinished:
 class TestInit:
     def test_same_result(self, slides, small_model, tmp_path):
         """Three epochs with the tree of another model, interrupted in the second."""
-        plain = st.tl.fit(slides, init=small_model, epochs=3, progress=False)
+        named = {"epochs": 3, "progress": False}
+        plain = st.tl.fit(slides, init=small_model, **named)
 
         def interrupt(history: pd.DataFrame) -> None:
             if len(history) == 2:
                 raise Interrupted
 
         with pytest.raises(Interrupted):
-            st.tl.fit(slides, init=small_model, epochs=3, checkpoint=tmp_path / "a", progress=False, callback=interrupt)
+            st.tl.fit(slides, init=small_model, checkpoint=tmp_path / "a", callback=interrupt, **named)
         assert torch.load(tmp_path / "a", weights_only=True)["state"]["epoch"] == 1
-        again = st.tl.fit(slides, init=small_model, epochs=3, checkpoint=tmp_path / "a", progress=False)
-        assert_same(plain, again, plain.history, again.history)
+        again = st.tl.fit(slides, init=small_model, checkpoint=tmp_path / "a", **named)
+        assert_same(plain, again)
         with pytest.raises(ValueError, match="another training.*`init`"):
-            st.tl.fit(slides, init=again, epochs=3, checkpoint=tmp_path / "a", progress=False)
+            st.tl.fit(slides, init=again, checkpoint=tmp_path / "a", **named)
 
 
 class Runs:
@@ -222,56 +198,42 @@ class TestRefused:
             st.tl.fit(data, checkpoint=path, progress=False, **arguments)
         assert (path.read_bytes() if path.is_file() else None) == before
 
-    def test_other_configuration(self, finished, slides, small_config):
+    def test_other_configuration_and_genes(self, finished, slides, small_config):
+        self.refused(slides[:, :-3].copy(), finished[0], "`genes`", config=small_config)
         config = small_config.replace(learning_rate=2e-3, dim=8)
         message = r"`dim` \(16 .*8 .*`learning_rate` \(0.001 .*0.002 "
         self.refused(slides, finished[0], message, config=config)
 
-    def test_other_slides(self, finished, slides, tissue, small_config):
-        self.refused(slides[slides.obs["slide"] == "slide1"].copy(), finished[0], "`slides`", config=small_config)
-        self.refused({"slide1": slides, "more": tissue}, finished[0], "`slides`", config=small_config)
+    def test_other_slides_counts_and_graphs(self, finished, slides, tissue, small_config):
+        refused = partial(self.refused, path=finished[0], message="`slides`", config=small_config)
+        refused(slides[slides.obs["slide"] == "slide1"].copy())
+        refused({"slide1": slides, "more": tissue})
+        other = slides.copy()
+        other.layers["other"] = slides.X.copy()
+        other.layers["other"].data = np.random.default_rng(0).permutation(slides.X.data)
+        refused(other, layer="other")
+        for how in ({"scale": 1.2}, {"local": 40.0}, {"view": 60.0}):
+            st.pp.build_graph(other, library_key="slide", **how)
+            refused(other)
 
-    def test_other_counts(self, finished, slides, small_config):
-        slides = slides.copy()
-        slides.layers["other"] = slides.X.copy()
-        slides.layers["other"].data = np.random.default_rng(0).permutation(slides.X.data)
-        self.refused(slides, finished[0], "`slides`", config=small_config, layer="other")
-
-    @pytest.mark.parametrize("how", [{"scale": 1.2}, {"local": 40.0}, {"view": 60.0}], ids=str)
-    def test_another_graph(self, finished, slides, small_config, how):
-        slides = slides.copy()
-        st.pp.build_graph(slides, library_key="slide", **how)
-        self.refused(slides, finished[0], "`slides`", config=small_config)
-
-    def test_other_genes(self, finished, slides, small_config):
-        few = slides[:, :-3].copy()
-        self.refused(few, finished[0], "`genes`", config=small_config)
-
-    @pytest.mark.parametrize("kind", ["model", "text", "nothing", "code", "other numbers", "list"])
-    def test_files_of_something_else(self, slides, small_config, small_model, tmp_path, kind):
-        path = tmp_path / "a"
-        if kind == "model":
-            st.model.save_checkpoint(small_model, path).rename(path)
-        elif kind in ("text", "nothing"):
-            path.write_text("Dear diary" if kind == "text" else "")
-        else:
-            torch.save({"code": Runs(), "other numbers": {"x": torch.ones(3)}, "list": [1]}[kind], path)
-        self.refused(slides, path, "no training of this version", config=small_config)
+    def test_files_of_something_else(self, finished, slides, small_config, small_model, tmp_path):
+        path, other = tmp_path / "a", st.model.save_checkpoint(small_model, tmp_path / "model")
+        for content in (other.read_bytes(), b"Dear diary", b""):
+            path.write_bytes(content)
+            self.refused(slides, path, "no training of this version", config=small_config)
+        for content in (Runs(), {"x": torch.ones(3)}, [1]):
+            torch.save(content, path)
+            self.refused(slides, path, "no training of this version", config=small_config)
+        torch.save({**torch.load(finished[0], weights_only=True), "format": "stage_sc training 99"}, path)
+        self.refused(slides, path, "training 99", config=small_config)
 
     def test_damaged(self, finished, slides, small_config, tmp_path):
         content = finished[0].read_bytes()
-        for length in (10, 1000, len(content) // 2, len(content) - 1):
-            (tmp_path / "a").write_bytes(content[:length])
-            self.refused(slides, tmp_path / "a", "damaged", config=small_config)
         flipped, weights = bytearray(content), finished[1].decoder.weight.detach().numpy().tobytes()
         flipped[content.index(weights) + 70] ^= 1
-        (tmp_path / "a").write_bytes(flipped)
-        self.refused(slides, tmp_path / "a", "damaged", config=small_config)
-
-    def test_another_format(self, finished, slides, small_config, tmp_path):
-        content = torch.load(finished[0], weights_only=True)
-        torch.save({**content, "format": "stage_sc training 99"}, tmp_path / "a")
-        self.refused(slides, tmp_path / "a", "training 99", config=small_config)
+        for damaged in (flipped, *(content[:length] for length in (10, 1000, len(content) // 2, len(content) - 1))):
+            (tmp_path / "a").write_bytes(damaged)
+            self.refused(slides, tmp_path / "a", "damaged", config=small_config)
 
     def test_places(self, slides, small_config, tmp_path):
         self.refused(slides, tmp_path, "is a folder", IsADirectoryError)

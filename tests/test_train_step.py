@@ -20,16 +20,12 @@ ALONE, PLACE = Processes(), (11, 2, 5)
 
 
 def batch_of(parts: list[Slide], *counts: int) -> GlobalBatch:
-    """So many centres of every slide."""
-    rng, ends = np.random.default_rng(0), np.cumsum([0, *counts]).tolist()
-    return GlobalBatch(
-        ends[-1],
-        [
-            Part(number, slide, rng.permutation(slide.n_cells)[:count], slice(ends[number], ends[number + 1]))
-            for number, (slide, count) in enumerate(zip(parts, counts, strict=False))
-            if count
-        ],
-    )
+    rng, chosen, size = np.random.default_rng(0), [], 0
+    for number, (slide, count) in enumerate(zip(parts, counts, strict=False)):
+        if count:
+            rows, size = slice(size, size + count), size + count
+            chosen.append(Part(number, slide, rng.permutation(slide.n_cells)[:count], rows))
+    return GlobalBatch(size, chosen)
 
 
 def pairs_of(model: Stage, parts: list[Slide], batch: GlobalBatch, place: tuple[int, ...] = PLACE) -> Pairs:
@@ -40,7 +36,6 @@ class TestPairs:
     @pytest.mark.parametrize("counts", [(60, 0), (0, 60), (50, 30)], ids=str)
     @pytest.mark.parametrize("whiten", [True, False])
     def test_without_augmentation_they_are_those_of_whole_slides(self, parts, new_model, counts, whiten):
-        """Rows of the cells, of partners from the ring, and of the context; each slide in its place."""
         model = new_model(panel_fraction=1.0, noise_scale=0.0, noise_rate=1e12, whiten=whiten)
         batch = batch_of(parts, *counts)
         pairs = pairs_of(model, parts, batch)
@@ -50,16 +45,12 @@ class TestPairs:
             encoded = encode_slide(model, part.slide)
             partners = sample_partners(part.slide, part.centres, draws[part.rows])
             assert (partners != part.centres).mean() > 0.9
-            for got, expected in (
-                (pairs.h_i, encoded.h[part.centres]),
-                (pairs.h_j, encoded.h[partners]),
-                (pairs.context, encoded.context[part.centres]),
-            ):
-                torch.testing.assert_close(got[part.rows].detach(), expected, atol=1e-5, rtol=0)
+            expected = encoded.h[part.centres], encoded.h[partners], encoded.context[part.centres]
+            for got, wanted in zip((pairs.h_i, pairs.h_j, pairs.context), expected, strict=True):
+                torch.testing.assert_close(got[part.rows].detach(), wanted, atol=1e-5, rtol=0)
             assert (pairs.slides[part.rows] == part.number).all()
 
     def test_a_slide_has_one_view_for_its_cells_and_one_for_their_partners(self, parts, new_model):
-        """Whatever part of it a process computes."""
         model = new_model(panel_fraction=0.5)
         batch = batch_of(parts, 40, 40)
         whole = pairs_of(model, parts, batch)
@@ -69,28 +60,21 @@ class TestPairs:
             alone = pairs_of(model, parts, GlobalBatch(80, [part._replace(centres=part.centres[cut], rows=rows)]))
             for got, expected in zip(alone, whole, strict=True):
                 torch.testing.assert_close(got[rows], expected[rows], atol=1e-5, rtol=0)
-                assert got[: rows.start].eq(0).all()
-                assert got[rows.stop :].eq(0).all()
+                assert got[: rows.start].eq(0).all() and got[rows.stop :].eq(0).all()
         assert (whole.h_i[:40] - whole.h_j[:40]).abs().max() > 0.05
 
     @pytest.mark.parametrize("place", [(12, 2, 5), (11, 3, 5), (11, 2, 6)], ids=["root", "epoch", "step"])
     def test_chance_depends_on_the_place(self, parts, new_model, place):
         model, batch = new_model(), batch_of(parts, 30)
         one, same, other = (pairs_of(model, parts, batch, here) for here in (PLACE, PLACE, place))
-        assert one.h_i.equal(same.h_i)
-        assert one.h_j.equal(same.h_j)
-        assert (one.h_i - other.h_i).abs().max() > 1e-3
-        assert (one.h_j - other.h_j).abs().max() > 1e-3
+        for name in ("h_i", "h_j"):
+            assert getattr(one, name).equal(getattr(same, name))
+            assert (getattr(one, name) - getattr(other, name)).abs().max() > 1e-3
 
     @pytest.mark.parametrize("weight", [0.0, 1.0])
     def test_contexts_only_where_they_are_predicted(self, parts, new_model, monkeypatch, weight):
         computed, plain = [], ContextCache.of
-
-        def spy(contexts: ContextCache, *arguments: object) -> torch.Tensor:
-            computed.append(arguments[1])
-            return plain(contexts, *arguments)
-
-        monkeypatch.setattr(ContextCache, "of", spy)
+        monkeypatch.setattr(ContextCache, "of", lambda *arguments: computed.append(1) or plain(*arguments))
         pairs = pairs_of(new_model(reconstruction_weight=weight), parts, batch_of(parts, 30))
         assert (pairs.context is None) == (not computed) == (not weight)
 
@@ -103,8 +87,6 @@ def test_chance_tells_purposes_and_places_apart():
 
 
 class TestLosses:
-    """All numbers again from embeddings, prototypes and sampled paths."""
-
     def run(self, parts, model: Stage, *counts: int, joint: bool):
         pairs = pairs_of(model, parts, batch_of(parts, *counts))
         active = model.active(pairs.slides).numpy()
@@ -117,26 +99,23 @@ class TestLosses:
         return np.split(np.where(active, cosine, -np.inf), np.cumsum(model.config.levels)[:-1], axis=1)
 
     def swav(self, model: Stage, one: np.ndarray, other: np.ndarray) -> float:
-        scores, config = (torch.from_numpy(x) for x in (one, other)), model.config
-        named = {"epsilon": config.epsilon, "n_iterations": config.sinkhorn_iterations}
-        return float(swav_loss(*scores, temperature=config.temperature, **named))
+        named = {"epsilon": model.config.epsilon, "n_iterations": model.config.sinkhorn_iterations}
+        return float(swav_loss(*map(torch.from_numpy, (one, other)), temperature=model.config.temperature, **named))
 
     def path(self, model: Stage, scores: list[np.ndarray], paths: torch.Tensor) -> float:
         siblings = [torch.ones(len(paths), model.config.levels[0], dtype=torch.bool)]
         siblings += [model.tree.siblings(level, paths[:, level - 1]) for level in range(1, len(scores))]
-        scores = [torch.from_numpy(level) for level in scores]
-        return float(path_loss(scores, paths, siblings, temperature=model.config.temperature))
+        return float(path_loss([*map(torch.from_numpy, scores)], paths, siblings, temperature=model.config.temperature))
 
     @pytest.mark.parametrize("joint", [False, True])
     @pytest.mark.parametrize("counts", [(0, 60), (30, 40)], ids=["one slide", "two slides"])
     @pytest.mark.parametrize(
         "changes",
         [
-            pytest.param({}, id="default"),
-            pytest.param({"reconstruction_weight": 0.0, "swav_levels": "leaves"}, id="leaves alone, no reconstruction"),
-            pytest.param({"reconstruction_weight": 3.0, "path_weight": 0.7, "swav_weight": 0.3}, id="weights"),
-            pytest.param({"levels": (9,)}, id="one level"),
+            *[{}, {"reconstruction_weight": 0.0, "swav_levels": "leaves"}, {"levels": (9,)}],
+            {"reconstruction_weight": 3.0, "path_weight": 0.7, "swav_weight": 0.3},
         ],
+        ids=str,
     )
     def test_losses(self, parts, new_model, changes, counts, joint):
         model = new_model(**changes)
@@ -158,9 +137,8 @@ class TestLosses:
             total += config.reconstruction_weight * expected["reconstruction"]
         if joint and n_levels > 1:
             draws = generator_at(Purpose.PATHS, *PLACE).random((len(pairs.h_i), n_levels), dtype=np.float32)
-            paths = model.tree.sample_paths(
-                scores, torch.from_numpy(draws), epsilon=config.epsilon, n_iterations=config.sinkhorn_iterations
-            )
+            named = {"epsilon": config.epsilon, "n_iterations": config.sinkhorn_iterations}
+            paths = model.tree.sample_paths(scores, torch.from_numpy(draws), **named)
             expected["path"] = self.path(model, one, paths)
             total += config.path_weight * expected["path"]
         assert set(losses) == {"loss", *expected}
@@ -196,17 +174,15 @@ class TestLosses:
 class TestGradients:
     @pytest.mark.parametrize("joint", [False, True])
     def test_reach_everything(self, parts, new_model, joint):
-        model = new_model()
-        losses, _ = pair_losses(model, pairs_of(model, parts, batch_of(parts, 40, 40)), PLACE, joint=joint)
-        set_gradients(model, losses["loss"], ALONE)
-        for name, parameter in model.named_parameters():
-            assert parameter.grad is not None, name
-            assert parameter.grad.isfinite().all(), name
-            assert "score.bias" in name or parameter.grad.abs().max() > 0, name  # a softmax ignores a constant
-        before = [parameter.grad.clone() for parameter in model.parameters()]
-        losses, _ = pair_losses(model, pairs_of(model, parts, batch_of(parts, 40, 40)), PLACE, joint=joint)
-        set_gradients(model, losses["loss"], ALONE)  # those of the last batch are gone
-        assert all(one.allclose(parameter.grad) for one, parameter in zip(before, model.parameters(), strict=True))
+        model, found = new_model(), []
+        for _ in range(2):  # gradients of the first time are gone
+            losses, _ = pair_losses(model, pairs_of(model, parts, batch_of(parts, 40, 40)), PLACE, joint=joint)
+            set_gradients(model, losses["loss"], ALONE)
+            found.append([parameter.grad.clone() for parameter in model.parameters()])
+        for (name, _), one, again in zip(model.named_parameters(), *found, strict=True):
+            assert one.isfinite().all(), name
+            assert "score.bias" in name or one.abs().max() > 0, name  # a softmax ignores a constant
+            assert one.allclose(again), name
 
     def test_nothing_to_train(self, parts, new_model):
         """A process without rows, in a warm-up without reconstruction."""
