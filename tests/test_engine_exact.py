@@ -148,7 +148,7 @@ class TestWholeSlides:
         for other, block in ((memory, 7), (memory, 260), (stored, 64), (stored, 259), (stored, 10**6)):
             got = encode_slide(model, other, block=block)
             assert_close(got, expected.h[order].numpy(), expected.context[order].numpy())
-            np.testing.assert_allclose(got.pooled, expected.pooled[order], atol=TOLERANCE)
+            np.testing.assert_allclose(got.pooled, expected.pooled[order], rtol=TOLERANCE, atol=TOLERANCE)
 
     def test_reads_blocks_and_expression_twice(self, cases, on_disk, monkeypatch):
         stored, asked = on_disk(cases["radius"]), []

@@ -38,12 +38,6 @@ def random_tissue(seed: int = 0) -> ad.AnnData:
     return ad.AnnData(obs=obs.set_index("c" + obs.index.astype(str)), obsm={"spatial": xy}, obsp={GRAPH: graph})
 
 
-def parts(adata: ad.AnnData, key: str) -> list[ad.AnnData]:
-    """Slides of the labelled cells."""
-    adata = adata[adata.obs[key].notna()]
-    return [adata[adata.obs["slide"] == name] for name in sorted(adata.obs["slide"].unique())]
-
-
 def loop_fide(adata: ad.AnnData, key: str) -> float:
     adata = adata[adata.obs[key].notna()]
     label, scores = adata.obs[key].to_numpy(), []
@@ -67,6 +61,11 @@ def loop_pas(adata: ad.AnnData, key: str) -> float:
     return out_of_place / len(label)
 
 
+def labels_and_distances(adata: ad.AnnData, key: str) -> tuple[np.ndarray, np.ndarray]:
+    adata = adata[adata.obs[key].notna()]
+    return adata.obs[key].to_numpy(), cdist(adata.obsm["spatial"], adata.obsm["spatial"])
+
+
 def loop_asw(adata: ad.AnnData, key: str) -> float:
     label, distance = labels_and_distances(adata, key)
     widths = []
@@ -75,11 +74,6 @@ def loop_asw(adata: ad.AnnData, key: str) -> float:
         b = min(row[label == domain].mean() for domain in set(label) - {label[i]})
         widths.append((b - np.mean(own)) / max(np.mean(own), b) if own else 0.0)
     return (np.mean(widths) + 1) / 2
-
-
-def labels_and_distances(adata: ad.AnnData, key: str) -> tuple[np.ndarray, np.ndarray]:
-    adata = adata[adata.obs[key].notna()]
-    return adata.obs[key].to_numpy(), cdist(adata.obsm["spatial"], adata.obsm["spatial"])
 
 
 def loop_ari(adata: ad.AnnData, key: str, reference: str) -> float:
@@ -117,14 +111,11 @@ def test_equals_loops(metric, loop, seed):
     adata, keys = random_tissue(seed), ["found", "truth"][: 2 if metric in (m.ari, m.nmi) else 1]
     whole = loop(adata, *keys)
     assert metric(adata, *keys) == pytest.approx(whole, abs=1e-12)
-    per_slide = np.mean([loop(slide, *keys) for slide in parts(adata, "found")])
+    labelled = adata[adata.obs["found"].notna()]
+    slides = [labelled[labelled.obs["slide"] == name] for name in ("s1", "s10", "s2")]
+    per_slide = np.mean([loop(slide, *keys) for slide in slides])
     assert metric(adata, *keys, library_key="slide") == pytest.approx(per_slide, abs=1e-12)
     assert abs(per_slide - whole) > 1e-4  # the slides do make a difference
-
-
-@pytest.mark.parametrize("seed", range(3))
-def test_jsd_equals_loops(seed):
-    adata = random_tissue(seed)
     assert m.jsd(adata, "found", "slide") == pytest.approx(loop_jsd(adata, "found"), abs=1e-12)
 
 
@@ -136,17 +127,10 @@ def line(labels: list, **columns: list) -> ad.AnnData:
     return ad.AnnData(obs=obs, obsm={"spatial": np.column_stack([np.arange(n), np.zeros(n)])}, obsp={GRAPH: graph})
 
 
-@pytest.mark.parametrize(
-    ("labels", "expected"),
-    [
-        (list("aaabc"), (4 / 5 + 0 + 0) / 3),  # a: 4 of 5 neighbours are a; b: 0 of 2; c: 0 of 1
-        (list("aaaa"), 1.0),
-        (list("abab"), 0.0),
-        (["a", "a", None, "b", "b"], 1.0),  # an unlabelled cell takes its edges with it
-    ],
-)
-def test_fide_by_hand(labels, expected):
-    assert m.fide(line(labels), "domain") == pytest.approx(expected)
+def test_fide_by_hand():
+    assert m.fide(line(list("aaabc")), "domain") == pytest.approx((4 / 5 + 0 + 0) / 3)  # 4 of 5, 0 of 2, 0 of 1
+    assert m.fide(line(list("aaaa")), "domain") == m.fide(line(["a", "a", None, "b", "b"]), "domain") == 1
+    assert m.fide(line(list("abab")), "domain") == 0
 
 
 def test_asw_by_hand():
@@ -191,16 +175,12 @@ def test_agreement_by_hand():
 
 
 @pytest.mark.parametrize(
-    ("labels", "n_slides", "expected"),
-    [
-        ("abbbccc" * 3, 3, 0.0),  # the entropies' difference is a rounding error below 0
-        ("aaaabbbb", 2, 1.0),
-        ("aabbcc", 3, math.log2(3)),
-    ],
+    ("labels", "expected"), [(["abbbccc"] * 3, 0), (["aaaa", "bbbb"], 1), (["aa", "bb", "cc"], math.log2(3))]
 )
-def test_jsd_range(labels, n_slides, expected):
-    slide = np.repeat(np.arange(n_slides), len(labels) // n_slides)
-    value = m.jsd(line(list(labels), slide=slide), "domain", "slide")
+def test_jsd_range(labels, expected):
+    """Of slides that are alike, the difference of entropies is a rounding error below 0."""
+    slide = np.repeat(np.arange(len(labels)), len(labels[0]))
+    value = m.jsd(line(list("".join(labels)), slide=slide), "domain", "slide")
     assert value == pytest.approx(expected) and value >= 0
 
 
@@ -301,14 +281,10 @@ def test_evaluate_is_the_single_metrics(unchanged):
         np.testing.assert_allclose(table.loc[(key, "mean")], expected, atol=1e-12)
         alone = m.evaluate(slide, key, reference="truth").loc[key]
         pd.testing.assert_series_equal(table.loc[(key, "s10")], alone, check_names=False)
-
-
-def test_evaluate_without_reference_or_slides():
-    table = m.evaluate(random_tissue(), "found")
-    assert list(table.index) == ["found"] and table.index.name == "key"
-    assert list(table.columns[table.notna().iloc[0]]) == ["FIDE", "PAS", "ASW"]
-    one = m.evaluate(line(list("aaaaaabbbbbb"), slide=["only"] * 12), "domain", library_key="slide")
-    assert one["JSD"].isna().all()
+    plain = m.evaluate(adata, "found")
+    assert list(plain.index) == ["found"] and plain.index.name == "key"
+    assert list(plain.columns[plain.notna().iloc[0]]) == ["FIDE", "PAS", "ASW"]
+    assert m.evaluate(slide.copy(), "found", library_key="slide")["JSD"].isna().all()
 
 
 def test_undefined_becomes_nan_and_leaves_the_mean(caplog):
@@ -344,7 +320,6 @@ def test_undefined_becomes_nan_and_leaves_the_mean(caplog):
         (lambda a: m.evaluate(a, []), ValueError, "`keys`"),
         (lambda a: m.evaluate(a, ["found", "nope"]), KeyError, "'nope'"),
         (lambda a: m.evaluate(a, "found", library_key="mean"), ValueError, "'mean'"),
-        (lambda a: m.evaluate([], "found"), ValueError, "empty"),
         (lambda a: m.evaluate({"x": 3}, "found"), TypeError, "x.*int"),
     ],
 )

@@ -306,29 +306,24 @@ def graph_of(spatial_key: str, *scales: float, names: str = "x") -> dict[str, ob
     return {"slides": pd.DataFrame({"scale": scales}, index=list(names)), "params": {"spatial_key": spatial_key}}
 
 
-def test_scale_bar(adata):
-    assert not bars(spatial_domains(adata, keys="expert", show=False)), "no graph, no scale"
-    adata.uns["stage_graph"] = graph_of("spatial", 0.1)
-    assert bars(spatial_domains(adata, keys="expert", show=False)) == [("10 µm", pytest.approx(100))]
-    adata.obsm["pixels"] = adata.obsm["spatial"] * 10
-    assert not bars(spatial_domains(adata, keys="expert", spatial_key="pixels", show=False)), "other coordinates"
-    adata.uns["stage_graph"] = graph_of("pixels", 0.1)
-    assert bars(spatial_domains(adata, keys="expert", spatial_key="pixels", show=False))
-
-
-def test_scale_bar_where_scales_differ(slides):
+def test_scale_bar(slides):
     """Each slide has its own, of each object too; cells of several slides in one panel have none."""
+    draw = partial(spatial_domains, keys="expert", show=False)
+    assert not bars(draw(slides, libraries="a")), "no graph, no scale"
     slides.uns["stage_graph"] = graph_of("spatial", 1.0, 0.1, 20.0, names="abc")
-    axes = spatial_domains(slides, keys="expert", libraries=["b", "a", "c"], show=False)
-    assert [bars(ax)[0][0] for ax in axes] == ["10 µm", "100 µm", "2 mm"]
-    slides.uns["stage"]["params"]["library_key"] = ""
-    assert not bars(spatial_domains(slides, keys="expert", show=False))
+    found = [bars(ax) for ax in draw(slides, libraries=["b", "a", "c"])]
+    assert found == [[(text, pytest.approx(100))] for text in ("10 µm", "100 µm", "2 mm")]
+    slides.obsm["pixels"] = slides.obsm["spatial"] * 10
+    assert not bars(draw(slides, libraries="b", spatial_key="pixels")), "other coordinates"
+    slides.uns["stage_graph"] = graph_of("pixels", 1.0, 0.1, 20.0, names="abc")
+    assert bars(draw(slides, libraries="b", spatial_key="pixels"))
     objects = parts_of(slides)
+    slides.uns["stage"]["params"]["library_key"] = ""
+    assert not bars(draw(slides, spatial_key="pixels"))
     for (name, part), scales in zip(objects.items(), [(1.0, 0.1), (20.0,), (1.0,)], strict=True):
         part.obs["half"] = np.resize(["x", "y"], part.n_obs) if name == "a" else "x"
         part.uns["stage_graph"] = graph_of("spatial", *scales, names="xy"[: len(scales)])
-    axes = spatial_domains(objects, keys="expert", library_key="half", show=False)
-    found = {ax.get_title(): bars(ax)[0][0] for ax in axes}
+    found = {ax.get_title(): bars(ax)[0][0] for ax in draw(objects, library_key="half")}
     assert found == {"a/x": "100 µm", "a/y": "10 µm", "b/x": "2 mm", "c/x": "100 µm"}
 
 
@@ -578,19 +573,14 @@ def test_curves_of_a_single_stage_or_epoch(history):
     assert all(line.get_marker() == "." for lines in curves_of(fig) for line in lines.values())
 
 
-def test_curves_of_a_model(small_model):
-    panels = curves_of(training_curves(small_model, return_fig=True))
-    assert list(panels[0]) == ["loss", "swav", "reconstruction", "path"]
-    for name, line in (pair for lines in panels for pair in lines.items()):
-        np.testing.assert_array_equal(line.get_ydata(), small_model.history[name])
-
-
-def test_curves_returned_and_saved(history, tmp_path):
-    assert len(training_curves(history, show=False)) == 4
-    assert training_curves(history, show=True) is None
-    fig = training_curves(history, figsize=(3, 3), save=tmp_path / "curves.png", return_fig=True)
+def test_curves_returned_and_saved(small_model, history, tmp_path):
+    assert len(training_curves(history, show=False)) == 4 and training_curves(history, show=True) is None
+    fig = training_curves(small_model, figsize=(3, 3), save=tmp_path / "curves.png", return_fig=True)
     assert isinstance(fig, Figure) and fig.get_size_inches().tolist() == [3, 3]
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
+    assert list(curves_of(fig)[0]) == ["loss", "swav", "reconstruction", "path"]
+    for name, line in (pair for lines in curves_of(fig) for pair in lines.items()):
+        np.testing.assert_array_equal(line.get_ydata(), small_model.history[name])
 
 
 def test_curves_refused(history, small_model, tissue, tmp_path):

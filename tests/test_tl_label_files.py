@@ -8,6 +8,7 @@ import signal
 from pathlib import Path
 
 import anndata as ad
+import dask.config
 import numpy as np
 import pytest
 
@@ -174,11 +175,13 @@ def test_worker_killed(files, tmp_path):
     """A worker kills itself at the end of a file, and what it has left is taken over by the next."""
     distributed = pytest.importorskip("distributed")
     options = {"n_workers": 1, "threads_per_worker": 1, "dashboard_address": None, "silence_logs": 50}
-    with distributed.LocalCluster(**options) as cluster, distributed.Client(cluster) as client:
-        pids = set(client.run(os.getpid).values())
-        client.run(_arm, tmp_path / "killed")
-        results = st.tl.label_files(files[:1], tmp_path / "out", settle=False)
-        assert set(client.run(os.getpid).values()) != pids
+    with dask.config.set({"distributed.worker.multiprocessing-method": "forkserver"}):
+        distributed.utils.get_mp_context().set_forkserver_preload(["distributed", "stage_sc.tl"])  # once for both
+        with distributed.LocalCluster(**options) as cluster, distributed.Client(cluster) as client:
+            pids = set(client.run(os.getpid).values())
+            client.run(_arm, tmp_path / "killed")
+            results = st.tl.label_files(files[:1], tmp_path / "out", settle=False)
+            assert set(client.run(os.getpid).values()) != pids
     assert (tmp_path / "killed").exists()
     assert_same(results, in_memory(files[:1], settle=False), LABELS)
 

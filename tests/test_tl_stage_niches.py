@@ -76,9 +76,11 @@ class TestWhatIsWritten:
     def test_names_and_nothing_else(self, adata, tissue, assert_same):
         assert list(adata.obs) == [*tissue.obs, *COLUMNS, "stage_domain"]
         assert set(adata.obsm) - set(tissue.obsm) == {"X_stage"} and set(adata.uns) - set(tissue.uns) == {"stage"}
-        for name in ("obs", "var", "obsm", "obsp", "uns", "layers", "varm"):
-            before, after = getattr(tissue, name), getattr(adata, name)
-            assert_same({key: after[key] for key in before}, dict(before.items()))
+        assert_same(adata.obs[list(tissue.obs)], tissue.obs)
+        assert_same(adata.var, tissue.var)
+        for name in ("obsm", "obsp", "uns", "layers", "varm"):
+            before = dict(getattr(tissue, name))
+            assert_same({key: getattr(adata, name)[key] for key in before}, before)
 
     def test_types(self, adata):
         for name in [*LEVELS, "stage_path", "stage_flag", "stage_domain"]:
