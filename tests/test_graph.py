@@ -629,7 +629,7 @@ class TestStaleGraph:
         adata.obs["slide"] = ["a"] * 300 + ["b"] * 300
         read_graph(adata, library_key="slide")
         assert adata.uns["stage_graph"]["slides"]["scale"].tolist() == [0.8, 0.8]
-        assert adata.uns["stage_graph"]["slides"]["scale_given"].all()
+        assert adata.uns["stage_graph"]["slides"]["scale_source"].eq("given").all()
         assert_same(adata, built(xy, adata.obs["slide"].to_numpy(), scale=0.8))
         adata.obsm["spatial"] = xy * 1.1
         read_graph(adata)
@@ -642,7 +642,7 @@ class TestStaleGraph:
         read_graph(adata)
         table = adata.uns["stage_graph"]["slides"]
         assert table.loc["a", "scale"] == 0.8
-        assert not table.loc["c", "scale_given"]
+        assert table.loc["c", "scale_source"] != "given"
         assert "`scale`" in caplog.text
         assert "'c'" in caplog.text
 
