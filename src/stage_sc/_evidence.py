@@ -81,16 +81,6 @@ def may_name_slides(column: str) -> bool:
     return bool(_words(column) & SLIDE_WORDS)
 
 
-def is_evidence(column: str) -> bool:
-    """Test if a column tells something of slides, background spots or coordinates, by its name."""
-    plain = column.casefold()
-    return (
-        may_name_slides(column)
-        or plain in ("in_tissue", *ARRAY_COLUMNS)
-        or any(column in pair for pair in COORDINATE_COLUMNS)
-    )
-
-
 def _words(name: str) -> set[str]:
     """Words of a name in lower case; digits are left out."""
     return {word.casefold() for word in re.findall(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])", str(name))}
@@ -157,7 +147,7 @@ def _remedy(adata: AnnData, column: str, groups: Mapping[str, np.ndarray], cells
 
 
 def _groupings(adata: AnnData) -> Iterator[tuple[str, np.ndarray]]:
-    """Groupings of the cells that may be pieces of tissue: name and code of every cell, -1 for none."""
+    """Yield groupings of the cells that may be pieces of tissue: name and code of every cell, -1 for none."""
     libraries = adata.uns.get("spatial")
     libraries = {str(name) for name in libraries} if isinstance(libraries, Mapping) and len(libraries) > 1 else set()
     for column in map(str, adata.obs.columns):
@@ -188,7 +178,7 @@ def _names_in(values: pd.Series, names: set[str]) -> bool:
 
 
 def _overlaps(plane: np.ndarray, groups: Mapping[str, np.ndarray]) -> list[Overlap]:
-    """Groupings of which some groups lie on one place, from the nearest neighbours of a sample of the cells."""
+    """Find groupings of which some groups lie on one place, from the nearest neighbours of a sample of the cells."""
     groups = {name: codes for name, codes in groups.items() if len(np.unique(codes[codes >= 0])) > 1}
     if not groups:
         return []
@@ -309,6 +299,7 @@ def warn_background(adata: AnnData, where: str) -> None:
             outside = adata.obs[column].astype(str).str.casefold().isin(["0", "0.0", "false", "no", "out"])
             if outside.any():
                 value = adata.obs.loc[outside.to_numpy(), column].iloc[0]
+                value = value.item() if isinstance(value, np.generic) else value
                 logger.warning(
                     "%s%d of %d spots lie beside the tissue (obs[%r] is %s): they are labelled too, and take part in "
                     "the scaling of genes. Remove them: `adata = adata[adata.obs[%r] != %r].copy()`.",
@@ -319,7 +310,7 @@ def warn_background(adata: AnnData, where: str) -> None:
                         column,
                         value,
                         column,
-                        getattr(value, "item", lambda: value)(),
+                        value,
                     ),
                 )
 

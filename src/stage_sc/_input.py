@@ -154,17 +154,17 @@ def read_coordinates(adata: AnnData, spatial_key: str = "spatial", *, finite: bo
 
 
 def _as_numbers(stored: Any) -> np.ndarray:
-    """Copy an array, a data frame or a sparse matrix of real numbers as float64; masked and missing values become NaN."""
+    """Copy an array, a data frame or a sparse matrix of real numbers as float64; masked and missing ones become NaN."""
     if isinstance(stored, pd.DataFrame):
         for name, dtype in stored.dtypes.items():
-            if dtype != object and (not pd.api.types.is_numeric_dtype(dtype) or pd.api.types.is_complex_dtype(dtype)):
+            if dtype.kind != "O" and (not pd.api.types.is_numeric_dtype(dtype) or pd.api.types.is_complex_dtype(dtype)):
                 raise TypeError(f"column {name!r} is of type {dtype}")
-        kind = object if (stored.dtypes == object).any() else np.float64
+        kind = object if any(dtype.kind == "O" for dtype in stored.dtypes) else np.float64
         stored = stored.to_numpy(dtype=kind, na_value=np.nan)
     stored = stored.toarray() if hasattr(stored, "toarray") else stored
-    stored = stored.compute() if hasattr(stored, "compute") else stored
+    stored = stored.compute(scheduler="synchronous") if hasattr(stored, "compute") else stored
     values = np.ma.asanyarray(stored) if np.ma.isMaskedArray(stored) else np.asarray(stored)
-    if values.dtype == object and any(not isinstance(value, Real) for value in values.ravel()):
+    if values.dtype.kind == "O" and any(not isinstance(value, Real) for value in values.ravel()):
         raise TypeError("it holds other objects than numbers")
     if values.dtype.kind not in "iufO":
         raise TypeError(f"it is of type {values.dtype}")
@@ -260,7 +260,7 @@ def to_csr(X: Any, advice: Callable[[], str] = lambda: "Pass raw counts.") -> sp
     masked and overflown values and damaged sparse matrices are refused; `advice` says where the counts are.
     """
     if hasattr(X, "compute"):  # dask
-        X = X.compute()
+        X = X.compute(scheduler="synchronous")  # pools of threads hang after a fork
     if hasattr(X, "to_memory"):  # sparse matrix on disk
         X = X.to_memory()
     elif not sp.issparse(X):

@@ -36,7 +36,9 @@ def other_species(var: pd.DataFrame) -> str:
     """Warn if genes have ids of a species other than human and mouse, and none of these; ``""`` if not."""
     columns = {"`adata.var_names`": to_strings(var.index)}
     columns |= {f"`adata.var[{name!r}]`": values for name, values in string_columns(var).items()}
-    counted = np.any([[is_id(name, "ENSG") or is_id(name, "ENSMUSG") for name in names] for names in columns.values()], 0)
+    counted = np.any(
+        [[is_id(name, "ENSG") or is_id(name, "ENSMUSG") for name in names] for names in columns.values()], 0
+    )
     prefixes: Counter[tuple[str, str]] = Counter()
     for column, values in columns.items():
         for row, value in enumerate(values):
@@ -70,7 +72,7 @@ def two_species(var: pd.DataFrame) -> str:
 
 
 def where_names_are(var: pd.DataFrame, species: Species) -> str:
-    """Name the column of ``adata.var``, or the part of joined names, that holds known genes; ``""`` if there is none."""
+    """Name the column of ``adata.var``, or the part of joined names, that holds known genes; ``""`` if none."""
     genes = var[[not other for other in is_control(var)]]
     sample = genes.iloc[:: max(1, len(genes) // N_TESTED)]
     used = name_columns(sample)

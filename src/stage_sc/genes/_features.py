@@ -133,5 +133,5 @@ def _is_other(value: str) -> bool:
 
 
 def is_control(var: pd.DataFrame) -> list[bool]:
-    """Test every feature of ``adata.var`` for one that is no gene: a control probe, an antibody …"""
+    """Test every feature of ``adata.var`` for one that is no gene, such as a control probe or an antibody."""
     return [kind != "" for kind in feature_types(var)]

@@ -86,7 +86,8 @@ def build_graph(
         squidpy's entry.
     ``adata.uns["stage_graph"]``
         ``"params"``: arguments except `scale`; ``"slides"``: data frame of scale, its origin (``scale_source``:
-        ``"given"``, ``"µm"``, ``"grid"``, ``"pixels"`` or ``"guess"``), layout, sizes, isolated cells … of each slide; ``"fingerprint"``: digest of the coordinates, by which stale graphs are detected.
+        ``"given"``, ``"µm"``, ``"grid"``, ``"pixels"`` or ``"guess"``), layout, sizes, isolated cells … of each slide;
+        ``"fingerprint"``: digest of the coordinates, by which stale graphs are detected.
 
     Raises
     ------
@@ -155,7 +156,7 @@ def _warn_of_evidence(
     library_key: str | None,
 ) -> None:
     """Warn of background spots, and of slides that are several pieces of tissue or parts of one."""
-    cells = {}
+    cells: dict[str, np.ndarray] = {}
     for (key, part), (xy, slides), own in zip(tables.by_name.items(), read, names, strict=True):
         warn_background(part, about(key))
         if library_key != "":

@@ -112,7 +112,7 @@ def niche_tree(
     >>> adata.obs["stage_l2"] = pd.Categorical(["N2", "N2", "N3", "N4"])
     >>> tree = pd.DataFrame({"level": [1, 1, 2, 2, 2], "parent": ["", "", "N0", "N0", "N1"]})
     >>> tree.index = ["N0", "N1", "N2", "N3", "N4"]
-    >>> adata.uns["stage"] = {"levels": ["stage_l1", "stage_l2"], "tree": tree, "params": {}}
+    >>> adata.uns["stage"] = {"levels": ["stage_l1", "stage_l2"], "tree": tree, "params": {}, "model": {}}
     >>> ax = st.pl.niche_tree(adata, show=False)
     >>> ax.texts[-1].get_text().splitlines()
     ['level 2', '3 of 3']

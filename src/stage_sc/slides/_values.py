@@ -114,7 +114,7 @@ class Values:
         return np.divide(target, total, out=np.zeros_like(total), where=filled)
 
     def _kind(self) -> tuple[bool, str]:
-        """True if the values are logged, and the reason."""
+        """Tell logged (True) from linear values, with the reason."""
         if self.highest > MAX_LOGGED:
             return False, f"logged values are below {MAX_LOGGED:g}"
         before = ["", *(f"before {name} " for name in list(BASES)[1:])]
