@@ -179,7 +179,7 @@ class TestResume:
         """Killed while it works on the second file, the first stays, and the same command completes the store."""
         command = [sys.executable, "-m", "stage_sc.data", str(tmp_path / "store"), *map(str, files), "--verify"]
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        while not list((tmp_path / "store").glob("pair-*.part")) and process.poll() is None:
+        while not list((tmp_path / "store").glob(".pair-*.part")) and process.poll() is None:
             time.sleep(0.01)
         process.send_signal(signal.SIGKILL)
         assert process.wait() == -signal.SIGKILL

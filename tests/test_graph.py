@@ -571,7 +571,7 @@ class TestStaleGraph:
         read_graph(adata)
         table = adata.uns["stage_graph"]["slides"]
         assert table.loc["a", "scale"] == 0.8
-        assert not table.loc["c", "scale_given"]
+        assert table.loc["c", "scale_source"] != "given"
         assert "`scale`" in caplog.text
         assert "'c'" in caplog.text
 

@@ -153,16 +153,16 @@ def test_error_keeps_the_results_before_it(files, tmp_path):
 
 @pytest.mark.parametrize("number", [1, 2])
 def test_a_failed_write_leaves_no_file(files, tmp_path, monkeypatch, number):
-    """Of embeddings (the first file written), or of a result."""
-    write, written = ad.AnnData.write_h5ad, []
+    """Of embeddings (the first file written after the model), or of a result."""
+    sync, written = os.fsync, []
 
-    def fail(adata, path, **options):
-        written.append(path)
-        write(adata, path, **options)
-        if len(written) == number:
+    def fail(descriptor):
+        written.append(descriptor)
+        sync(descriptor)
+        if len(written) == number + 1:
             raise OSError("disk full")
 
-    monkeypatch.setattr(ad.AnnData, "write_h5ad", fail)
+    monkeypatch.setattr(os, "fsync", fail)
     with pytest.raises(OSError, match="disk full"):
         st.tl.label_files(files[:1], tmp_path)
     left = sorted(path.name for path in tmp_path.rglob("*") if path.is_file() and path.suffix != ".safetensors")
@@ -188,15 +188,17 @@ def test_worker_killed(files, tmp_path):
 
 def _arm(mark):
     """Let this worker die the first time that it writes, if none has died yet."""
-    write = ad.AnnData.write_h5ad
+    replace = os.replace
 
-    def die(adata, path, **options):
-        write(adata, path, **options)
-        if not mark.exists():
-            mark.touch()
-            os.kill(os.getpid(), signal.SIGKILL)
+    def die(*paths):
+        replace(*paths)
+        try:
+            os.close(os.open(mark, os.O_CREAT | os.O_EXCL))
+        except FileExistsError:
+            return
+        os.kill(os.getpid(), signal.SIGKILL)
 
-    ad.AnnData.write_h5ad = die
+    os.replace = die
 
 
 def test_refused_before_any_work(files, tmp_path):

@@ -30,3 +30,9 @@ def check_name(value: Any, name: str) -> None:
     """Raise a TypeError unless `value` is a string with at least one character."""
     if not isinstance(value, str) or not value:
         raise TypeError(f"`{name}` must be a string with at least one character, got {value!r}.")
+
+
+def check_bool(value: Any, name: str) -> None:
+    """Raise a TypeError unless `value` is True or False."""
+    if not isinstance(value, bool | np.bool_):
+        raise TypeError(f"`{name}` must be True or False, got {value!r} ({type(value).__name__}).")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from threading import Lock
+from typing import Any
 
 import torch
 from threadpoolctl import threadpool_limits
@@ -22,11 +24,39 @@ def resolve_device(device: str) -> torch.device:
 
 @contextmanager
 def one_thread(*, blas: bool = False) -> Iterator[None]:
-    """Limit torch (and numpy, with `blas`) to one thread: faster for small networks, and the same sums everywhere."""
+    """Limit torch (and numpy, with `blas`) to one thread: faster for small networks, and the same sums everywhere.
+
+    Blocks that run in several threads at a time share the limit: it ends with the last of them.
+    """
+    with _torch_limit, _blas_limit if blas else nullcontext():
+        yield
+
+
+class _SharedLimit:
+    """A limit of the whole process: `enter` returns the state before, which `leave` restores after the last block."""
+
+    def __init__(self, enter: Callable[[], Any], leave: Callable[[Any], Any]) -> None:
+        self._enter, self._leave = enter, leave
+        self._lock, self._blocks, self._before = Lock(), 0, None
+
+    def __enter__(self) -> None:
+        with self._lock:
+            before = self._enter()  # for every thread, because some limits hold for one
+            self._before = self._before if self._blocks else before
+            self._blocks += 1
+
+    def __exit__(self, *error: object) -> None:
+        with self._lock:
+            self._blocks -= 1
+            if not self._blocks:
+                self._leave(self._before)
+
+
+def _limit_torch() -> int:
     before = torch.get_num_threads()
     torch.set_num_threads(1)
-    try:
-        with threadpool_limits(1) if blas else nullcontext():
-            yield
-    finally:
-        torch.set_num_threads(before)
+    return before
+
+
+_torch_limit = _SharedLimit(_limit_torch, torch.set_num_threads)
+_blas_limit = _SharedLimit(lambda: threadpool_limits(1), lambda limits: limits.unregister())

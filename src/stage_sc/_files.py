@@ -1,12 +1,19 @@
-"""Slides in files: the table of cells, with expression left on disk."""
+"""Slides in files: the table of cells, with expression left on disk; and files that are written whole."""
 
 from __future__ import annotations
 
+import glob
+import hashlib
 import os
-from collections.abc import Callable, Iterable
+import re
+import shutil
+import socket
+import time
+from collections.abc import Iterable, Mapping
+from functools import lru_cache
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
+from uuid import uuid4
 
 import anndata as ad
 import h5py
@@ -15,9 +22,18 @@ import pandas as pd
 import zarr
 from anndata import AnnData
 from anndata.experimental import read_elem_lazy
-from anndata.io import read_elem
+from anndata.io import read_elem, write_elem
+
+from stage_sc._messages import naming
 
 KINDS = "an .h5ad file, a zarr folder of AnnData, or a zarr folder of SpatialData"
+# Suffix of files and folders that are being written.
+PART = ".part"
+# Seconds after which a part is left over, if its process cannot be asked.
+OLD = 86_400.0
+# Last bytes of a sealed file: this, and the SHA-256 of all bytes before it.
+SEAL = b"\nstage_sc sha256 "
+SEAL_LENGTH = len(SEAL) + 64
 
 
 def read_table(
@@ -28,28 +44,48 @@ def read_table(
     layer: str | None = None,
     table_key: str | None = None,
 ) -> AnnData:
-    """Read names, coordinates, slides and genes of the cells with coordinates; ``X`` is a dask array, not read yet.
+    """Read annotations, coordinates and genes of the cells with coordinates; ``X`` is a dask array, not read yet.
 
     `path` is an .h5ad file, a zarr folder of AnnData, or a zarr folder of SpatialData, of which `table_key` names the
-    table (default: the only one). `spatial_key`, `library_key` and `layer` name coordinates, slide and counts; nothing
-    else is read.
+    table (default: the only one). `spatial_key`, `library_key` and `layer` name coordinates, slide and counts. Errors
+    name the file.
     """
-    group = _table(_open(path), path, table_key)
-    X = read_elem_lazy(_get(group, ("layers", layer) if layer else ("X",), path))
-    xy = read_elem(_get(group, ("obsm", spatial_key), path))
-    xy = xy.to_numpy() if isinstance(xy, pd.DataFrame) else np.asarray(xy)
-    index = str(group["obs"].attrs["_index"])
-    obs = pd.DataFrame(index=pd.Index(np.asarray(read_elem(group["obs"][index]))).astype(str))
-    if library_key is not None:
-        obs[library_key] = pd.Series(read_elem(_get(group, ("obs", library_key), path)), index=obs.index)
-    adata = ad.AnnData(X, obs=obs, var=read_elem(group["var"]), obsm={spatial_key: xy})
-    finite = np.isfinite(xy.astype(np.float64)).all(axis=1)
-    return adata if finite.all() else adata[finite].copy()
+    with naming(repr(str(path)), path.name):
+        group = _table(_open(path), path, table_key)
+        X = read_elem_lazy(_get(group, ("layers", layer) if layer else ("X",), path))
+        xy = read_elem(_get(group, ("obsm", spatial_key), path))
+        if library_key is not None:
+            _get(group, ("obs", library_key), path)
+        xy = xy.to_numpy() if isinstance(xy, pd.DataFrame) else np.asarray(xy)
+        obs, var = read_elem(group["obs"]), read_elem(group["var"])  # by anndata, which knows old forms of categories
+        obs.index = obs.index.astype(str)
+        adata = ad.AnnData(X, obs=obs, var=var, obsm={spatial_key: xy}, uns=_read_uns(group))
+        finite = np.isfinite(xy.astype(np.float64)).all(axis=1)
+        return adata if finite.all() else adata[finite].copy()
+
+
+def _read_uns(group: Any) -> dict[str, Any]:
+    """Entries about regions and scale, without images."""
+    uns: dict[str, Any] = {}
+    if "spatialdata_attrs" in group.get("uns", {}):
+        uns["spatialdata_attrs"] = read_elem(group["uns/spatialdata_attrs"])
+    spatial = group["uns/spatial"] if "spatial" in group.get("uns", {}) else {}
+    if isinstance(spatial, h5py.Group | zarr.Group):
+        kept = ("scalefactors", "metadata")
+        libraries = {name: spatial[name] for name in spatial if isinstance(spatial[name], h5py.Group | zarr.Group)}
+        uns["spatial"] = {
+            name: {key: read_elem(library[key]) for key in kept if key in library}
+            for name, library in libraries.items()
+        }
+    return uns
 
 
 def existing(files: Iterable[str | os.PathLike[str]]) -> list[Path]:
     """Return at least one path, and raise if one does not exist."""
-    paths = [Path(file) for file in files]
+    if isinstance(files, str | bytes | os.PathLike | Mapping) or not isinstance(files, Iterable):
+        shown = repr(files) if isinstance(files, str | os.PathLike) else f"a {type(files).__name__}"
+        raise TypeError(f"`files` must be a list of paths, got {shown}. For one file, pass a list of one: `[path]`.")
+    paths = [as_path(file, "files") for file in files]
     if not paths:
         raise ValueError("`files` is empty.")
     for path in paths:
@@ -58,11 +94,18 @@ def existing(files: Iterable[str | os.PathLike[str]]) -> list[Path]:
     return paths
 
 
+def as_path(value: Any, name: str) -> Path:
+    """Return a path given as text or path; the error for other types says the `name` of the argument."""
+    if not isinstance(value, str | os.PathLike) or not str(value) or "\0" in str(value):
+        raise TypeError(f"`{name}` must be a path, got {value!r} ({type(value).__name__}).")
+    return Path(value)
+
+
 def _open(path: Path) -> Any:
     existing([path])
     try:
         return h5py.File(path, "r") if path.is_file() else zarr.open_group(path, mode="r")
-    except (OSError, ValueError, zarr.errors.GroupNotFoundError) as error:
+    except (OSError, ValueError, RuntimeError, KeyError, zarr.errors.GroupNotFoundError) as error:
         raise ValueError(f"{str(path)!r} cannot be read ({error}). Expected is {KINDS}.") from error
 
 
@@ -73,8 +116,20 @@ def _table(group: Any, path: Path, table_key: str | None) -> Any:
         if table_key is None and len(tables) != 1:
             raise ValueError(f"{str(path)!r} has the tables {', '.join(tables)}: pass `table_key`.")
         return _get(group, ("tables", table_key or tables[0]), path)
+    if "mod" in group:
+        modalities = sorted(group["mod"].keys()) or ["rna"]
+        raise ValueError(
+            f"{str(path)!r} is a MuData file with the modalities {', '.join(map(repr, modalities))}. Write the one with "
+            f"counts and coordinates to a file of its own: `mudata.read({str(path)!r}).mod[{modalities[0]!r}]"
+            '.write_h5ad("slide.h5ad")`.'
+        )
     if "var" not in group or "obs" not in group:
         raise ValueError(f"{str(path)!r} holds no table of cells. Expected is {KINDS}.")
+    if not all(hasattr(group[name], "keys") for name in ("obs", "var")):
+        raise ValueError(
+            f"{str(path)!r} has the layout of anndata before 0.7. Write it anew: `adata = anndata.read_h5ad("
+            f"{str(path)!r})`, then `adata.write_h5ad(path)`."
+        )
     return group
 
 
@@ -94,9 +149,93 @@ def stamp(path: Path) -> tuple[int, int]:
     return sum(one.st_size for one in stats), max((one.st_mtime_ns for one in stats), default=0)
 
 
-def write_whole(path: Path, write: Callable[[Path], Any]) -> None:
-    """Write a file in a temporary folder beside its place and move it there, so that no reader sees a part of it."""
-    with TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as folder:
-        part = Path(folder) / path.name
-        write(part)
+def part_of(path: Path) -> Path:
+    """Name beside `path` for a file or folder that is being written by this process."""
+    return path.with_name(f".{path.name[:40]}.{_host()}-{os.getpid()}-{uuid4().hex[:8]}{PART}")
+
+
+def remove_parts(folder: Path, name: str | None = None) -> None:
+    """Remove parts (of all files, or of the file `name`) that a killed process has left in a folder."""
+    start = "*" if name is None else glob.escape(name[:40])
+    for part in folder.glob(f".{start}.*-*-*{PART}"):
+        found = re.fullmatch(r".*\.(?P<host>[^.]+)-(?P<pid>\d+)-[0-9a-f]{8}\.part", part.name)
+        if found and _is_left_over(part, found["host"], int(found["pid"])):
+            shutil.rmtree(part, ignore_errors=True) if part.is_dir() else part.unlink(missing_ok=True)
+
+
+def _host() -> str:
+    return socket.gethostname().split(".")[0]
+
+
+def _is_left_over(part: Path, host: str, pid: int) -> bool:
+    if host == _host() and os.name == "posix":
+        try:
+            os.kill(pid, 0)
+        except ProcessLookupError:
+            return True
+        except OSError:
+            pass
+    try:
+        return time.time() - part.stat().st_mtime > OLD
+    except FileNotFoundError:  # finished meanwhile
+        return False
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file beside its place and move it there, so that no reader sees a part of it, now or after a crash."""
+    remove_parts(path.parent, path.name)
+    part = part_of(path)
+    try:
+        with naming(str(path)), part.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
         part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def write_h5ad(path: Path, adata: AnnData) -> None:
+    """Write a sealed .h5ad file, composed in memory: HDF5 does not survive a full disk."""
+    adata.strings_to_categoricals()
+    with h5py.File("memory", "w", driver="core", backing_store=False) as file:
+        write_elem(file, "/", adata)
+        file.flush()
+        content = file.id.get_file_image()
+    write_whole(path, seal(content))
+
+
+def seal(content: bytes) -> bytes:
+    """Append a checksum, which readers of HDF5 and of zip archives ignore."""
+    return content + SEAL + hashlib.sha256(content).hexdigest().encode()
+
+
+def is_intact(path: Path) -> bool | None:
+    """Compare a file with its seal; ``None`` without one. Unchanged files are read once per process."""
+    with path.open("rb") as file:
+        file.seek(max(path.stat().st_size - SEAL_LENGTH, 0))
+        end = file.read()
+    if not end.startswith(SEAL):
+        return None
+    return known_digest(path, SEAL_LENGTH).encode() == end[len(SEAL) :]
+
+
+def known_digest(path: Path, without: int = 0) -> str:
+    """SHA-256 of a file (but its last bytes), computed once per process unless size or time of change differ."""
+    stat = path.stat()
+    return _digest(path, stat.st_size, stat.st_mtime_ns, without)
+
+
+@lru_cache(maxsize=65_536)
+def _digest(path: Path, size: int, mtime: int, without: int) -> str:
+    return digest(path, size - without)
+
+
+def digest(path: Path, size: int | None = None) -> str:
+    """SHA-256 of the first `size` bytes of a file."""
+    found, left = hashlib.sha256(), path.stat().st_size if size is None else size
+    with path.open("rb") as file:
+        while left > 0 and (block := file.read(min(left, 2**22))):
+            found.update(block)
+            left -= len(block)
+    return found.hexdigest()

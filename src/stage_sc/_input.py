@@ -6,7 +6,8 @@ To support another container, extend `read_tables` and `Tables.like`, which retu
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from numbers import Real
 from typing import Any, NamedTuple, TypeAlias
 
 import anndata as ad
@@ -15,8 +16,12 @@ import pandas as pd
 import scipy.sparse as sp
 from anndata import AnnData
 
+from stage_sc._evidence import check_array_indices, slide_column, suggest_coordinates, warn_overlap
+
 logger = logging.getLogger("stage_sc")
 
+# Largest value of expression: counts are below, differences of unsigned integers that overflow are above.
+MAX_VALUE = 2.0**31
 Data: TypeAlias = "AnnData | Sequence[AnnData] | Mapping[str, AnnData]"
 
 
@@ -96,9 +101,13 @@ def check_anndata(adata: Any, name: str = "adata") -> None:
 def read_slide_codes(adata: AnnData, library_key: str | None = None) -> SlideCodes:
     """Read the slide of every cell from a column of ``adata.obs`` (categorical, strings or integers).
 
-    ``None`` or ``""``: all cells are one slide. Names are sorted, so that the order of categories does not matter.
+    ``None``: the slides of the stored graph or the regions of a SpatialData table, else one slide. ``""``: one slide.
+    Names are sorted, so that the order of categories does not matter.
     """
-    if library_key is None or library_key == "":
+    library_key = slide_column(adata) if library_key is None else library_key
+    if not isinstance(library_key, str):
+        raise TypeError(f"`library_key` must be the name of one column of obs, got {library_key!r}.")
+    if library_key == "":
         return SlideCodes([""], np.zeros(adata.n_obs, dtype=np.intp))
     if library_key not in adata.obs:
         present = ", ".join(map(repr, adata.obs.columns)) or "nothing"
@@ -120,17 +129,17 @@ def read_coordinates(adata: AnnData, spatial_key: str = "spatial", *, finite: bo
     ``adata.obsm[spatial_key]`` is an array or a data frame. NaN and infinite values are refused unless
     ``finite=False``.
     """
+    if not isinstance(spatial_key, str) or not spatial_key:
+        raise TypeError(f"`spatial_key` must be the name of one entry of obsm, got {spatial_key!r}.")
     if spatial_key not in adata.obsm:
         present = ", ".join(map(repr, adata.obsm)) or "nothing"
         raise KeyError(
             f"No coordinates: `adata.obsm[{spatial_key!r}]` does not exist, obsm holds {present}. "
+            f"{suggest_coordinates(adata.obs, spatial_key)}"
             "Pass `spatial_key`, or store the coordinates as an (n_cells, 2) array."
         )
-    stored = adata.obsm[spatial_key]
-    stored = stored.to_numpy() if isinstance(stored, pd.DataFrame) else stored
-    stored = stored.toarray() if hasattr(stored, "toarray") else stored
     try:
-        xy = np.array(stored, dtype=np.float64)
+        xy = _as_numbers(adata.obsm[spatial_key])
     except (TypeError, ValueError) as error:
         raise TypeError(f"`adata.obsm[{spatial_key!r}]` must hold numbers: {error}.") from error
     if xy.ndim != 2 or xy.shape[1] not in (2, 3):
@@ -142,6 +151,25 @@ def read_coordinates(adata: AnnData, spatial_key: str = "spatial", *, finite: bo
             "Remove them with `st.pp.filter_cells(adata)`."
         )
     return xy
+
+
+def _as_numbers(stored: Any) -> np.ndarray:
+    """Copy an array, a data frame or a sparse matrix of real numbers as float64; masked and missing ones become NaN."""
+    if isinstance(stored, pd.DataFrame):
+        for name, dtype in stored.dtypes.items():
+            if dtype.kind != "O" and (not pd.api.types.is_numeric_dtype(dtype) or pd.api.types.is_complex_dtype(dtype)):
+                raise TypeError(f"column {name!r} is of type {dtype}")
+        kind = object if any(dtype.kind == "O" for dtype in stored.dtypes) else np.float64
+        stored = stored.to_numpy(dtype=kind, na_value=np.nan)
+    stored = stored.toarray() if hasattr(stored, "toarray") else stored
+    stored = stored.compute(scheduler="synchronous") if hasattr(stored, "compute") else stored
+    values = np.ma.asanyarray(stored) if np.ma.isMaskedArray(stored) else np.asarray(stored)
+    if values.dtype.kind == "O" and any(not isinstance(value, Real) for value in values.ravel()):
+        raise TypeError("it holds other objects than numbers")
+    if values.dtype.kind not in "iufO":
+        raise TypeError(f"it is of type {values.dtype}")
+    values = values.astype(np.float64)
+    return values.filled(np.nan) if np.ma.isMaskedArray(values) else np.array(values)
 
 
 def planar_coordinates(
@@ -168,6 +196,7 @@ def planar_coordinates(
                 f"{depth.max():g}. Graphs are built in the plane: name the sections with `library_key`, or keep two "
                 f'columns: `adata.obsm["xy"] = adata.obsm[{spatial_key!r}][:, :2]` and `spatial_key="xy"`.'
             )
+        check_array_indices(adata.obs, rows, plane, spatial_key, where)
         extent = np.linalg.svd(plane - plane.mean(axis=0), compute_uv=False)
         if extent[1] <= 1e-9 * max(extent[0], np.abs(plane).max()):
             place = "on one line" if np.ptp(plane, axis=0).any() else "at the same place"
@@ -178,6 +207,12 @@ def planar_coordinates(
     if xy.shape[1] == 3:
         logger.info("The third coordinate is constant on each slide and was left out.")
     return np.ascontiguousarray(xy[:, :2]), slides
+
+
+def warn_if_overlapping(adata: AnnData, spatial_key: str, library_key: str | None, name: str = "") -> None:
+    """Warn if pieces of tissue lie on one place within a slide of the object `name`, as no graph tells."""
+    slides, xy = read_slide_codes(adata, library_key), read_coordinates(adata, spatial_key)
+    warn_overlap(adata, np.ascontiguousarray(xy[:, :2]), slides.rows(), spatial_key, about(name))
 
 
 def read_labels(adata: AnnData, key: str, *, integers: bool = True) -> pd.Categorical:
@@ -202,30 +237,42 @@ def read_labels(adata: AnnData, key: str, *, integers: bool = True) -> pd.Catego
 
 
 def read_matrix(adata: AnnData, layer: str | None = None) -> Any:
-    """Return the matrix of `layer`, or ``adata.X``, as it is stored."""
+    """Return the matrix of `layer`, or ``adata.X``, as it is stored; a damaged sparse matrix is refused."""
     if layer is None:
         if adata.X is None:
-            raise ValueError("`adata.X` is None. Pass `layer`, the entry of `adata.layers` with the counts.")
-        return adata.X
-    if layer not in adata.layers:
+            raise ValueError(
+                f"`adata.X` is None. Pass `layer`, the entry of `adata.layers` with the counts. {find_counts(adata)}"
+            )
+        matrix = adata.X
+    elif layer in adata.layers:
+        matrix = adata.layers[layer]
+    else:
         present = ", ".join(repr(key) for key in adata.layers if key is not None) or "none"
         raise KeyError(f"`adata.layers[{layer!r}]` does not exist, layers are: {present}.")
-    return adata.layers[layer]
+    check_sparse(matrix)
+    return matrix
 
 
-def to_csr(X: Any) -> sp.csr_matrix:
+def to_csr(X: Any, advice: Callable[[], str] = lambda: "Pass raw counts.") -> sp.csr_matrix:
     """Copy expression into memory as csr float32 with sorted indices and without explicit zeros.
 
-    `X` is csr, csc or dense, of any numeric dtype; a view, a dask array, or a matrix on disk. Negative, NaN and
-    infinite values are refused.
+    `X` is csr, csc or dense, of any real dtype; a view, a dask array, or a matrix on disk. Negative, NaN, infinite,
+    masked and overflown values and damaged sparse matrices are refused; `advice` says where the counts are.
     """
     if hasattr(X, "compute"):  # dask
-        X = X.compute()
+        X = X.compute(scheduler="synchronous")  # pools of threads hang after a fork
     if hasattr(X, "to_memory"):  # sparse matrix on disk
         X = X.to_memory()
     elif not sp.issparse(X):
-        X = np.asarray(X[...])  # dense in memory or on disk
-    matrix = sp.csr_matrix(X, dtype=np.float32, copy=True)
+        X = X[...]  # dense in memory or on disk
+        if masked := int(np.ma.count_masked(X)):
+            raise ValueError(f"Expression has {masked} masked values. Set them to 0, `X.filled(0)`, or drop the cells.")
+        X = np.asarray(X)
+    if X.dtype.kind not in "buif":
+        raise TypeError(f"Expression must be real numbers, got dtype {X.dtype}. Convert it: `X.astype('float32')`.")
+    check_sparse(X)
+    with np.errstate(over="ignore"):  # infinite values are refused
+        matrix = sp.csr_matrix(X, dtype=np.float32, copy=True)
     matrix.sum_duplicates()  # sorts too
     low, high = matrix.data.min(initial=0.0), matrix.data.max(initial=0.0)
     if not (np.isfinite(low) and np.isfinite(high)):  # NaN comes through min and max
@@ -234,11 +281,72 @@ def to_csr(X: Any) -> sp.csr_matrix:
     if low < 0:
         raise ValueError(
             f"Expression has {int((matrix.data < 0).sum())} negative values (smallest {low:g}): scaled or centred "
-            "data. Pass raw counts, e.g. `layer='counts'`."
+            f"data. {advice()}"
+        )
+    if high > MAX_VALUE:
+        raise ValueError(
+            f"Expression has values up to {high:g}, which no count reaches: an overflow of integers? Convert counts to "
+            f"float32 before any arithmetic, and divide intensities. {advice()}"
         )
     if matrix.nnz and not matrix.data.all():
         matrix.eliminate_zeros()
     return matrix
+
+
+def check_sparse(X: Any) -> None:
+    """Refuse a csr or csc matrix whose indices are outside of its shape, which scipy uses without a test."""
+    if getattr(X, "format", "") not in ("csr", "csc"):
+        return
+    if sp.issparse(X):
+        indptr, indices, n_values = X.indptr, X.indices[: X.indptr[-1]], len(X.data)
+        width = X.shape[1 if X.format == "csr" else 0]
+        inside = not len(indices) or (indices.min() >= 0 and indices.max() < width)
+        lengths = len(X.indices), n_values
+    elif hasattr(X, "group"):  # on disk: the rest is tested when rows are read
+        indptr, inside = X.group["indptr"][:], True
+        lengths = X.group["indices"].shape[0], X.group["data"].shape[0]
+    else:
+        return
+    ordered = indptr[0] == 0 and (np.diff(indptr) >= 0).all() and lengths[0] == lengths[1] and indptr[-1] <= lengths[0]
+    if not (inside and ordered):
+        raise ValueError(
+            f"The {X.format} matrix of expression ({X.shape[0]} x {X.shape[1]}) is damaged: "
+            + ("`indptr` does not increase from 0 to the number of values." if not ordered else "")
+            + (f"`indices` reach from {indices.min()} to {indices.max()}, outside of the matrix." if ordered else "")
+            + " Read or write the file anew."
+        )
+
+
+def find_counts(adata: AnnData, layer: str | None = None) -> str:
+    """Sentence that names the matrices with whole numbers, where `layer` (``None``: ``adata.X``) is not one."""
+    if layer is not None and holds_counts(adata.X):
+        return "`adata.X` holds whole numbers: leave out `layer`."
+    layers = sorted(
+        (key for key in adata.layers if key not in (None, layer)), key=lambda key: ("count" not in key, key)
+    )
+    if found := [key for key in layers if holds_counts(adata.layers[key])]:
+        others = f" (so do {', '.join(map(repr, found[1:]))})" if found[1:] else ""
+        return f"`adata.layers[{found[0]!r}]` holds whole numbers{others}: pass `layer={found[0]!r}`."
+    if adata.raw is not None and holds_counts(adata.raw.X):
+        if not adata.var_names.isin(adata.raw.var_names).all():
+            return "`adata.raw` holds whole numbers: pass `adata.raw.to_adata()`."
+        key = "counts" if "counts" not in adata.layers else "raw_counts"
+        return (
+            f"`adata.raw` holds whole numbers: `adata.layers[{key!r}] = adata.raw[:, adata.var_names].X`, and pass "
+            f"`layer={key!r}`."
+        )
+    return "Pass raw counts: neither `adata.X`, a layer nor `adata.raw` holds whole numbers."
+
+
+def holds_counts(X: Any) -> bool:
+    """Test the first rows of a matrix, up to 500, for whole numbers above 0."""
+    if X is None or X.dtype.kind not in "uif":
+        return False
+    try:
+        values = to_csr(X[:500], str).data
+    except ValueError:
+        return False
+    return len(values) > 0 and np.array_equal(values, np.rint(values))
 
 
 def join_tables(

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 
 from stage_sc._checks import check_name
+from stage_sc._messages import element_name
 
 if TYPE_CHECKING:  # torch takes seconds to import
     from anndata import AnnData
@@ -16,6 +17,8 @@ if TYPE_CHECKING:  # torch takes seconds to import
     from stage_sc.nn import PrototypeTree, Stage
 
 FLAGS = ["ok", "empty", "isolated"]
+# Entries of a result.
+RESULT = {"params", "model", "levels", "tree"}
 
 
 class Labels(NamedTuple):
@@ -52,7 +55,8 @@ class Columns:
 def read_result(adata: AnnData, key_added: str = "stage") -> Mapping[str, Any]:
     """Return ``uns[key_added]`` with ``params``, ``model``, ``levels`` and ``tree``; empty if it is no result."""
     found = adata.uns.get(key_added)
-    return found if isinstance(found, Mapping) and "tree" in found else {}
+    whole = isinstance(found, Mapping) and RESULT <= set(found) and isinstance(found["params"], Mapping)
+    return found if whole else {}
 
 
 def require_result(adata: AnnData, key_added: str = "stage") -> Mapping[str, Any]:
@@ -76,12 +80,44 @@ def children_of(tree: pd.DataFrame) -> dict[str, list[str]]:
     return {str(parent): [str(node) for node in nodes] for parent, nodes in grouped.groups.items()}
 
 
-def check_key(parts: Sequence[AnnData], key_added: str) -> None:
-    """Raise unless `key_added` is a name that is free, or has a result, in the ``uns`` of every part."""
+def check_key(parts: Mapping[str, AnnData], key_added: str, argument: str = "data") -> None:
+    """Raise unless all names under `key_added` are free in every object, or are those of a result.
+
+    `parts` are the objects of `argument` by their names.
+    """
     check_name(key_added, "key_added")
-    for adata in parts:
+    if "/" in key_added:
+        raise ValueError(f"`key_added` must not contain '/', which is a folder inside a file, got {key_added!r}.")
+    for name, adata in parts.items():
+        where = element_name(argument, name) or "the object"
         if key_added in adata.uns and not read_result(adata, key_added):
-            raise ValueError(f"`key_added`: `uns[{key_added!r}]` exists and is no result: choose another name.")
+            raise ValueError(
+                f"`key_added`: `uns[{key_added!r}]` of {where} exists and is no result: choose another name."
+            )
+        if foreign := _foreign(adata, key_added):
+            raise ValueError(
+                f"`key_added`: results named {key_added!r} would replace {', '.join(foreign)} of {where}, and "
+                f"`uns[{key_added!r}]` does not show that stage_sc wrote them. Choose another `key_added`, or rename or "
+                "delete them first."
+            )
+
+
+def written_names(adata: AnnData, key_added: str) -> list[str]:
+    """Columns of ``obs`` that belong to the result under `key_added`; none if there is no result."""
+    result, columns = read_result(adata, key_added), Columns(key_added)
+    if not result:
+        return []
+    names = [*map(str, result["levels"]), columns.path, columns.confidence, columns.flag]
+    return [*names, columns.domain] if result["params"].get("n_domains") else names
+
+
+def _foreign(adata: AnnData, key_added: str) -> list[str]:
+    """Entries with names of results that are not part of the result under `key_added`."""
+    columns, ours = Columns(key_added), written_names(adata, key_added)
+    reserved = {columns.path, columns.domain, columns.confidence, columns.flag}
+    taken = [name for name in adata.obs if (name in reserved or columns.is_level(name)) and name not in ours]
+    embedding = [f"`obsm[{columns.embedding!r}]`"] if columns.embedding in adata.obsm and not ours else []
+    return [*(f"`obs[{name!r}]`" for name in taken), *embedding]
 
 
 def write_labels(adata: AnnData, labels: Labels, model: Stage, digest: str, params: dict[str, Any]) -> None:
@@ -101,10 +137,10 @@ def write_labels(adata: AnnData, labels: Labels, model: Stage, digest: str, para
     if labels.domain is not None:
         numbers = np.arange(params["n_domains"])
         written[columns.domain] = _categorical(labels.domain, numbers, np.array([f"D{n + 1}" for n in numbers], object))
-    for name in list(adata.obs.columns):
-        if name in written or name == columns.domain or columns.is_level(name):
+    for name in written_names(adata, key):
+        if name in adata.obs:
             del adata.obs[name]
-            adata.uns.pop(f"{name}_colors", None)
+        adata.uns.pop(f"{name}_colors", None)
     for name, values in written.items():
         adata.obs[name] = values
     adata.obsm[columns.embedding] = labels.embedding

@@ -7,7 +7,7 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -16,22 +16,33 @@ import numpy as np
 from scipy.spatial import cKDTree
 from tqdm.auto import tqdm
 
-from stage_sc._files import existing, read_table, stamp
+from stage_sc._checks import check_bool, check_name, check_positive
+from stage_sc._files import PART, as_path, digest, existing, known_digest, part_of, read_table, remove_parts, stamp
+from stage_sc._messages import naming
 from stage_sc.graph import build_graph, permute
 from stage_sc.nn import StageConfig
-from stage_sc.slides import CHUNK, MatrixWriter, Slide, StoredArray, StoredMatrix, boxes_of, gene_scaling, read_slides
+from stage_sc.slides import (
+    CHUNK,
+    MatrixWriter,
+    Slide,
+    StoredArray,
+    StoredMatrix,
+    boxes_of,
+    files_of,
+    gene_scaling,
+    read_slides,
+)
 
 logger = logging.getLogger("stage_sc.data")
 
 FORMAT = "stage_sc store 1"
 # Header in the folder of every file, written last.
 CONTENTS = "file.json"
-# Suffix of incomplete folders.
-PART = ".part"
 # Rows per write.
 BLOCK = 65_536
 # Files of a slide: dtype and width.
 ARRAYS = {"xy": ("<f8", 2), "cells": ("<i8", None), "empty": ("|b1", None), "isolated": ("|b1", None)}
+MATRICES = ("expression", "graph", "local")
 SMALL = {"mean": "<f4", "deviation": "<f4", "boxes": "<f8"}
 # Stored without limit of the sd; the configuration is applied when slides are read.
 RAW = StageConfig(min_sd=0.0)
@@ -54,19 +65,13 @@ class Store:
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = Path(path)
+        self.path = as_path(path, "path")
         self.folders: list[Path] = []
         self.headers: list[dict[str, Any]] = []
         for file in sorted(file for file in self.path.glob(f"*/{CONTENTS}") if file.parent.suffix != PART):
-            content = json.loads(file.read_text())
-            if content.get("format") != FORMAT:
-                raise ValueError(f"{str(file)!r} has the format {content.get('format')!r}, expected {FORMAT!r}.")
-            for number, header in enumerate(content["slides"]):
+            for number, header in enumerate(_read_contents(file)["slides"]):
                 folder = file.parent / str(number)
-                for name, (size, _) in header["files"].items():
-                    written = folder / name
-                    if not written.is_file() or written.stat().st_size != size:
-                        raise ValueError(f"{str(written)!r} is damaged: not {size} bytes. Build the store again.")
+                _check_files(folder, header)
                 self.folders.append(folder)
                 self.headers.append(header)
         if not self.folders:
@@ -84,9 +89,7 @@ class Store:
     def verify(self) -> None:
         """Compare the checksum of every file, and raise a ValueError if one differs."""
         for folder, header in zip(self.folders, self.headers, strict=True):
-            for name, (_, digest) in header["files"].items():
-                if _digest(folder / name) != digest:
-                    raise ValueError(f"{str(folder / name)!r} is damaged: its checksum differs. Build the store again.")
+            _check_files(folder, header, digest)
 
     def slides(self, config: StageConfig | None = None, *, vocabulary: Collection[str] | None = None) -> list[Slide]:
         """Open all slides; expression is read when it is needed.
@@ -104,6 +107,7 @@ class Store:
             if not known.any():
                 logger.warning("The model knows no gene of slide %s, which is left out.", header["name"])
                 continue
+            _check_files(folder, header, known_digest)
             slides.append(_read_slide(folder, header, config, np.flatnonzero(known)))
         if not slides:
             raise ValueError(f"The model knows no gene of any slide in {str(self.path)!r}.")
@@ -169,27 +173,90 @@ def build_store(
     >>> store = st.data.build_store(["slide.h5ad"], "corpus", progress=False)
     >>> model = st.tl.fit(store, epochs=2, progress=False)
     """
-    paths, out = existing(files), Path(path)
+    paths, out = existing(files), as_path(path, "path")
+    check_bool(progress, "progress")
+    for name, key in {"library_key": library_key, "layer": layer, "table_key": table_key}.items():
+        if key is not None:
+            check_name(key, name)
+    check_name(spatial_key, "spatial_key")
+    if scale is not None:
+        check_positive(scale, "scale")
     out.mkdir(parents=True, exist_ok=True)
+    remove_parts(out)
     reading = {"spatial_key": spatial_key, "layer": layer, "table_key": table_key}
     graph = {"technology": technology, "scale": scale}
     for file in tqdm(paths, disable=not progress, unit="file", desc="store"):
         where = str(file.resolve())
         source = json.dumps([where, *stamp(file), library_key, reading, graph])
         folder = out / f"{file.stem}-{hashlib.sha256(where.encode()).hexdigest()[:12]}"
-        if (folder / CONTENTS).is_file() and json.loads((folder / CONTENTS).read_text())["source"] == source:
+        if _is_built(folder, source):
             continue
-        part = folder.with_name(f"{folder.name}{PART}")
-        shutil.rmtree(part, ignore_errors=True)  # of an interrupted call
+        part = part_of(folder)
         part.mkdir()
         try:
-            headers = _write_file(file, part, library_key, reading, graph)
-            (part / CONTENTS).write_text(json.dumps({"format": FORMAT, "source": source, "slides": headers}))
+            with naming(str(file)):
+                headers = _write_file(file, part, library_key, reading, graph)
+                content = {"format": FORMAT, "source": source, "slides": headers, "digest": _header_digest(headers)}
+                (part / CONTENTS).write_text(json.dumps(content))
             shutil.rmtree(folder, ignore_errors=True)  # of the file as it was before
-            part.replace(folder)
+            try:
+                part.replace(folder)
+            except OSError:
+                if not _is_built(folder, source):  # by another process
+                    raise
         finally:
             shutil.rmtree(part, ignore_errors=True)
     return Store(out)
+
+
+def _is_built(folder: Path, source: str) -> bool:
+    """Return True if a file is in the store, from the same source and undamaged."""
+    if not (folder / CONTENTS).is_file():
+        return False
+    try:
+        content = _read_contents(folder / CONTENTS)
+        for number, header in enumerate(content["slides"]):
+            _check_files(folder / str(number), header, known_digest)
+    except (OSError, ValueError) as error:
+        logger.warning("%s It is built again.", error)
+        return False
+    return bool(content.get("source") == source)
+
+
+def _read_contents(file: Path) -> dict[str, Any]:
+    """Read the header of a file in the store; a ValueError that names it if it is damaged or of another format."""
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        if content["format"] != FORMAT:
+            raise ValueError(f"it has the format {content['format']!r}, expected {FORMAT!r}")
+        if content.get("digest", digest := _header_digest(content["slides"])) != digest:
+            raise ValueError("its checksum differs")
+        for header in content["slides"]:
+            names = {*ARRAYS, *SMALL, *(path.name for name in MATRICES for path in files_of(Path(name)))}
+            if lacking := names - set(header["files"]):
+                raise ValueError(f"it lacks {', '.join(sorted(lacking))}")
+            texts, (_, *sizes) = [header["name"], *header["genes"]], header["sizes"]
+            if not all(isinstance(text, str) for text in texts) or not np.isfinite(sizes).all() or len(sizes) != 3:
+                raise ValueError("it is no header of a slide")
+            if header["n_cells"] < 1 or len(set(header["genes"])) < len(header["genes"]):
+                raise ValueError("it has no cells, or a gene twice")
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        raise ValueError(f"{str(file)!r} cannot be used: {error}. Build the store again.") from error
+    return dict(content)
+
+
+def _check_files(folder: Path, header: dict[str, Any], digest: Callable[[Path], str] | None = None) -> None:
+    """Raise a ValueError unless all files of a slide have the size, and with `digest` the checksum, in its header."""
+    for name, (size, expected) in header["files"].items():
+        written = folder / name
+        if not written.is_file() or written.stat().st_size != size:
+            raise ValueError(f"{str(written)!r} is damaged: not {size} bytes. Build the store again.")
+        if digest is not None and digest(written) != expected:
+            raise ValueError(f"{str(written)!r} is damaged: its checksum differs. Build the store again.")
+
+
+def _header_digest(slides: list[dict[str, Any]]) -> str:
+    return hashlib.sha256(json.dumps(slides, sort_keys=True).encode()).hexdigest()
 
 
 def _write_file(
@@ -220,28 +287,30 @@ def _write_slide(slide: Slide, folder: Path) -> dict[str, Any]:
     for name, values in arrays.items():
         np.asarray(values, SMALL.get(name) or ARRAYS[name][0]).tofile(folder / name)
     header = {"name": slide.name, "n_cells": slide.n_cells, "genes": slide.genes, "sizes": list(slide.sizes)}
-    return header | {"files": {file.name: [file.stat().st_size, _digest(file)] for file in sorted(folder.iterdir())}}
+    return header | {"files": {file.name: [file.stat().st_size, digest(file)] for file in sorted(folder.iterdir())}}
 
 
 def _read_slide(folder: Path, header: dict[str, Any], config: StageConfig, known: np.ndarray) -> Slide:
     n, genes = header["n_cells"], header["genes"]
     mean, deviation, boxes = (np.fromfile(folder / name, dtype) for name, dtype in SMALL.items())
+    arrays = {name: StoredArray(folder / name, *kind) for name, kind in ARRAYS.items()}
+    widths = dict(zip(MATRICES, (len(genes), n, n), strict=True))
+    matrices = {name: StoredMatrix(folder / name, width) for name, width in widths.items()}
+    if not len(mean) == len(deviation) == len(genes) or any(len(array) != n for array in arrays.values()):
+        raise ValueError(f"{str(folder)!r} is damaged: sizes differ from its header. Build the store again.")
+    for matrix in matrices.values():
+        matrix.check(n)
     mean, scale = gene_scaling(mean[known], deviation[known], config)
+    if len(known) < len(genes):
+        matrices["expression"] = StoredMatrix(folder / "expression", len(genes), known)
     return Slide(
         name=header["name"],
         genes=[genes[position] for position in known],
         mean=mean,
         scale=scale,
-        expression=StoredMatrix(folder / "expression", len(genes), None if len(known) == len(genes) else known),
         rows=None,
-        graph=StoredMatrix(folder / "graph", n),
-        local=StoredMatrix(folder / "local", n),
         sizes=tuple(header["sizes"]),
         boxes=boxes.reshape(-1, 2, 2),
-        **{name: StoredArray(folder / name, *kind) for name, kind in ARRAYS.items()},
+        **matrices,
+        **arrays,
     )
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -9,7 +9,7 @@ from torch import Tensor
 from stage_sc.embed._context import hop_means
 from stage_sc.embed._profiles import profiles_of
 from stage_sc.nn import StageConfig, whitening
-from stage_sc.slides import Slide
+from stage_sc.slides import Slide, mix
 
 # Minimum singular value of a direction shared by slide and model, as a fraction of the largest.
 SHARED = 1e-4
@@ -48,7 +48,10 @@ def principal_axes(slide: Slide, dim: int, n_cells: int) -> Tensor:
 
     Columns are orthonormal; those beyond the number of genes or cells are 0. Memory: 20 kB for a gene.
     """
-    cells = np.linspace(0, slide.n_cells - 1, min(slide.n_cells, n_cells)).astype(int)
+    cells = np.arange(slide.n_cells)
+    if len(cells) > n_cells:  # by their counts, not by their order, which follows the last bits of the coordinates
+        number = mix(cells.astype(np.uint64) if slide.identity is None else slide.identity)
+        cells = np.sort(np.argsort(number, kind="stable")[:n_cells])
     profiles, start = torch.empty(len(cells), len(slide.genes)), 0
     for part in profiles_of(slide, cells):
         profiles[start : start + len(part)] = torch.from_numpy(part)

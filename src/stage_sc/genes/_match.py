@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import re
+import logging
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import cache
-from importlib.resources import files
-from typing import Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -16,41 +13,11 @@ from anndata import AnnData
 
 from stage_sc._checks import check_choice
 from stage_sc._input import check_anndata
+from stage_sc.genes._evidence import other_species, two_species, where_names_are
+from stage_sc.genes._features import CONTROL, UNNAMED, feature_types, name_columns, types_by_column
+from stage_sc.genes._table import ENSEMBL, Species, is_id, load_gene_table, look_up
 
-Species = Literal["human", "mouse"]
-
-# Columns of `adata.var` with gene names.
-GENE_COLUMNS = (
-    *("gene_ids", "gene_id", "ensembl", "ensembl_id", "ensembl_ids", "feature_id"),
-    *("gene_symbols", "gene_symbol", "symbol", "feature_name", "gene_name", "gene_names", "gene_short_name"),
-)
-# Control probes and codewords of 10x, NanoString, Vizgen and in-house panels.
-CONTROL = re.compile(
-    r"^(neg(ative)?[\s_.-]*(control|ctrl|prb|prob|codeword|\d+$)|blank|systemcontrol|falsecode|unassigned[\s_.-]*codeword"
-    r"|deprecated[\s_.-]*codeword|antisense_|intergenic_region|genomic[\s_.-]*control|custom[\s_.-]*neg)",
-    re.IGNORECASE,
-)
-# Symbols of common panels that were renamed since -> official symbol (HGNC); the mouse orthologues changed too.
-RENAMED = {
-    **{"arntl": "bmal1", "btbd11": "abtb3", "c1orf194": "cfap276", "c9orf16": "bbln", "clecl1": "clecl1p"},
-    **{"ctgf": "ccn2", "cyr61": "ccn1", "nov": "ccn3", "wisp1": "ccn4", "wisp2": "ccn5", "ddx58": "rigi"},
-    **{"fam19a1": "tafa1", "fam19a2": "tafa2", "fam19a5": "tafa5", "fam49a": "cyria", "fam49b": "cyrib"},
-    **{"hars": "hars1", "mars": "mars1", "wars": "wars1", "fam213a": "prxl2a"},
-    **{"casc4": "golm2", "h2afz": "h2az1", "tmem2": "cemip2", "tmem173": "sting1"},
-}
-# Ensembl id, without version and pseudo-autosomal suffix.
-ENSEMBL = re.compile(r"^(ENS(?:MUS)?G\d{11})(?:\.\d+)?(?:_PAR_Y)?$", re.IGNORECASE)
-
-
-class GeneTable(NamedTuple):
-    """Look-ups of the shipped table."""
-
-    by_id: dict[str, str]
-    """Ensembl id without version -> token."""
-    by_symbol: dict[Species, dict[str, str]]
-    """Case-folded symbol -> token."""
-    symbols: dict[Species, frozenset[str]]
-    """Symbols in their official case."""
+logger = logging.getLogger("stage_sc.pp")
 
 
 @dataclass(frozen=True)
@@ -59,7 +26,8 @@ class GeneMatch:
 
     table: pd.DataFrame
     """One row per gene, in the order of ``adata.var_names``: ``token``, ``source`` (``"var_names"`` or column of
-    ``adata.var``) and ``status``: "matched", "ambiguous" (several genes share the token), "missing" or "control"."""
+    ``adata.var``) and ``status``: "matched", "ambiguous" (several genes share the token), "missing", "control" (control
+    probe) or "other" (antibody or other feature that is no gene)."""
     species: Species
     """Given or guessed."""
     kinds: dict[str, int]
@@ -94,7 +62,8 @@ class GeneMatch:
             f"GeneMatch: {self.n_matched} of {self.n_genes} genes are in the vocabulary ({percent:.0f} %)",
             f"  species: {self.species}; names: {_count_text(self.kinds)}",
         ]
-        for title, status in (("missing", "missing"), ("ambiguous", "ambiguous"), ("control probes", "control")):
+        titles = {"missing": "missing", "ambiguous": "ambiguous", "control": "control probes", "other": "no genes"}
+        for status, title in titles.items():
             if genes := self._with_status(status):
                 shown = ", ".join(genes[:8]) + (", …" if len(genes) > 8 else "")
                 lines.append(f"  {title}: {len(genes)} ({shown})")
@@ -153,96 +122,87 @@ def match_genes(
         raise ValueError("`adata` has no genes.")
     if isinstance(vocabulary, str):
         raise TypeError("`vocabulary` must be a collection of tokens, got a single string.")
-    match = _read_names(adata.var, species)
+    match, types = _read_names(adata.var, species)
     tokens = match.table["token"].tolist()
     vocabulary = load_gene_table().by_id.values() if vocabulary is None else vocabulary
     known = {str(token).casefold() for token in vocabulary}
-    uses = Counter(tokens)
+    is_gene = match.table["status"] == ""
+    uses = Counter(match.table["token"][is_gene])
     status = np.where([uses[token] > 1 for token in tokens], "ambiguous", "matched").astype(object)
     status[[token not in known for token in tokens]] = "missing"
-    status[is_control(adata.var)] = "control"
-    match.table["status"] = status.tolist()
+    match.table["status"] = match.table["status"].where(~is_gene, status)
     if not match.n_matched:
+        hints = [other_species(adata.var), where_names_are(adata.var, match.species)]
         raise ValueError(
             f"None of the {adata.n_vars} genes is in the vocabulary of {len(known)} genes. Names: "
             f"{_count_text(match.kinds)}; `adata.var_names` starts with {', '.join(map(repr, adata.var_names[:5]))}. "
             "Expected are human or mouse symbols or Ensembl ids, also in `adata.var['gene_ids']` or ['gene_symbols']."
+            + "".join(f" {hint}" for hint in hints if hint)
         )
+    _report(adata.var, match, types)
     return match
 
 
-def gene_tokens(var: pd.DataFrame, species: Species | None = None) -> list[str]:
-    """Token of every gene of ``adata.var``; for unknown genes their case-folded name."""
-    return _read_names(var, species).table["token"].tolist()
+def gene_tokens(var: pd.DataFrame, species: Species | None = None) -> list[str | None]:
+    """Token of every gene of ``adata.var``, for unknown genes their case-folded name; ``None`` for other features."""
+    match, types = _read_names(var, species)
+    _report(var, match, types)
+    return [None if status else token for token, status in match.table[["token", "status"]].itertuples(index=False)]
 
 
-def is_control(var: pd.DataFrame) -> list[bool]:
-    """Test every name of ``adata.var`` for a control probe."""
-    return [CONTROL.match(name) is not None for name in _strings(var.index)]
+def _report(var: pd.DataFrame, match: GeneMatch, types: list[str]) -> None:
+    """Log features that were left out, and signs that names were not read as meant."""
+    left_out = Counter(filter(None, types))
+    if left_out:
+        logger.info("Left out, as they are no genes: %s.", _count_text(dict(left_out.most_common())))
+    if unnamed := left_out[UNNAMED]:
+        logger.warning("%d features have no name (missing in `adata.var_names`) and were left out.", unnamed)
+    for column, found in types_by_column(var).items():
+        if all(found):
+            logger.warning(
+                "No feature is a gene by `adata.var[%r]` (%s): names were read as those of genes all the same.",
+                *(column, _count_text(dict(Counter(found).most_common(3)))),
+            )
+    hints = [other_species(var), two_species(var)]
+    if 2 * match.kinds["unknown"] > match.n_genes:
+        hints.append(where_names_are(var, match.species))
+    for hint in filter(None, hints):
+        logger.warning(hint)
 
 
 def _count_text(kinds: dict[str, int]) -> str:
     return ", ".join(f"{number} {kind}" for kind, number in kinds.items() if number)
 
 
-def _read_names(var: pd.DataFrame, species: Species | None) -> GeneMatch:
-    """First known name of every gene, in `var_names`, then in the columns; without the status."""
+def _read_names(var: pd.DataFrame, species: Species | None) -> tuple[GeneMatch, list[str]]:
+    """First known name of every gene, in `var_names`, then in the columns, and the types of features that are no genes.
+
+    The status of genes is empty.
+    """
     if species is not None:
         check_choice(species, "species", ("human", "mouse"))
-    columns = {str(column).casefold(): column for column in var.columns}
-    names = {"var_names": _strings(var.index)}
-    names |= {columns[key]: _strings(var[columns[key]]) for key in GENE_COLUMNS if key in columns}
+    names = name_columns(var)
     species = species or _guess_species(names.values())
+    types = feature_types(var)
     rows, kinds = [], {"symbol": 0, "Ensembl id": 0, "unknown": 0}
-    for row in zip(*names.values(), strict=True):
-        hits = ((*_look_up(name, species), str(source)) for source, name in zip(names, row, strict=True))
-        unknown = ENSEMBL.sub(r"\1", row[0]).casefold(), "unknown", ""
+    for row, other in zip(zip(*names.values(), strict=True), types, strict=True):
+        hits = ((*look_up(name, species), str(source)) for source, name in zip(names, row, strict=True))
+        first = next(filter(None, row), "")
+        unknown = ENSEMBL.sub(r"\1", first).casefold(), "unknown", ""
         token, kind, source = next((hit for hit in hits if hit[0]), unknown)
-        rows.append((token, source))
+        rows.append((token, source, ("control" if CONTROL.match(other) else "other") if other else ""))
         kinds[kind] += 1
-    return GeneMatch(pd.DataFrame(rows, pd.Index(var.index, name="gene"), ["token", "source"]), species, kinds)
-
-
-def _strings(values: pd.Index | pd.Series) -> list[str]:
-    return ["" if pd.isna(value) else str(value).strip() for value in values]
-
-
-def _look_up(name: str, species: Species) -> tuple[str, str]:
-    """Token (``""``: unknown) and kind of one name."""
-    table = load_gene_table()
-    if ensembl := ENSEMBL.match(name):
-        return table.by_id.get(ensembl[1].upper(), ""), "Ensembl id"
-    symbol = name.casefold()
-    for spelling in (symbol, RENAMED.get(symbol), symbol.replace(".", "-")):  # HLA.A in R
-        for known in (table.by_symbol[species], *table.by_symbol.values()):
-            if spelling in known:
-                return known[spelling], "symbol"
-    return "", "symbol"
+    table = pd.DataFrame(rows, pd.Index(var.index, name="gene"), ["token", "source", "status"])
+    return GeneMatch(table, species, kinds), types
 
 
 def _guess_species(sources: Iterable[Sequence[str]]) -> Species:
     """Majority of Ensembl prefixes and of symbols in human or mouse case; in a tie, of symbols in any case."""
     table = load_gene_table()
     names = [name for source in sources for name in source]
-    human = sum(name[:4].upper() == "ENSG" or name in table.symbols["human"] for name in names)
-    mouse = sum(name[:7].upper() == "ENSMUSG" or name in table.symbols["mouse"] for name in names)
+    human = sum(is_id(name, "ENSG") or name in table.symbols["human"] for name in names)
+    mouse = sum(is_id(name, "ENSMUSG") or name in table.symbols["mouse"] for name in names)
     if human == mouse:
         folded = [name.casefold() for name in names]
         human, mouse = (sum(name in table.by_symbol[species] for name in folded) for species in ("human", "mouse"))
     return "mouse" if mouse > human else "human"
-
-
-@cache
-def load_gene_table() -> GeneTable:
-    """Read the shipped table (0.2 s, cached)."""
-    with files("stage_sc.genes").joinpath("genes.csv.gz").open("rb") as file:
-        table = pd.read_csv(file, compression="gzip", dtype=str, keep_default_na=False)
-    folded = table["symbol"].str.casefold()
-    token = table["token"].where(table["token"] != "", folded)
-    mouse = table["gene_id"].str.startswith("ENSMUS")
-    parts: dict[Species, pd.Series] = {"human": ~mouse, "mouse": mouse}
-    return GeneTable(
-        dict(zip(table["gene_id"], token, strict=True)),
-        {name: dict(zip(folded[rows], token[rows], strict=True)) for name, rows in parts.items()},
-        {name: frozenset(table.loc[rows, "symbol"]) for name, rows in parts.items()},
-    )

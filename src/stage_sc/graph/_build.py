@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 
+import numpy as np
 from anndata import AnnData
 
 from stage_sc._checks import check_positive
-from stage_sc._input import planar_coordinates, read_tables, slide_name
+from stage_sc._evidence import slide_column, warn_background, warn_overlap, warn_parts
+from stage_sc._input import SlideCodes, Tables, about, planar_coordinates, read_tables, slide_name
 from stage_sc.graph._platforms import Mode
 from stage_sc.graph._state import copy_graph, graph_view, write_graph
 from stage_sc.graph._units import GraphOptions, resolve_settings
@@ -43,15 +45,19 @@ def build_graph(
         Entry of ``adata.obsm`` with the coordinates: ``(n_cells, 2)``, or three columns of which the third is constant
         on each slide.
     library_key
-        Column of ``adata.obs`` with the slide (section, field of view) of each cell. ``None``: one slide per object.
+        Column of ``adata.obs`` with the slide (whole section) of each cell. ``None``: the regions of a SpatialData
+        table that has several, else one slide per object, with a warning if pieces named in obs overlap. ``""``: one
+        slide per object in any case.
     technology
         Name of the platform, e.g. ``"xenium"``, ``"cosmx"`` or ``"visium_hd"`` (an error lists all), which sets the
         pixel size of the instrument and the pitch of the grid. ``None``: regular grids are recognised from the
         coordinates, other layouts are taken as cells.
     scale
         µm per unit of the coordinates, for all slides or as ``{slide: scale}``. ``None``: inferred for each slide. If
-        the median distance to the nearest cell is 2.5-30 units, the unit is µm; a hexagonal grid is scaled to 100 µm;
-        otherwise the distance is scaled to 10 µm, with a warning.
+        columns of obs hold the same coordinates in a known unit (``x_centroid``, ``CenterX_global_px`` …) or the image
+        in ``uns["spatial"]`` a pixel size that fits, these decide. If the median distance to the nearest cell is 2.5-30
+        units, the unit is µm (with a warning from 15, where pixels are plausible too); a hexagonal grid is scaled to
+        100 µm; otherwise the distance is scaled to 10 µm, with a warning.
     radius
         Longest edge of the Delaunay graph, µm. Long edges cross holes in the tissue. Not used for grids.
     mode
@@ -79,8 +85,9 @@ def build_graph(
     ``adata.uns["spatial_neighbors"]``
         squidpy's entry.
     ``adata.uns["stage_graph"]``
-        ``"params"``: arguments except `scale`; ``"slides"``: data frame of scale, layout, sizes, isolated cells … of
-        each slide; ``"fingerprint"``: digest of the coordinates, by which stale graphs are detected.
+        ``"params"``: arguments except `scale`; ``"slides"``: data frame of scale, its origin (``scale_source``:
+        ``"given"``, ``"µm"``, ``"grid"``, ``"pixels"`` or ``"guess"``), layout, sizes, isolated cells … of each slide;
+        ``"fingerprint"``: digest of the coordinates, by which stale graphs are detected.
 
     Raises
     ------
@@ -90,7 +97,8 @@ def build_graph(
         If `data` holds no AnnData or an argument has the wrong type.
     ValueError
         For NaN or infinite coordinates, a slide with fewer than 4 cells or with all cells on one line, missing slides,
-        varying third coordinates, or an invalid argument. Nothing is written in these cases.
+        varying third coordinates, array indices instead of coordinates, more than 1,000 cells at one place or within
+        reach of a cell, or an invalid argument. Nothing is written in these cases.
 
     Notes
     -----
@@ -114,23 +122,47 @@ def build_graph(
     options = GraphOptions(technology, mode, radius, local, view, sigma)
     options.check()
     tables = read_tables(data)
-    read = [planar_coordinates(part, spatial_key, library_key, prefix=key) for key, part in tables.by_name.items()]
+    columns = [
+        slide_column(part, graph=False) if library_key is None else library_key for part in tables.by_name.values()
+    ]
+    read = [
+        planar_coordinates(part, spatial_key, column, prefix=key)
+        for (key, part), column in zip(tables.by_name.items(), columns, strict=True)
+    ]
     names = [
         [slide_name(key, name) for name in slides.names] for key, (_, slides) in zip(tables.by_name, read, strict=True)
     ]
     scales = _scale_of_each_slide(scale, [name for part in names for name in part])
     settings = [
-        resolve_settings(xy, slides, options, [scales[name] for name in part], part)
-        for (xy, slides), part in zip(read, names, strict=True)
+        resolve_settings(xy, slides, options, [scales[name] for name in part], part, adata, spatial_key)
+        for (xy, slides), part, adata in zip(read, names, tables.by_name.values(), strict=True)
     ]
+    _warn_of_evidence(tables, read, names, spatial_key, library_key)
     tables = tables.copy() if copy else tables
-    params = {"spatial_key": spatial_key, "library_key": library_key or "", **asdict(options)}
+    params = {"spatial_key": spatial_key, **asdict(options)}
     views = [graph_view(part) for part in tables.by_name.values()]  # nothing is written before all graphs are built
-    for view, (xy, slides), chosen in zip(views, read, settings, strict=True):
-        write_graph(view, xy, slides, chosen, dict(params))
+    for view, (xy, slides), chosen, column in zip(views, read, settings, columns, strict=True):
+        write_graph(view, xy, slides, chosen, {**params, "library_key": column})
     for view, part in zip(views, tables.by_name.values(), strict=True):
         copy_graph(view, part)
     return tables.given if copy else None
+
+
+def _warn_of_evidence(
+    tables: Tables,
+    read: Sequence[tuple[np.ndarray, SlideCodes]],
+    names: Sequence[Sequence[str]],
+    spatial_key: str,
+    library_key: str | None,
+) -> None:
+    """Warn of background spots, and of slides that are several pieces of tissue or parts of one."""
+    cells: dict[str, np.ndarray] = {}
+    for (key, part), (xy, slides), own in zip(tables.by_name.items(), read, names, strict=True):
+        warn_background(part, about(key))
+        if library_key != "":
+            warn_overlap(part, xy, slides.rows(), spatial_key, about(key))
+        cells |= {name: xy[rows] for name, rows in zip(own, slides.rows().values(), strict=True)}
+    warn_parts(cells, library_key)
 
 
 def _scale_of_each_slide(scale: float | Mapping[str, float] | None, names: list[str]) -> dict[str, float | None]:

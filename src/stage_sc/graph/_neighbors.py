@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -42,6 +43,7 @@ def slide_graph(xy: np.ndarray, settings: SlideSettings) -> SlideGraph:
     if settings.mode == "radius":
         local = _within_radius(xy, settings.local, settings.view, sigma)
     else:
+        _check_hops(adjacency, int(settings.view))
         itself = sp.identity(len(xy), dtype=bool, format="csr")
         local = _lengths(_within_hops(itself + adjacency, adjacency, int(settings.local) - 1), xy)
         weights = gaussian_weights(local.data, sigma)
@@ -142,16 +144,19 @@ def _squidpy_graph(places: np.ndarray, settings: SlideSettings) -> tuple[sp.csr_
         obs=pd.DataFrame(index=pd.RangeIndex(len(places)).astype(str)),
         obsm={"spatial": places - places.mean(axis=0)},
     )
-    log = logging.getLogger("spatialdata._logging")  # squidpy logs a line per slide to it
-    level = log.level
-    log.setLevel(logging.WARNING)
+    log, thread = logging.getLogger("spatialdata._logging"), threading.get_ident()
+
+    def quiet(record: logging.LogRecord) -> bool:  # squidpy logs a line per slide
+        return record.thread != thread or record.levelno >= logging.WARNING
+
+    log.addFilter(quiet)
     try:
         if settings.layout == "cells":
             sq.gr.spatial_neighbors_delaunay(adata, radius=settings.radius * SLACK)
         else:
             sq.gr.spatial_neighbors_grid(adata, n_neighs=min(GRID_NEIGHBOURS[settings.layout], len(places) - 1))
     finally:
-        log.setLevel(level)
+        log.removeFilter(quiet)
     entry = dict(adata.uns["spatial_neighbors"])
     # Tuples cannot be written to h5ad.
     entry["params"] = {key: list(v) if isinstance(v, tuple) else v for key, v in entry["params"].items()}
@@ -185,8 +190,28 @@ def _within_radius(xy: np.ndarray, local: float, view: float, sigma: float) -> s
 def _within_hops(pattern: sp.csr_matrix, adjacency: sp.csr_matrix, hops: int) -> sp.csr_matrix:
     """Boolean `pattern` of pairs, extended by the pairs at most `hops` hops further."""
     for _ in range(hops):
-        pattern = (pattern @ adjacency + pattern).astype(bool)
+        n_pairs, pattern = pattern.nnz, (pattern @ adjacency + pattern).astype(bool)
+        if pattern.nnz == n_pairs:
+            break
     return pattern
+
+
+def _check_hops(adjacency: sp.csr_matrix, hops: int) -> None:
+    """Raise a ValueError if cells have too many others within `hops` hops, on average of a sample."""
+    n = adjacency.shape[0]
+    some = np.random.default_rng(0).permutation(n)[:256]
+    pattern = sp.csr_matrix((np.ones(len(some), bool), (np.arange(len(some)), some)), (len(some), n))
+    for hop in range(1, hops + 1):
+        n_pairs, pattern = pattern.nnz, _within_hops(pattern, adjacency, 1)
+        mean = pattern.nnz / len(some)
+        if mean > MAX_MEAN_NEIGHBOURS:
+            raise ValueError(
+                f"A cell has {mean:.0f} others within {hop} hops on average, and {hops} hops were asked for: `local` "
+                'and `view` are numbers of steps on the graph with mode="hops". Pass smaller ones, or mode="radius" '
+                "for µm."
+            )
+        if pattern.nnz == n_pairs:
+            break
 
 
 def sorted_csr(rows: np.ndarray, cols: np.ndarray, values: np.ndarray, shape: tuple[int, int]) -> sp.csr_matrix:

@@ -13,7 +13,8 @@ import pandas as pd
 import scipy.sparse as sp
 from anndata import AnnData
 
-from stage_sc._input import SlideCodes, planar_coordinates
+from stage_sc._evidence import overlapping, warn_overlap
+from stage_sc._input import SlideCodes, planar_coordinates, read_slide_codes
 from stage_sc.graph._neighbors import SlideGraph, slide_graph, sorted_csr
 from stage_sc.graph._units import GraphOptions, SlideSettings, resolve_settings
 
@@ -22,6 +23,8 @@ logger = logging.getLogger("stage_sc.pp")
 # Entries of ``obsp`` and of ``uns``.
 KEYS = ("spatial_connectivities", "spatial_distances", "local_connectivities")
 UNS_KEYS = ("stage_graph", "spatial_neighbors")
+# Columns of the table of slides with numbers, besides those of every graph.
+_SETTINGS_NUMBERS = ("radius", "local", "view")
 
 
 class Graph(NamedTuple):
@@ -67,7 +70,7 @@ def read_graph(adata: AnnData, *, spatial_key: str | None = None, library_key: s
     """
     if "stage_graph" not in adata.uns or any(key not in adata.obsp for key in KEYS):
         raise KeyError("There is no neighbourhood graph in `adata.obsp` yet: run `st.pp.build_graph(adata)` first.")
-    state = adata.uns["stage_graph"]
+    state = _read_state(adata)
     params = dict(state["params"])
     params["spatial_key"] = spatial_key or params["spatial_key"]
     params["library_key"] = library_key or params["library_key"]
@@ -77,6 +80,14 @@ def read_graph(adata: AnnData, *, spatial_key: str | None = None, library_key: s
     whole = adata.obsp["spatial_connectivities"].nnz == table["n_edges"].sum()
     if lengths_agree and whole and fingerprint(xy, slides) == state["fingerprint"]:
         return Graph(*(sp.csr_matrix(adata.obsp[key]) for key in KEYS[1:]))
+    if not params["library_key"] and (column := _separate_in_graph(adata, xy)):
+        params["library_key"] = column
+        slides = read_slide_codes(adata, column)
+        logger.warning(
+            "No edge of the graph joins cells of different obs[%r], which overlap: these are slides.", column
+        )
+    elif not params["library_key"]:
+        warn_overlap(adata, xy, slides.rows(), params["spatial_key"], "")
     logger.warning(
         "The graph in `adata.obsp` does not belong to these cells any more (cells were removed, or coordinates or "
         "slides changed): rebuilding it with the recorded parameters."
@@ -87,13 +98,47 @@ def read_graph(adata: AnnData, *, spatial_key: str | None = None, library_key: s
         settings = [SlideSettings(**row) for row in table.loc[slides.names, names].to_dict("records")]
     else:
         options = GraphOptions(**{field.name: params[field.name] for field in fields(GraphOptions)})
-        settings = resolve_settings(xy, slides, options, _scales(table, slides.names))
+        settings = resolve_settings(
+            xy, slides, options, _scales(table, slides.names), None, adata, params["spatial_key"]
+        )
     return write_graph(adata, xy, slides, settings, params)
+
+
+def _read_state(adata: AnnData) -> dict[str, Any]:
+    """Read ``uns["stage_graph"]``; a ValueError if it is not as `write_graph` made it."""
+    state = adata.uns["stage_graph"]
+    try:
+        params, table = dict(state["params"]), state["slides"].copy()
+        table.index = table.index.astype(str)
+        if "scale_source" not in table:  # of older versions
+            table["scale_source"] = np.where(table["scale_given"].astype(bool), "given", "guess")
+        options = GraphOptions(**{field.name: params[field.name] for field in fields(GraphOptions)})
+        options.check()
+        keys = [params[name] for name in ("spatial_key", "library_key")]
+        numbers = table[["scale", "n_cells", "n_edges", "sigma", *_SETTINGS_NUMBERS]].to_numpy(dtype=np.float64)
+        valid = all(isinstance(key, str) for key in keys) and isinstance(state["fingerprint"], str)
+        if not (valid and np.isfinite(numbers).all() and (table["scale"] > 0).all()):
+            raise ValueError("a value is of another type or not finite")
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ValueError(
+            f"`adata.uns['stage_graph']` is broken ({type(error).__name__}: {error}): run `st.pp.build_graph(adata)` "
+            "again."
+        ) from error
+    return {"params": params, "slides": table, "fingerprint": state["fingerprint"]}
+
+
+def _separate_in_graph(adata: AnnData, xy: np.ndarray) -> str:
+    """Column of obs that names pieces which lie on one place, but which no edge of the stored graph joins, or ""."""
+    edges = sp.coo_matrix(adata.obsp["spatial_connectivities"])
+    for column, codes in overlapping(adata, xy):
+        if edges.nnz and (codes[edges.row] == codes[edges.col]).all() and (codes >= 0).all():
+            return column
+    return ""
 
 
 def _scales(table: pd.DataFrame, names: list[str]) -> list[float | None]:
     """Scales that were given for slides; a single one given for all slides applies to slides of other names too."""
-    given = {str(name): float(row["scale"]) for name, row in table.iterrows() if row["scale_given"]}
+    given = {str(name): float(row["scale"]) for name, row in table.iterrows() if row["scale_source"] == "given"}
     common = next(iter(given.values())) if len(given) == len(table) and len(set(given.values())) == 1 else None
     scales = [given.get(name, common) for name in names]
     unknown = [name for name, scale in zip(names, scales, strict=True) if scale is None]
@@ -111,7 +156,7 @@ def graph_view(adata: AnnData) -> AnnData:
         obs=adata.obs.copy(),
         obsm=dict(adata.obsm),
         obsp={key: adata.obsp[key] for key in KEYS if key in adata.obsp},
-        uns={key: adata.uns[key] for key in UNS_KEYS if key in adata.uns},
+        uns={key: adata.uns[key] for key in (*UNS_KEYS, "spatial", "spatialdata_attrs") if key in adata.uns},
     )
 
 
@@ -126,9 +171,12 @@ def copy_graph(view: AnnData, adata: AnnData) -> None:
 def graph_scale(adata: AnnData, spatial_key: str) -> dict[str, float]:
     """µm per unit of the coordinates of each slide by name; empty without a graph of these coordinates."""
     graph = adata.uns.get("stage_graph")
-    if not isinstance(graph, Mapping) or graph.get("params", {}).get("spatial_key") != spatial_key:
+    params, table = (graph.get(key) for key in ("params", "slides")) if isinstance(graph, Mapping) else (None, None)
+    if not isinstance(params, Mapping) or params.get("spatial_key") != spatial_key:
         return {}
-    return {str(name): float(scale) for name, scale in graph["slides"]["scale"].items()}
+    if not isinstance(table, pd.DataFrame) or "scale" not in table:
+        return {}
+    return {str(name): float(scale) for name, scale in table["scale"].items()}
 
 
 def fingerprint(xy: np.ndarray, slides: SlideCodes) -> str:

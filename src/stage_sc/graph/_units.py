@@ -5,11 +5,14 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal, NamedTuple
 
 import numpy as np
+from anndata import AnnData
 from scipy.spatial import cKDTree
 
 from stage_sc._checks import check_choice, check_positive
+from stage_sc._evidence import image_scale, known_scale
 from stage_sc._input import SlideCodes, about
 from stage_sc.graph._platforms import MODE_DEFAULTS, NEIGHBOURHOODS, Layout, Mode, Platform, find_platform
 
@@ -22,6 +25,14 @@ USUAL_SPACING = 10.0
 # Range of this distance over all technologies, µm; outside of it a given scale must be wrong.
 SANE_SPACING = (2.0, 200.0)
 MIN_GRID_PLACES = 16
+# From this median distance, units may be µm or pixels of an image. Cells lie 3.4-13.5 µm apart on real sections.
+LOOSE_SPACING = 15.0
+# Common pixel sizes, µm: of a microscope at 20x, and of instruments.
+PIXELS = {"Xenium": 0.2125, "CosMx": 0.12028, "microscope slides at 20x": 0.5}
+# Cells at one place, above which a warning is logged, and refused, as all of them are neighbours of each other.
+SHARED_PLACE, MAX_SHARED_PLACE = 20, 1000
+# Origin of a scale.
+ScaleSource = Literal["given", "µm", "grid", "pixels", "guess"]
 
 
 @dataclass(frozen=True)
@@ -30,8 +41,8 @@ class SlideSettings:
 
     scale: float
     """µm per unit of the coordinates."""
-    scale_given: bool
-    """True if given by the user."""
+    scale_source: ScaleSource
+    """Given by the user; coordinates are taken as µm; from the pitch of a grid; from a pixel size; or guessed."""
     layout: Layout
     mode: Mode
     radius: float
@@ -110,23 +121,64 @@ def resolve_settings(
     options: GraphOptions,
     scales: Sequence[float | None],
     names: Sequence[str] | None = None,
+    adata: AnnData | None = None,
+    spatial_key: str = "spatial",
 ) -> list[SlideSettings]:
     """Choose unit, layout and neighbourhoods of every slide, and log guesses.
 
     `xy` is in the unit of the data, `scales` are µm per unit of each slide (``None``: inferred), and `names` those of
-    the slides in messages. A ValueError if `local` and `view` of `options` do not fit the mode of a slide.
+    the slides in messages. `adata` may tell the unit, by the metadata of images or columns with coordinates. A
+    ValueError if `local` and `view` of `options` do not fit the mode of a slide, or if very many cells share a place.
     """
-    return [
-        _resolve_slide(sorted_places(xy[cells]), options, scale, name)
-        for cells, scale, name in zip(slides.rows().values(), scales, names or slides.names, strict=True)
-    ]
+    settings: list[SlideSettings] = []
+    for (own, cells), scale, name in zip(slides.rows().items(), scales, names or slides.names, strict=True):
+        places = _separate_places(xy[cells], name, spatial_key)
+        told = _Metadata()
+        if adata is not None and scale is None:
+            told = _Metadata(known_scale(adata.obs, cells, xy[cells]), image_scale(adata.uns, own))
+        settings.append(_resolve_slide(places, options, scale, told, name))
+    return settings
 
 
-def _resolve_slide(places: np.ndarray, options: GraphOptions, given: float | None, slide: str) -> SlideSettings:
+class _Metadata(NamedTuple):
+    """µm per unit by the annotations of a slide."""
+
+    columns: float | None = None
+    """By columns of obs with the same coordinates in a known unit."""
+    image: float | None = None
+    """Per pixel of the image."""
+
+
+def _separate_places(xy: np.ndarray, slide: str, spatial_key: str) -> np.ndarray:
+    """Sorted distinct places; warn of places with many cells, and refuse those with very many."""
+    places, counts = np.unique(_as_complex(xy), return_counts=True)
+    places = places.view(np.float64).reshape(-1, 2)
+    most = int(counts.argmax())
+    if counts[most] > SHARED_PLACE:
+        x, y = places[most]
+        message = (
+            f"{about(slide)}{counts[most]} of {len(xy)} cells lie at the same place, ({x:g}, {y:g}), and "
+            f"{int((counts > SHARED_PLACE).sum())} place(s) have more than {SHARED_PLACE} cells; each is joined with "
+            "all others at its place. Is this a placeholder for cells without position? Then remove them: `adata = "
+            f"adata[(adata.obsm[{spatial_key!r}][:, :2] != [{x:.12g}, {y:.12g}]).any(axis=1)].copy()`."
+        )
+        if counts[most] > MAX_SHARED_PLACE:
+            raise ValueError(f"{message} At most {MAX_SHARED_PLACE} cells of one place can be joined.")
+        logger.warning(message)
+    return places
+
+
+def _resolve_slide(
+    places: np.ndarray, options: GraphOptions, given: float | None, told: _Metadata, slide: str
+) -> SlideSettings:
     platform = find_platform(options.technology)
     spacing, measured = measure_spacing(places)
     layout = platform.layout or measured
-    scale = _infer_scale(spacing, layout, platform, slide) if given is None else float(given)
+    source: ScaleSource
+    if given is None:
+        scale, source = _infer_scale(spacing, layout, platform, told, slide, np.ptp(places, axis=0))
+    else:
+        scale, source = float(given), "given"
     if given is not None and not SANE_SPACING[0] <= spacing * scale <= SANE_SPACING[1]:
         logger.warning(
             "%sthe median distance to the nearest cell is %.3g µm with scale=%.4g, outside %g-%g µm: `scale` should be "
@@ -147,36 +199,78 @@ def _resolve_slide(places: np.ndarray, options: GraphOptions, given: float | Non
             f"`view` must reach farther than `local`, and hops are whole numbers. Pass `mode` too."
         )
     radius, local, view = float(options.radius), float(local), float(view)
-    return SlideSettings(scale, given is not None, layout, mode, radius, local, view, options.sigma)
+    return SlideSettings(scale, source, layout, mode, radius, local, view, options.sigma)
 
 
-def _infer_scale(spacing: float, layout: Layout, platform: Platform, slide: str) -> float:
-    """µm per unit from the median distance to the nearest cell."""
+def _infer_scale(
+    spacing: float, layout: Layout, platform: Platform, told: _Metadata, slide: str, extent: np.ndarray
+) -> tuple[float, ScaleSource]:
+    """µm per unit, and its origin: metadata, else the median distance to the nearest cell."""
+    if told.columns is not None and SANE_SPACING[0] <= spacing * told.columns <= SANE_SPACING[1]:
+        same = abs(told.columns - 1) < 1e-6
+        if not same:
+            logger.info("%sscale=%g by the columns of obs with coordinates.", about(slide), told.columns)
+        return (1.0, "µm") if same else (told.columns, "pixels")
     pitches = platform.pitch or ((100.0,) if layout == "hexagonal" else ())
     if any(abs(spacing - pitch) <= 0.03 * pitch for pitch in pitches):
-        return 1.0
+        return 1.0, "µm"
+    image = told.image
+    if image is not None and layout != "cells":
+        bins = pitches or (2.0, 8.0, 16.0)
+        if any(abs(spacing * image - pitch) <= 0.03 * pitch for pitch in bins):
+            logger.info("%sscale=%g by `microns_per_pixel` of the image.", about(slide), image)
+            return image, "pixels"
     if pitches:
         scale = _rounded(pitches[0] / spacing)
         logger.warning(
             "%sa %s grid with a spacing of %.4g units, taken as %g µm: scale=%g. Pass `scale` if that is wrong.",
             *(about(slide), layout, spacing, pitches[0], scale),
         )
-        return scale
+        return scale, "grid"
     low, high = MICRON_SPACING if layout == "cells" else (SANE_SPACING[0] * 0.97, MICRON_SPACING[1])
     if platform.unit != 1.0:
-        return platform.unit
+        return platform.unit, "pixels"
     if low <= spacing <= high:
-        return 1.0
-    if platform.pixel is not None and low <= spacing * platform.pixel <= high:
-        logger.info("%scoordinates look like pixels: scale=%g.", about(slide), platform.pixel)
-        return platform.pixel
+        if layout == "cells" and (spacing >= LOOSE_SPACING or image is not None):
+            _warn_two_units(spacing, platform.pixel, image, slide, extent)
+        return 1.0, "guess" if layout == "cells" and spacing >= LOOSE_SPACING else "µm"
+    for pixel in (image, platform.pixel):
+        if pixel is not None and low <= spacing * pixel <= high:
+            logger.info("%scoordinates look like pixels: scale=%g.", about(slide), pixel)
+            return pixel, "pixels"
     scale = _rounded(USUAL_SPACING / spacing)
+    other = ""
+    if 90 <= spacing <= 220 and layout != "hexagonal":
+        other = " Spots of an array in µm also lie that far apart: for these pass scale=1, and `radius` above it."
+    elif abs(spacing - 1) < 1e-6 and layout == "square":
+        other = " These may be array indices: pass the distance of neighbouring bins or spots, µm, as `scale`."
     logger.warning(
         "%sthe unit of the coordinates is unknown: the median distance to the nearest cell is %.3g units, cells lie "
-        "%g-%g µm apart. Took scale=%g, which makes it %g µm. Pass `scale` (µm per unit) if you know it.",
-        *(about(slide), spacing, low, high, scale, USUAL_SPACING),
+        "%g-%g µm apart. Took scale=%g, which makes it %g µm. Pass `scale` (µm per unit) if you know it.%s",
+        *(about(slide), spacing, low, high, scale, USUAL_SPACING, other),
     )
-    return scale
+    return scale, "guess"
+
+
+def _warn_two_units(spacing: float, pixel: float | None, image: float | None, slide: str, extent: np.ndarray) -> None:
+    """Log both readings of the unit where cells as far apart as these may be in µm or in pixels."""
+    sizes = {"the image in `uns['spatial']`": image} if image else {"the instrument": pixel} if pixel else PIXELS
+    readings = [
+        f"{spacing * size:.3g} µm in pixels of {name} (scale={size:g}; section {_millimetres(extent * size)})"
+        for name, size in sizes.items()
+        if size and size != 1 and spacing * size >= MICRON_SPACING[0]
+    ]
+    if readings:
+        logger.warning(
+            "%sthe unit of the coordinates is uncertain: cells lie %.3g units apart, which is %.3g µm if the unit is "
+            "µm (used here, scale=1; section %s), or %s. Compare the size of the section with that of the tissue, and "
+            "pass `scale` (scale=1 for µm).",
+            *(about(slide), spacing, spacing, _millimetres(extent), ", or ".join(readings)),
+        )
+
+
+def _millimetres(extent: np.ndarray) -> str:
+    return f"{extent[0] / 1000:.2g} x {extent[1] / 1000:.2g} mm"
 
 
 def _rounded(scale: float) -> float:

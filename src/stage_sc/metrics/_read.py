@@ -10,7 +10,15 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
-from stage_sc._input import about, join_tables, read_coordinates, read_labels, read_slide_codes, read_tables
+from stage_sc._input import (
+    about,
+    join_tables,
+    read_coordinates,
+    read_labels,
+    read_slide_codes,
+    read_tables,
+    warn_if_overlapping,
+)
 
 logger = logging.getLogger("stage_sc.metrics")
 
@@ -27,7 +35,7 @@ def read(
     tables = read_tables(data)
     for name, part in tables.by_name.items():
         for key in obsm:
-            read_coordinates(part, key)
+            warn_if_overlapping(part, key, library_key, name)
         for key in obsp:
             if key not in part.obsp:
                 run = "run st.pp.build_graph(adata) or set `connectivities_key`"

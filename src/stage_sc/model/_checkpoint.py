@@ -5,12 +5,16 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
+from torch import Tensor
 
-from stage_sc._files import write_whole
-from stage_sc.nn import Stage, StageConfig, content_digest
+from stage_sc._checks import check_bool
+from stage_sc._files import as_path, write_whole
+from stage_sc._messages import naming
+from stage_sc.nn import Stage, StageConfig, check_weights, content_digest
 
 FORMAT = "stage_sc checkpoint"
 FORMAT_VERSION = 4
@@ -60,11 +64,16 @@ def save_checkpoint(model: Stage, path: str | os.PathLike[str], *, half: bool = 
     >>> st.model.load_checkpoint(path).name
     'niches'
     """
-    path = Path(path)
+    path = as_path(path, "path")
+    if not isinstance(model, Stage):
+        raise TypeError(f"`model` must be a model from `st.tl.fit`, got {type(model).__name__}.")
+    check_bool(half, "half")
     path = path if path.suffix == SUFFIX else path.with_name(path.name + SUFFIX)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     if half:
         tensors = {name: value.half() if value.is_floating_point() else value for name, value in tensors.items()}
+    with naming("This model cannot be saved"):
+        check_weights(tensors, model.config)
     header = {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
@@ -76,7 +85,7 @@ def save_checkpoint(model: Stage, path: str | os.PathLike[str], *, half: bool = 
     }
     header["digest"] = content_digest(header, tensors)
     content = save(tensors, metadata={"stage_sc": json.dumps(header, sort_keys=True)})
-    write_whole(path, lambda part: part.write_bytes(content))
+    write_whole(path, content)
     return path
 
 
@@ -110,7 +119,7 @@ def load_checkpoint(path: str | os.PathLike[str]) -> Stage:
     >>> adata.uns["stage"]["model"]["name"]
     'cortex'
     """
-    path = Path(path)
+    path = as_path(path, "path")
     if not path.is_file():
         raise FileNotFoundError(f"There is no checkpoint {str(path)!r}.")
     try:
@@ -129,7 +138,7 @@ def load_checkpoint(path: str | os.PathLike[str]) -> Stage:
         )
     try:
         header = dict(json.loads(metadata["stage_sc"]))
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RecursionError) as error:
         raise ValueError(f"{str(path)!r} is damaged: its header cannot be read ({error}).") from error
     if header.get("format_version") not in (3, FORMAT_VERSION):
         raise ValueError(
@@ -139,17 +148,45 @@ def load_checkpoint(path: str | os.PathLike[str]) -> Stage:
     missing = sorted(HEADER - set(header))
     if missing:
         raise ValueError(f"{str(path)!r} is damaged: its header lacks {', '.join(missing)}.")
-    digest = header.pop("digest")
-    if content_digest(header, tensors) != digest:
-        raise ValueError(f"{str(path)!r} is damaged: its content does not have the digest {digest}. Download it again.")
+    try:
+        if content_digest(header, tensors) != header["digest"]:
+            raise ValueError(f"its content does not have the digest {header['digest']}. Download it again")
+        return _build(header, tensors)
+    except (ArithmeticError, AttributeError, LookupError, RecursionError, RuntimeError, TypeError, ValueError) as error:
+        raise ValueError(f"{str(path)!r} is damaged: {error}.") from error
+
+
+def _build(header: dict[str, Any], tensors: dict[str, Tensor]) -> Stage:
+    """Make the model of a header and its tensors; errors of many kinds if they do not fit."""
     config = header["config"]
     if header["format_version"] == 3:
         config = {FORMAT_3_FIELDS.get(name, name): value for name, value in config.items()}
         if config.get("linkage") == "content":
             config["linkage"] = "context"
         tensors = {FORMAT_3_TENSORS.get(name, name): value for name, value in tensors.items()}
-    model = Stage(
-        StageConfig.from_dict(config), header["genes"], header["slides"], header["name"], header["package_version"]
-    )
+    names = [*header["genes"], *header["slides"], header["name"], header["package_version"]]
+    if not all(isinstance(name, str) for name in names):
+        raise TypeError("a name in its header is not text")
+    "".join(names).encode()  # fails for halves of characters
+    if not header["genes"] or len(set(header["genes"])) < len(header["genes"]):
+        raise ValueError("its header has no genes, or a gene twice")
+    config = StageConfig.from_dict(config)
+    _check_sizes(config, header, tensors)
+    model = Stage(config, header["genes"], header["slides"], header["name"], header["package_version"])
+    check_weights(tensors, config)
     model.load_state_dict({name: v.float() if v.is_floating_point() else v for name, v in tensors.items()})
     return model.eval()
+
+
+def _check_sizes(config: StageConfig, header: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+    """Raise a ValueError unless sizes in the header are those of the tensors, before memory is taken for them."""
+    n_layers = sum(name.startswith("encoder.layers.") and name.endswith(".lin.weight") for name in tensors)
+    n_nodes = sum(config.levels)
+    found = {name: list(tensors[name].shape) for name in ("embedder.vectors", "tree.prototypes", "queue.scores")}
+    expected = {
+        "embedder.vectors": [len(header["genes"]), config.dim],
+        "tree.prototypes": [n_nodes, config.dim],
+        "queue.scores": [len(header["slides"]), config.queue_length, n_nodes],
+    }
+    if found != expected or n_layers != config.n_layers:
+        raise ValueError(f"its tensors have the shapes {found} and {n_layers} layers, but its header says {expected}")

@@ -20,10 +20,10 @@ def load_bundled() -> Stage:
         return load_checkpoint(path)
 
 
-def resolve_model(model: Stage | str | os.PathLike[str] | None) -> Stage:
+def resolve_model(model: Stage | str | os.PathLike[str] | None, name: str = "model") -> Stage:
     """Return a model given as such, as the path of a checkpoint, or as an address on the Hugging Face hub.
 
-    ``None`` and ``"bundled"`` are the bundled model.
+    ``None`` and ``"bundled"`` are the bundled model. `name` is that of the argument, for error messages.
     """
     if isinstance(model, Stage):
         return model
@@ -34,6 +34,6 @@ def resolve_model(model: Stage | str | os.PathLike[str] | None) -> Stage:
     if isinstance(model, str | os.PathLike):
         return load_checkpoint(model)
     raise TypeError(
-        f"`model` must be a model from `st.tl.fit`, the path of a checkpoint, an address hf://… or None, got "
+        f"`{name}` must be a model from `st.tl.fit`, the path of a checkpoint, an address hf://… or None, got "
         f"{type(model).__name__}."
     )

@@ -16,6 +16,7 @@ from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from stage_sc.nn import StageConfig, leaf_order, weighted_ward
+from stage_sc.slides import mix
 
 logger = logging.getLogger("stage_sc.tl")
 
@@ -75,11 +76,15 @@ def find_domains(sample: Tensor, n_domains: int, config: StageConfig) -> Domains
             logger.warning("%d domains were asked for, but cells differ enough for %d only.", n_domains, most)
         starts = [Solution.of(cells, domain, config.domain_shrinkage) for domain in runs if domain.max() + 1 == most]
         starts = _different(sorted(starts, key=Solution.criterion))[: config.domain_refined]
-        best = min((_refine(cells, start) for start in starts), key=Solution.criterion)
+        refined = [_refine(cells, start) for start in starts]
+        lowest = min(solution.criterion() for solution in refined)
+        best = next(solution for solution in refined if solution.criterion() <= lowest + SAME)
     metric = best.metric()
-    centres = best.centres @ metric
+    size = np.bincount(best.domain)
+    order = np.argsort(best.centres[:, 0], kind="stable")  # does not depend on the numbers of K-means
+    centres, size = (best.centres @ metric)[order], size[order]
     if most > 2:
-        centres = centres[leaf_order(weighted_ward(centres, np.bincount(best.domain)))]
+        centres = centres[leaf_order(weighted_ward(centres, size))]
     padded = torch.zeros(len(varies), metric.shape[1])
     padded[varies] = torch.from_numpy(metric).float()
     return Domains(padded, torch.from_numpy(centres).float())
@@ -87,10 +92,39 @@ def find_domains(sample: Tensor, n_domains: int, config: StageConfig) -> Domains
 
 def _kmeans(cells: np.ndarray, n_domains: int, n_starts: int) -> list[np.ndarray]:
     """Labels of all runs, numbered without gaps."""
+    keys = _keys(cells)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # of fewer clusters: `find_domains` warns once
-        runs = (KMeans(n_domains, n_init=1, random_state=seed) for seed in range(n_starts if n_domains > 1 else 1))
+        starts = [cells[_seeds(cells, keys, n_domains, run)] for run in range(n_starts if n_domains > 1 else 1)]
+        runs = (KMeans(n_domains, init=start, n_init=1) for start in starts)
         return [np.unique(run.fit_predict(cells), return_inverse=True)[1] for run in runs]
+
+
+def _keys(cells: np.ndarray) -> np.ndarray:
+    """``(n,)`` uint64 hash of every cell's first components, rounded, so that the last bits do not matter."""
+    leading = cells[:, :4] / max(float(cells.std()), 1e-12)
+    rounded = np.round(leading.astype(np.float64) * 32).astype(np.int64).view(np.uint64)
+    key = np.zeros(len(cells), np.uint64)
+    for column in rounded.T:
+        key = mix(key + column)
+    return key
+
+
+def _seeds(cells: np.ndarray, keys: np.ndarray, n_domains: int, run: int) -> list[int]:
+    """Cells at which a run of K-means starts: K-means++ (Arthur and Vassilvitskii, 2007), by the Gumbel-max trick.
+
+    The random number of a cell depends on its key and the run, not on its position or on sums over cells: rounding
+    errors do not change the cells that are drawn.
+    """
+    seeds: list[int] = []
+    weight = np.ones(len(cells))
+    for step in range(n_domains):
+        uniform = (mix(keys + np.uint64(1 + step + n_domains * run)) >> np.uint64(11)) * 2.0**-53
+        with np.errstate(divide="ignore"):
+            seeds.append(int(np.argmax(np.log(weight) - np.log(-np.log(uniform + 2.0**-54)))))
+        distance = np.square(cells - cells[seeds[-1]]).sum(axis=1, dtype=np.float64)
+        weight = distance if step == 0 else np.minimum(weight, distance)
+    return seeds
 
 
 class Solution(NamedTuple):

@@ -10,7 +10,7 @@ from stage_sc.nn._losses import path_loss, reconstruction_loss, swav_loss
 from stage_sc.nn._queue import SlideQueue
 from stage_sc.nn._sinkhorn import sinkhorn
 from stage_sc.nn._sparse import Sparse
-from stage_sc.nn._stage import Batch, Stage, content_digest
+from stage_sc.nn._stage import Batch, Stage, check_weights, content_digest
 from stage_sc.nn._tree import PrototypeTree
 from stage_sc.nn._whitening import whitening
 
@@ -27,6 +27,7 @@ __all__ = [
     "StageConfig",
     "View",
     "attend_all",
+    "check_weights",
     "clean_view",
     "content_digest",
     "draw_view",

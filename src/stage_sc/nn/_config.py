@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from itertools import pairwise
+from numbers import Real
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from stage_sc._checks import check_choice, check_positive
@@ -17,6 +18,13 @@ MAY_BE_ZERO = (
 )
 # At most 1.
 FRACTIONS = ("panel_fraction", "min_fraction", "selection_threshold", "domain_shrinkage")
+# Largest numbers; all others are at most 10⁹, so that sizes and products stay finite.
+AT_MOST = {
+    **{"n_layers": 100, "context_hops": 1000, "smoothing": 1000, "sinkhorn_iterations": 10_000, "dim": 10_000},
+    **{"domain_starts": 100_000, "domain_refined": 100_000, "levels": 10_000_000},
+}
+# Smallest values of divisors.
+AT_LEAST = {"temperature": 1e-6, "epsilon": 1e-6}
 
 
 @dataclass(frozen=True)
@@ -143,6 +151,10 @@ class StageConfig:
                 check_positive(value, name, integer=True)
             if name in FRACTIONS and value > 1:
                 raise ValueError(f"`{name}` is a fraction and must be at most 1, got {value!r}.")
+            for number in value if name == "levels" else (value,):
+                largest = AT_MOST.get(name, 10**9)
+                if isinstance(number, Real) and not AT_LEAST.get(name, 0) <= number <= largest:
+                    raise ValueError(f"`{name}` must be from {AT_LEAST.get(name, 0)} to {largest}, got {number!r}.")
         if self.epochs and self.warmup_epochs > self.epochs:
             raise ValueError(
                 f"`warmup_epochs` must not be above `epochs`, got {self.warmup_epochs} and {self.epochs}: pass both."

@@ -10,11 +10,14 @@ from stage_sc.nn._sparse import Sparse
 
 
 class GeneEmbedder(nn.Module):
-    """Trained gene vectors, ``(G, dim)``, and the embedding of cells by them, see `embed_cells`."""
+    """Trained gene vectors, ``(G, dim)``, and the embedding of cells by them, see `embed_cells`.
 
-    def __init__(self, n_genes: int, dim: int) -> None:
+    Untrained vectors are drawn from `generator` (default: that of torch).
+    """
+
+    def __init__(self, n_genes: int, dim: int, generator: torch.Generator | None = None) -> None:
         super().__init__()
-        self.vectors = nn.Parameter(torch.randn(n_genes, dim) / dim**0.5)
+        self.vectors = nn.Parameter(torch.randn(n_genes, dim, generator=generator) / dim**0.5)
 
     def forward(self, expression: Sparse, panel: Panel, view: View) -> Tensor:
         """Embed cells, ``(n, dim)``."""

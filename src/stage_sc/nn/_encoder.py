@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -45,21 +46,32 @@ class Encoder(nn.Module):
     """Graph attention layers, then attention pooling over the local neighbourhood.
 
     Every layer starts as the mean over a cell and its neighbours, and pooling as the Gaussian mean: the untrained
-    encoder smooths. Embeddings are those of the whole graph, also at the border of a batch.
+    encoder smooths. Embeddings are those of the whole graph, also at the border of a batch. Other weights are drawn from
+    `generator` (default: that of torch).
     """
 
-    def __init__(self, dim: int, n_layers: int, n_heads: int) -> None:
+    def __init__(self, dim: int, n_layers: int, n_heads: int, generator: torch.Generator | None = None) -> None:
         super().__init__()
-        self.layers = nn.ModuleList(
-            GATConv(dim, dim // n_heads, heads=n_heads, edge_dim=1, add_self_loops=False) for _ in range(n_layers)
-        )
-        self.score = nn.Linear(dim, 1)
-        self.project = nn.Linear(dim, dim)
+        with torch.device("meta"):  # no random numbers of the process are drawn
+            self.layers = nn.ModuleList(
+                GATConv(dim, dim // n_heads, heads=n_heads, edge_dim=1, add_self_loops=False) for _ in range(n_layers)
+            )
+            self.score = nn.Linear(dim, 1)
+            self.project = nn.Linear(dim, dim)
+        self.to_empty(device="cpu")
+        skip = partial(torch.rand, generator=generator)  # draws of the constructors, so that a seed keeps its weights
+        for layer in self.layers:
+            skip(2 * dim * dim + dim)
+            bound = (6 / (dim + 1)) ** 0.5
+            nn.init.uniform_(layer.lin_edge.weight, -bound, bound, generator=generator)
+            skip(3 * dim)
+            nn.init.zeros_(layer.bias)
+        skip(dim + 1 + dim * dim + dim)
         for name, parameter in self.layers.named_parameters():
             if name.endswith(".lin.weight"):
                 nn.init.eye_(parameter)
             elif ".att_" in name:
-                nn.init.normal_(parameter, std=0.01)
+                nn.init.normal_(parameter, std=0.01, generator=generator)
         for zero in (self.score.weight, self.score.bias, self.project.bias):
             nn.init.zeros_(zero)
         nn.init.eye_(self.project.weight)

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import skip_init
 
 from stage_sc.nn._augment import Panel, View, clean_view
 from stage_sc.nn._config import StageConfig
@@ -19,6 +20,9 @@ from stage_sc.nn._encoder import Encoder, Neighbours
 from stage_sc.nn._queue import SlideQueue
 from stage_sc.nn._sparse import Sparse
 from stage_sc.nn._tree import PrototypeTree
+
+# Largest absolute value of a weight.
+LARGEST = 1e9
 
 
 class Batch(NamedTuple):
@@ -50,7 +54,7 @@ class Stage(nn.Module):
     version
         Version of the package that made the model. ``None``: this one.
     seed
-        Seed of the untrained weights. The state of torch's generator is not changed.
+        Seed of the untrained weights, drawn from a generator of their own.
     """
 
     vocabulary: dict[str, int]
@@ -79,12 +83,13 @@ class Stage(nn.Module):
         self.vocabulary = {gene: position for position, gene in enumerate(genes)}
         self.version = version or package_version("stage-sc")
         self.history = None
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            self.embedder = GeneEmbedder(len(genes), config.dim)
-            self.encoder = Encoder(config.dim, config.n_layers, config.n_heads)
-            self.decoder = nn.Linear(config.dim, config.dim)
-            self.tree = PrototypeTree(config.levels, config.dim)
+        generator = torch.Generator().manual_seed(seed)
+        self.embedder = GeneEmbedder(len(genes), config.dim, generator)
+        self.encoder = Encoder(config.dim, config.n_layers, config.n_heads, generator)
+        self.decoder = skip_init(nn.Linear, config.dim, config.dim)
+        nn.init.kaiming_uniform_(self.decoder.weight, a=5**0.5, generator=generator)
+        nn.init.uniform_(self.decoder.bias, -(config.dim**-0.5), config.dim**-0.5, generator=generator)
+        self.tree = PrototypeTree(config.levels, config.dim, generator)
         self.register_buffer("initial_vectors", self.embedder.vectors.detach().clone())
         self.register_buffer("init_node", torch.full((self.tree.n_nodes,), -1, dtype=torch.int64))
         self.register_buffer("init_share", torch.zeros(self.tree.n_nodes))
@@ -139,3 +144,25 @@ def content_digest(header: dict[str, Any], tensors: dict[str, Tensor]) -> str:
         digest.update(f"{name} {values.shape}".encode())
         digest.update(values.astype("<f4").tobytes())
     return digest.hexdigest()[:16]
+
+
+def check_weights(tensors: dict[str, Tensor], config: StageConfig) -> None:
+    """Raise a ValueError unless the state of a model can be used: finite weights, and a tree with all its nodes."""
+    for name, values in tensors.items():
+        whole = name in ("tree.parent", "init_node")
+        if whole != (values.dtype == torch.int64) or not (whole or values.is_floating_point()):
+            raise ValueError(f"`{name}` has the type {values.dtype}")
+        if name == "queue.scores":  # infinite before the first batches
+            usable = not torch.isnan(values).any()
+        else:
+            usable = not values.numel() or float(values.abs().max()) <= LARGEST  # false for NaN too
+        if not usable:
+            raise ValueError(f"`{name}` has values that are not finite, or above {LARGEST:g}")
+    if not (tensors["tree.prototypes"].float().norm(dim=1) > 0).all():
+        raise ValueError("`tree.prototypes` has prototypes of length 0")
+    parent, start, above = tensors["tree.parent"], 0, torch.tensor([-1])
+    for size in config.levels:
+        found = parent[start : start + size]
+        if not torch.equal(found.unique(), above):
+            raise ValueError("`tree.parent` is no tree: a node has no child, or a parent of another level")
+        above, start = torch.arange(start, start + size), start + size

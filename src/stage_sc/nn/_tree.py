@@ -21,17 +21,18 @@ class PrototypeTree(nn.Module):
     """Prototypes of all levels, ``(M, dim)``, and the parent of each.
 
     Nodes are numbered level by level from the root level to the leaves. A number names a niche and is never reused.
-    Every node above the leaves has at least two children. `levels` are the numbers of prototypes per level.
+    Every node above the leaves has at least two children. `levels` are the numbers of prototypes per level;
+    untrained prototypes are drawn from `generator` (default: that of torch).
     """
 
     parent: Tensor
     """``(M,)`` int64, number of the parent; -1 at the root level."""
 
-    def __init__(self, levels: tuple[int, ...], dim: int) -> None:
+    def __init__(self, levels: tuple[int, ...], dim: int, generator: torch.Generator | None = None) -> None:
         super().__init__()
         self.levels = tuple(levels)
         self.offsets = list(accumulate(self.levels, initial=0))
-        self.prototypes = nn.Parameter(F.normalize(torch.randn(sum(levels), dim), dim=1))
+        self.prototypes = nn.Parameter(F.normalize(torch.randn(sum(levels), dim, generator=generator), dim=1))
         self.register_buffer("parent", torch.full((sum(levels),), -1, dtype=torch.int64))
 
     @property

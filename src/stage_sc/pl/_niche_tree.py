@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
+from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
@@ -14,16 +15,18 @@ from matplotlib.collections import LineCollection
 from matplotlib.colors import PowerNorm
 from matplotlib.lines import Line2D
 from matplotlib.patheffects import withStroke
-from matplotlib.textpath import TextPath
 
 from stage_sc._result import children_of, require_result
 from stage_sc.pl._cells import read_cells
-from stage_sc.pl._figure import finish, root_figure
+from stage_sc.pl._figure import check_palette, read_output, shown, text_width
+from stage_sc.pl._palette import tree_colors
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from stage_sc._input import Data
+
+logger = logging.getLogger("stage_sc.pl")
 
 # One unit of the y axis is an inch at the default size.
 LEVEL, STRIP, ROW = 1.0, 0.32, 0.17
@@ -40,14 +43,16 @@ def niche_tree(
     figsize: tuple[float, float] | None = None,
     ax: Axes | None = None,
     show: bool | None = None,
-    save: str | Path | None = None,
+    save: bool | str | Path | None = None,
+    dpi: float | None = None,
     return_fig: bool = False,
 ) -> Axes | Figure | None:
     """Draw the tree of niches: areas are numbers of cells, colours those of ``st.pl.spatial_domains``.
 
     Level 1 is on top, siblings lie side by side. Niches without cells are left out; the text on the left has the number
     of niches in use on each level. With several slides, a strip below shows the percentage of each slide's cells in
-    each niche. Names are written where they fit, the largest niches first.
+    each niche. Names are written where they fit, the largest niches first. Renamed niches keep their place; where it
+    is not certain, the niches and numbers of cells are those of the tree as written by ``st.tl.stage_niches``.
 
     Parameters
     ----------
@@ -71,7 +76,9 @@ def niche_tree(
     show
         Show the figure and return None. Default: scanpy's ``settings.autoshow``, unless `ax` is given.
     save
-        Path of a file to write, at 200 dots per inch; the suffix sets the format.
+        Path of a file to write; the suffix sets the format. True: a file in ``sc.settings.figdir``, as in scanpy.
+    dpi
+        Dots per inch of the file. Default: 200.
     return_fig
         Return the figure, detached from pyplot, instead of showing it.
 
@@ -86,9 +93,9 @@ def niche_tree(
     Raises
     ------
     KeyError
-        If the niches or the column of slides are missing, or niches have been renamed.
+        If the niches or the column of slides are missing.
     TypeError
-        If `palette` is not a mapping.
+        If an argument is of another type.
     ValueError
         If `max_level` is not a level of the tree, no niche has `min_cells` cells, cells have no slide, or objects were
         labelled by different models.
@@ -105,11 +112,16 @@ def niche_tree(
     >>> adata.obs["stage_l2"] = pd.Categorical(["N2", "N2", "N3", "N4"])
     >>> tree = pd.DataFrame({"level": [1, 1, 2, 2, 2], "parent": ["", "", "N0", "N0", "N1"]})
     >>> tree.index = ["N0", "N1", "N2", "N3", "N4"]
-    >>> adata.uns["stage"] = {"levels": ["stage_l1", "stage_l2"], "tree": tree, "params": {}}
+    >>> adata.uns["stage"] = {"levels": ["stage_l1", "stage_l2"], "tree": tree, "params": {}, "model": {}}
     >>> ax = st.pl.niche_tree(adata, show=False)
     >>> ax.texts[-1].get_text().splitlines()
     ['level 2', '3 of 3']
     """
+    output = read_output("niche_tree", ax=ax, figsize=figsize, show=show, save=save, dpi=dpi, return_fig=return_fig)
+    palette = check_palette(palette)
+    for value, name in ((1 if max_level is None else max_level, "max_level"), (min_cells, "min_cells")):
+        if isinstance(value, bool) or not isinstance(value, Integral):
+            raise TypeError(f"`{name}` must be an integer, got {value!r} ({type(value).__name__})")
     cells = read_cells(data, key_added, library_key)
     models = {require_result(part, key_added).get("model", {}).get("digest") for part in cells.parts}
     if len(models) > 1:
@@ -121,47 +133,58 @@ def niche_tree(
     if min_cells < 1:
         raise ValueError(f"`min_cells` must be at least 1, not {min_cells}: niches without cells are not drawn")
     levels = levels[:max_level]
-    values = {key: cells.labels(key) for key in levels}
-    n_cells = {str(name): n for codes in values.values() for name, n in codes.value_counts().items() if n >= min_cells}
+    written: dict[str, dict[object, str]] = {}
+    colors, names, values = tree_colors(tree), {str(name): str(name) for name in tree.index}, []
+    for key in levels:
+        labels = cells.labels(key)
+        written[key] = cells.colors(key, list(labels.categories), palette)
+        for name, node in cells.nodes(key, labels).items():
+            colors[node], names[node] = written[key][name], str(name)
+        if (nodes_of_cells := cells.node_labels(key)) is not None:
+            values.append(nodes_of_cells)
+    slides = cells.slides if len(cells.slides) > 1 else {}
+    if len(values) == len(levels):
+        counts = pd.concat([codes.value_counts() for codes in values])
+    else:
+        logger.warning(
+            "Niches in adata.obs%s were renamed or joined, and their cells are no longer certain: the numbers of cells "
+            "are those in adata.uns[%r]['tree'], and percentages of slides are left out.",
+            *(levels, key_added),
+        )
+        slides = {}
+        counts = sum(part.uns[key_added]["tree"].get("n_cells", pd.Series(0, tree.index)) for part in cells.parts)
+        counts = (counts if counts.any() else counts + 1)[tree["level"] <= len(levels)]
+    n_cells = {str(node): n for node, n in counts.items() if n >= min_cells}
     if not n_cells:
         raise ValueError(f"no niche has {min_cells} cells or more: lower `min_cells`")
-    unknown = sorted(set(n_cells) - set(tree.index.astype(str)))
-    if unknown:
-        raise KeyError(
-            f"niches {unknown[:5]} of adata.obs[{levels}] are not in the tree of adata.uns[{key_added!r}]: "
-            "undo the renaming, or run st.tl.stage_niches again"
-        )
-    colors: dict[str, str] = {}
-    for key, codes in values.items():
-        colors |= {str(name): color for name, color in cells.colors(key, list(codes.categories), palette).items()}
 
     nodes = _layout(children_of(tree), n_cells)
-    nodes["color"] = nodes.index.map(colors)
+    nodes["color"], nodes["name"] = nodes.index.map(colors), nodes.index.map(names).map(shown)
     ends = nodes[nodes["end"]]
     top = -LEVEL * (len(levels) - 1)  # of the deepest level
-    strip = STRIP + ROW * len(cells.slides) if len(cells.slides) > 1 else 0
-    if ax is None:
-        fig, axes = plt.subplots(figsize=figsize or (float(np.clip(0.16 * len(ends) + 2, 5, 13)), 1 + strip - top))
-    else:
-        fig, axes = root_figure(ax), ax
-    axes.set(xlim=(-0.7, len(ends) - 0.3), ylim=(top - strip - 0.15, 0.4))
-    axes.set_axis_off()
-
-    _draw_links(axes, nodes)
-    step = axes.get_position().width * fig.get_figwidth() / (len(ends) + 0.4)  # inches from leaf to leaf
-    fraction = nodes["n_cells"] / nodes["n_cells"].max()
-    # As large as fits: neighbours may overlap a little, but the largest stays between 22 and 36 points.
-    largest = float(np.clip(((1.5 * 72 * step * nodes["width"]) ** 2 / fraction).min(), 500, 1300))
-    area = (largest * fraction).clip(lower=4)
-    axes.scatter("x", "y", area, "color", data=nodes, edgecolors="white", linewidths=0.6, zorder=3, clip_on=False)
-    if strip:
-        _draw_strip(axes, ends, list(values.values()), cells.slides, top=top - STRIP)
-    _write_names(axes, nodes, np.sqrt(area) / 2, step, below=top - strip if strip else None)
-    for level in range(1, len(levels) + 1):
-        n_used, n_all = (nodes["level"] == level).sum(), (tree["level"] == level).sum()
-        _write_left(axes, f"level {level}\n{n_used} of {n_all}", -LEVEL * (level - 1))
-    _size_legend(axes, int(nodes["n_cells"].max()), largest)
-    return finish(fig, axes, own=ax is None, show=show, save=save, return_fig=return_fig)
+    row = min(ROW, 30 / max(len(slides), 1))
+    strip = STRIP + row * len(slides) if slides else 0
+    with output.figure((float(np.clip(0.16 * len(ends) + 2, 5, 13)), 1 + strip - top)) as fig:
+        axes = fig.add_subplot() if ax is None else ax
+        axes.set(xlim=(-0.7, len(ends) - 0.3), ylim=(top - strip - 0.15, 0.4))
+        axes.set_axis_off()
+        _draw_links(axes, nodes)
+        step = axes.get_position().width * fig.get_figwidth() / (len(ends) + 0.4)  # inches from leaf to leaf
+        fraction = nodes["n_cells"] / nodes["n_cells"].max()
+        # As large as fits: neighbours may overlap a little, but the largest stays between 22 and 36 points.
+        largest = float(np.clip(((1.5 * 72 * step * nodes["width"]) ** 2 / fraction).min(), 500, 1300))
+        area = (largest * fraction).clip(lower=4)
+        axes.scatter("x", "y", area, "color", data=nodes, edgecolors="white", linewidths=0.6, zorder=3, clip_on=False)
+        if slides:
+            _draw_strip(axes, ends, values, slides, top - STRIP, row)
+        _write_names(axes, nodes, np.sqrt(area) / 2, step, below=top - strip if slides else None)
+        for level in range(1, len(levels) + 1):
+            n_used, n_all = (nodes["level"] == level).sum(), (tree["level"] == level).sum()
+            _write_left(axes, f"level {level}\n{n_used} of {n_all}", -LEVEL * (level - 1))
+        _size_legend(axes, int(nodes["n_cells"].max()), largest)
+        result = output.finish(fig, axes)
+    cells.write_colors(written)
+    return result
 
 
 def _layout(children: Mapping[str, list[str]], n_cells: Mapping[str, int]) -> pd.DataFrame:
@@ -202,20 +225,21 @@ def _draw_links(ax: Axes, nodes: pd.DataFrame) -> None:
 
 
 def _draw_strip(
-    ax: Axes, ends: pd.DataFrame, values: list[pd.Categorical], slides: Mapping[str, np.ndarray], top: float
+    ax: Axes, ends: pd.DataFrame, values: list[pd.Categorical], slides: Mapping[str, np.ndarray], top: float, row: float
 ) -> None:
-    """Percentage of each slide's cells in each branch end as a grey field, one row for each slide."""
+    """Percentage of each slide's cells in each branch end as a grey field, one row of `row` inches for each slide."""
     ends = ends.sort_values("x")
     percent = np.zeros((len(slides), len(ends)))
     for i, (slide, rows) in enumerate(slides.items()):
         counts = pd.concat([codes[rows].value_counts() for codes in values])
-        percent[i] = 100 * counts.rename(index=str).reindex(ends.index, fill_value=0) / len(rows)
-        _write_left(ax, slide, top - ROW * (i + 0.5))
-    x, y = np.arange(len(ends) + 1) - 0.5, top - ROW * np.arange(len(slides) + 1)
+        percent[i] = 100 * counts.reindex(ends.index, fill_value=0) / len(rows)
+        if row > 0.05:
+            _write_left(ax, shown(slide), top - row * (i + 0.5), min(8, 50 * row))
+    x, y = np.arange(len(ends) + 1) - 0.5, top - row * np.arange(len(slides) + 1)
     mesh = ax.pcolormesh(x, y, percent, cmap="Greys", norm=PowerNorm(0.5, 0, percent.max()), rasterized=True)
     mesh.set(edgecolor="white", linewidth=0.4 if len(ends) < 120 else 0.0)
     low, high = ax.get_ylim()
-    height = ROW * max(len(slides), 4)
+    height = min(row * max(len(slides), 4), 3.0)
     bar = ax.inset_axes((1.01, (top - height - low) / (high - low), 0.012, height / (high - low)))
     colorbar = ax.figure.colorbar(mesh, cax=bar)
     ticks = percent.max() * np.array([0, 0.25, 1])
@@ -225,10 +249,10 @@ def _draw_strip(
     colorbar.outline.set_visible(False)
 
 
-def _write_left(ax: Axes, text: str, y: float) -> None:
+def _write_left(ax: Axes, text: str, y: float, size: float = 8) -> None:
     """Small text left of the axes at height `y`."""
     ax.annotate(
-        text, (0, y), (-8, 0), ax.get_yaxis_transform(), "offset points", ha="right", va="center", size=8, color="0.3"
+        text, (0, y), (-8, 0), ax.get_yaxis_transform(), "offset points", ha="right", va="center", size=size, color=".3"
     )
 
 
@@ -240,7 +264,7 @@ def _write_names(ax: Axes, nodes: pd.DataFrame, radius: pd.Series, step: float, 
     deepest = nodes["level"].max()
     for level, group in nodes.sort_values("n_cells", ascending=False, kind="stable").groupby("level"):
         size = 8 if level == 1 else 7
-        widths = [TextPath((0, 0), str(name), size=size).get_extents().width / 72 + 0.05 for name in group.index]
+        widths = [text_width(name, size) + 0.05 for name in group["name"]]
         under = level == deepest and level > 1
         turned = under and max(widths) > step
         taken: list[tuple[float, float]] = []
@@ -253,7 +277,7 @@ def _write_names(ax: Axes, nodes: pd.DataFrame, radius: pd.Series, step: float, 
             # Under the leaves, all names start at the same height.
             gap = 3 if below is not None else 2 + radius[group.index].max()
             ax.annotate(
-                str(name),
+                node["name"],
                 (node["x"], below if under and below is not None else node["y"]),
                 xytext=(0, -gap if under else radius[name] + 1),
                 textcoords="offset points",

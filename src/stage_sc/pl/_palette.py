@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 MISSING_COLOR = "#dcdcdc"
+MOST_DOMAINS = 10_000  # a larger number is a name that was given
 
 # OKLab to linear sRGB, in two steps: https://bottosson.github.io/posts/oklab
 _LAB_TO_LMS = np.array(
@@ -35,18 +36,20 @@ _COLOUR_BLIND = np.array(
 )
 
 
-def niche_colors(result: Mapping[str, Any], key: str, names: Sequence[object], key_added: str) -> dict[object, str]:
-    """Colours of niches, paths or domains, sorted as the tree or by number; empty for other labels or new names."""
-    columns = Columns(key_added)
-    if key in [*result.get("levels", []), columns.path]:
+def label_colors(
+    result: Mapping[str, Any], key: str, key_added: str, names: Sequence[object], nodes: Mapping[object, str]
+) -> dict[object, str]:
+    """Colours of niches, paths or domains, sorted as the tree or by number; empty for other labels.
+
+    `nodes` is the node of each niche or path.
+    """
+    if nodes:
         colors = tree_colors(result["tree"])
-        node_of = {name: str(name).rsplit(">", 1)[-1] for name in names}
-        if not set(node_of.values()) <= set(colors):
-            return {}
         rank = {node: position for position, node in enumerate(colors)}
-        return {name: colors[node] for name, node in sorted(node_of.items(), key=lambda item: rank[item[1]])}
+        return {name: colors[nodes[name]] for name in sorted(set(names) & set(nodes), key=lambda n: rank[nodes[n]])}
     numbers = {name: str(name).removeprefix("D") for name in names}
-    if key != columns.domain or not all(number.isdecimal() and int(number) > 0 for number in numbers.values()):
+    known = all(number.isdecimal() and 0 < int(number) <= MOST_DOMAINS for number in numbers.values())
+    if key != Columns(key_added).domain or not known:
         return {}
     palette = distinct_colors(max(map(int, numbers.values()), default=0))
     return {name: palette[int(numbers[name]) - 1] for name in sorted(names, key=lambda name: int(numbers[name]))}

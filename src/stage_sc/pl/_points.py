@@ -9,9 +9,11 @@ import numpy as np
 import pandas as pd
 from matplotlib.collections import EllipseCollection
 from matplotlib.colors import to_rgba_array
+from matplotlib.patheffects import withStroke
 from mpl_toolkits.axes_grid1.anchored_artists import AnchoredSizeBar
 from scipy.spatial import cKDTree
 
+from stage_sc.pl._figure import root_figure, shown, text_width
 from stage_sc.pl._palette import MISSING_COLOR
 
 if TYPE_CHECKING:
@@ -90,22 +92,57 @@ def _draw_nearest(ax: Axes, xy: np.ndarray, codes: np.ndarray, palette: list[str
     ax.axis(box)
 
 
-def add_scale_bar(ax: Axes, micrometres: float) -> None:
-    """Draw a bar of 10 to 25 % of the panel's width below it, for axes with `micrometres` µm per unit."""
+def write_names(ax: Axes, xy: np.ndarray, labels: pd.Categorical, size: float) -> int:
+    """Write each category at its cell nearest to the median of all its cells, the largest categories first.
+
+    Names that would overlap others are left out; returns their number. Axes must have their final place and limits.
+    """
+    ax.apply_aspect()
+    points = 72 / root_figure(ax).dpi  # per pixel
+    box = np.asarray(ax.bbox.extents) * points
+    order = np.lexsort((xy[:, 1], xy[:, 0]))
+    xy, codes = xy[order], labels.codes[order]
+    counts = np.bincount(codes + 1, minlength=len(labels.categories) + 1)[1:]
+    taken = np.empty((0, 4))
+    left_out = 0
+    for code in np.argsort(-counts, kind="stable")[: (counts > 0).sum()]:
+        own = xy[codes == code]
+        medoid = own[((own - np.median(own, axis=0)) ** 2).sum(axis=1).argmin()]
+        text = shown(labels.categories[code])
+        half = np.array([36 * text_width(text, size) + 1, 0.55 * size])
+        low, high = box[:2] + half, box[2:] - half
+        place = np.asarray(ax.transData.transform(medoid)) * points
+        place = np.where(low < high, np.clip(place, low, high), place)  # inside the panel
+        here = np.r_[place - half, place + half]
+        if ((here[:2] < taken[:, 2:]) & (taken[:, :2] < here[2:])).all(axis=1).any():
+            left_out += 1
+            continue
+        taken = np.vstack([taken, here])
+        x, y = np.asarray(ax.transData.inverted().transform(place / points))
+        stroke = [withStroke(linewidth=2, foreground="white")]
+        ax.text(x, y, text, size=size, ha="center", va="center", color="0.1", path_effects=stroke, zorder=5)
+    return left_out
+
+
+def add_scale_bar(ax: Axes, micrometres: float, *, guessed: bool = False, fontsize: float = 8) -> None:
+    """Draw a bar of 10 to 25 % of the panel's width below it, for axes with `micrometres` µm per unit.
+
+    A `guessed` scale is marked by "≈".
+    """
     longest = 0.25 * abs(np.diff(ax.get_xlim())[0]) * micrometres
     power = 10.0 ** np.floor(np.log10(longest))
     length = max(step * power for step in (1, 2, 5) if step * power <= longest)
     bar = AnchoredSizeBar(
         ax.transData,
         length / micrometres,
-        f"{length / 1000:g} mm" if length >= 1000 else f"{length:g} µm",
+        "≈ " * guessed + (f"{length / 1000:g} mm" if length >= 1000 else f"{length:g} µm"),
         loc="upper left",
         bbox_to_anchor=(0, 0),
         bbox_transform=ax.transAxes,
         pad=0.2,
         borderpad=0,
         frameon=False,
-        fontproperties={"size": 8},
+        fontproperties={"size": fontsize},
     )
     bar.size_bar.get_children()[0].set(linewidth=2, color="0.15")
     ax.add_artist(bar)

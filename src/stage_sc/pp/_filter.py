@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 import math
+from functools import partial
 
 import numpy as np
 from anndata import AnnData
 
 from stage_sc._checks import check_positive
-from stage_sc._input import check_anndata, read_coordinates, read_matrix, to_csr
+from stage_sc._input import check_anndata, find_counts, read_coordinates, read_matrix, to_csr
 from stage_sc.genes import is_control
 
 logger = logging.getLogger("stage_sc.pp")
@@ -86,7 +87,9 @@ def filter_genes(adata: AnnData, *, min_cells: int = 50, layer: str | None = Non
 
     Notes
     -----
-    The paper uses 50 cells (F.3.1). Control probes are recognised by name (``NegControlProbe_…``, ``BLANK_…`` …).
+    The paper uses 50 cells (F.3.1). Control probes and other features that are no genes are recognised by
+    name (``NegControlProbe_…``, ``BLANK_…`` …), in ``adata.var_names`` or columns of ``adata.var`` with names, and by
+    columns with types (``feature_types`` …).
 
     Examples
     --------
@@ -99,7 +102,7 @@ def filter_genes(adata: AnnData, *, min_cells: int = 50, layer: str | None = Non
     """
     _check_in_memory(adata)
     check_positive(min_cells, "min_cells", integer=True)
-    n_cells = to_csr(read_matrix(adata, layer)).getnnz(axis=0)
+    n_cells = to_csr(read_matrix(adata, layer), partial(find_counts, adata, layer)).getnnz(axis=0)
     needed = min(min_cells, math.ceil(0.01 * adata.n_obs))
     rare, control = n_cells < needed, np.array(is_control(adata.var))
     keep = ~rare & ~control
@@ -107,7 +110,7 @@ def filter_genes(adata: AnnData, *, min_cells: int = 50, layer: str | None = Non
         raise ValueError(f"None of the {adata.n_vars} genes has counts in {needed} of {adata.n_obs} cells (`layer`?).")
     removed = int((~keep).sum())
     logger.info(
-        "Removed %d of %d genes: %d control probes, %d others with counts in fewer than %d cells.",
+        "Removed %d of %d genes: %d control probes or other features, %d others with counts in fewer than %d cells.",
         *(removed, adata.n_vars, control.sum(), (rare & ~control).sum(), needed),
     )
     adata = adata.copy() if copy else adata

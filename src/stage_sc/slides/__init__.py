@@ -1,7 +1,7 @@
 """Slides: expression and neighbourhoods in memory or on disk, batches and windows of them."""
 
 from stage_sc.slides._batch import make_batch, sample_partners, slide_panel, to_device
-from stage_sc.slides._canonical import sort_cells, subsample
+from stage_sc.slides._canonical import mix, sort_cells, subsample
 from stage_sc.slides._expression import scratch_folder
 from stage_sc.slides._slide import Matrix, Slide, gene_scaling, read_slides
 from stage_sc.slides._stored import MatrixWriter, StoredArray, StoredMatrix, files_of, select_columns
@@ -20,6 +20,7 @@ __all__ = [
     "gene_scaling",
     "load_window",
     "make_batch",
+    "mix",
     "n_chunks",
     "read_slides",
     "sample",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import compress, pairwise
 from pathlib import Path
@@ -85,7 +85,14 @@ def plan_columns(tokens: list[str | None], known: Callable[[str], bool]) -> Colu
 
 
 def read_expression(
-    X: Any, columns: Columns, codes: np.ndarray, n_slides: int, scratch: Path | None = None
+    X: Any,
+    columns: Columns,
+    codes: np.ndarray,
+    n_slides: int,
+    scratch: Path | None = None,
+    *,
+    names: Sequence[str] | None = None,
+    advice: Callable[[], str] = lambda: "Pass raw counts if you have them.",
 ) -> list[Expression]:
     """Read the expression of every slide; every block of `X` is read once.
 
@@ -102,15 +109,22 @@ def read_expression(
         Number of slides.
     scratch
         Folder for the expression. ``None``: it stays in memory.
+    names
+        Names of the slides, for messages.
+    advice
+        Returns a sentence about where the counts are, for messages about other values.
     """
     known = np.flatnonzero(columns.known)
     genes = list(compress(columns.names, columns.known))
     digests = (hashlib.sha256(gene.encode()).digest() for gene in genes)
     hashes = np.array([int.from_bytes(digest[:8], "little") | 1 for digest in digests], np.uint64)
-    slides = [_SlideReader(hashes, scratch and scratch / f"slide{code}") for code in range(n_slides)]
+    slides = [
+        _SlideReader(hashes, scratch and scratch / f"slide{code}", Values(names[code] if names else "", advice))
+        for code in range(n_slides)
+    ]
     start = 0
     for part in _row_blocks(X):
-        block = _select_genes(to_csr(part), columns)
+        block = _select_genes(to_csr(part, advice), columns)
         block_codes = codes[start : start + block.shape[0]]
         start += block.shape[0]
         present = np.unique(block_codes)
@@ -123,8 +137,8 @@ def read_expression(
 class _SlideReader:
     """Collects one slide from blocks, in memory or in the files of `base`; `hashes` are those of the genes."""
 
-    def __init__(self, hashes: np.ndarray, base: Path | None) -> None:
-        self.values, self.hashes, self.detected = Values(), hashes, np.zeros(len(hashes), dtype=np.int64)
+    def __init__(self, hashes: np.ndarray, base: Path | None, values: Values) -> None:
+        self.values, self.hashes, self.detected = values, hashes, np.zeros(len(hashes), dtype=np.int64)
         self.identity: list[np.ndarray] = []
         self.lengths: list[np.ndarray] = []
         self.blocks: list[sp.csr_matrix] = []

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TypeAlias
 
@@ -15,8 +15,8 @@ import scipy.sparse as sp
 from anndata import AnnData
 from scipy.spatial import cKDTree
 
-from stage_sc._input import about, read_coordinates, read_matrix, read_slide_codes, slide_name
-from stage_sc.genes import gene_tokens, is_control, match_genes
+from stage_sc._input import about, find_counts, read_coordinates, read_matrix, read_slide_codes, slide_name
+from stage_sc.genes import gene_tokens, match_genes
 from stage_sc.graph import gaussian_weights, graph_view, permute, read_graph
 from stage_sc.nn import StageConfig
 from stage_sc.slides._canonical import canonical_order
@@ -61,6 +61,8 @@ class Slide:
     """``(n,)`` bool, no neighbour."""
     boxes: np.ndarray = field(default_factory=lambda: np.empty((0, 2, 2)))
     """Bounding boxes of the chunks of a slide on disk, see `boxes_of`."""
+    identity: np.ndarray | None = None
+    """``(n,)`` uint64 hash of the counts of every cell; ``None`` for slides from a store."""
 
     @property
     def n_cells(self) -> int:
@@ -135,7 +137,15 @@ def read_slides(
     state = view.uns["stage_graph"]
     codes = read_slide_codes(adata, state["params"]["library_key"])
     xy = read_coordinates(adata, state["params"]["spatial_key"])[:, :2]
-    expressions = read_expression(read_matrix(adata, layer), columns, codes.codes, len(codes.names), scratch)
+    expressions = read_expression(
+        read_matrix(adata, layer),
+        columns,
+        codes.codes,
+        len(codes.names),
+        scratch,
+        names=[slide_name(prefix, key) for key in codes.names],
+        advice=partial(find_counts, adata, layer),
+    )
     slides = []
     for (key, cells), expression in zip(codes.rows().items(), expressions, strict=True):
         lengths, local = graph.distances, graph.local
@@ -147,21 +157,20 @@ def read_slides(
 
 
 def _tokens(adata: AnnData, vocabulary: Collection[str] | None) -> list[str | None]:
-    """Token of every column, ``None`` for control probes."""
+    """Token of every column, ``None`` for features that are no genes."""
     if vocabulary is None:
-        tokens = gene_tokens(adata.var)
+        return gene_tokens(adata.var)
+    match = match_genes(adata, vocabulary=vocabulary)
+    is_gene = ~match.table["status"].isin(["control", "other"])
+    if match.n_matched < max(0.5 * is_gene.sum(), FEW_GENES):
+        logger.warning(
+            "The model knows only %d of the %d genes: niches may be coarse or wrong. Check "
+            "`st.pp.match_genes(adata)`, or train on this data with `st.tl.fit`.",
+            *(match.n_matched, is_gene.sum()),
+        )
     else:
-        match = match_genes(adata, vocabulary=vocabulary)
-        tokens = match.table["token"].tolist()
-        if match.n_matched < max(0.5 * len(tokens), FEW_GENES):
-            logger.warning(
-                "The model knows only %d of the %d genes: niches may be coarse or wrong. Check "
-                "`st.pp.match_genes(adata)`, or train on this data with `st.tl.fit`.",
-                *(match.n_matched, len(tokens)),
-            )
-        else:
-            logger.info("The model knows %d of the %d genes.", match.n_matched, len(tokens))
-    return [None if control else token for token, control in zip(tokens, is_control(adata.var), strict=True)]
+        logger.info("The model knows %d of the %d genes.", match.n_matched, is_gene.sum())
+    return match.table["token"].where(is_gene, None).tolist()
 
 
 def _slide(
@@ -201,6 +210,7 @@ def _slide(
         sizes=(str(settings["mode"]), float(settings["local"]), float(settings["view"]), float(settings["sigma"])),
         empty=empty,
         isolated=isolated,
+        identity=expression.identity[order],
     )
 
 

@@ -9,6 +9,8 @@ import scipy.sparse as sp
 
 # Suffix and dtype of the files of a csr matrix.
 PARTS = {"indptr": "<i8", "indices": "<i4", "data": "<f4"}
+# Number of indices compared with the bounds at a time.
+CHECKED = 4_194_304
 
 
 class StoredArray:
@@ -58,9 +60,21 @@ class StoredMatrix:
             length = self.indptr[rows + 1] - start
             indptr = np.concatenate([[0], np.cumsum(length)])
             entries = np.repeat(start - indptr[:-1], length) + np.arange(indptr[-1])
-        parts = self.data[entries], self.indices[entries], indptr
+        parts = self.data[entries], self.indices[entries], indptr  # in bounds, see `check`
         matrix = sp.csr_matrix(parts, shape=(len(indptr) - 1, self.n_columns), copy=False)
         return matrix if self.columns is None else select_columns(matrix, self.columns)
+
+    def check(self, n_rows: int) -> None:
+        """Raise a ValueError unless the files hold a csr matrix of `n_rows` rows."""
+        ends, base = self.indptr[:], self.indptr.path.with_suffix("")
+        if len(ends) != n_rows + 1 or ends[0] != 0 or (np.diff(ends) < 0).any():
+            raise ValueError(f"{str(self.indptr.path)!r} is damaged: no ends of {n_rows} rows.")
+        if not ends[-1] == len(self.indices) == len(self.data):
+            raise ValueError(f"{str(base)!r} is damaged: indices and values do not have {ends[-1]} entries.")
+        for start in range(0, len(self.indices), CHECKED):
+            block = self.indices[start : start + CHECKED]
+            if block.min() < 0 or block.max() >= self.n_columns:
+                raise ValueError(f"{str(self.indices.path)!r} is damaged: an index is not below {self.n_columns}.")
 
 
 def select_columns(matrix: sp.csr_matrix, columns: np.ndarray) -> sp.csr_matrix:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 
 import numpy as np
 import scipy.sparse as sp
 
+from stage_sc._input import about
 from stage_sc.slides._canonical import row_sums
 
 logger = logging.getLogger("stage_sc.pp")
@@ -15,19 +17,44 @@ logger = logging.getLogger("stage_sc.pp")
 COUNT_TOLERANCE = 2e-3
 # Upper limit of logged values: log1p of any real count is below (log1p(10^9) = 20.7), linear values of a section above.
 MAX_LOGGED = 25.0
+# Largest number of rows of a block by which the kind of its values is found.
+TESTED_ROWS = 4096
+# Ways in which counts were transformed, with the factor before expm1 (0: linear).
+BASES = {"linear": 0.0, "log1p": 1.0, "log2(1 + x)": np.log(2.0), "log10(1 + x)": np.log(10.0)}
+# Least number of ratios that tell, and largest mean distance of ratios of counts from integers (of others: 0.25).
+MIN_RATIOS, MAX_DISTANCE = 30, 0.1
+# Least number of cells whose totals tell, and largest coefficient of variation of equal totals.
+MIN_TOTALS, MAX_VARIATION = 10, 0.02
+# Fraction of cells with whole numbers, at least this many counts each, above which the others are no logarithms.
+MIN_WHOLE, WHOLE_TOTAL = 0.05, 8
+# Largest sd of the log of the totals of cells; that of raw counts of real sections is up to 1.4.
+MAX_SPREAD = 1.6
 
 
 class Values:
     """Kind of the values of a slide, found block by block, and their normalisation.
 
-    Whole numbers are counts. Other values are taken as logged if none is above 25 (and used unchanged, with a warning),
-    else as linear (scaled and logged, with a warning).
+    Whole numbers are counts. Other values are logged (and used unchanged) or linear (scaled and logged), both with a
+    warning. This is found, in this order, from the largest value; from the ratios of the values of a cell to its
+    smallest, which are whole for counts that were scaled; from equal totals; from cells with whole numbers; and from
+    the spread of the totals.
+
+    Parameters
+    ----------
+    name
+        Name of the slide, for messages.
+    advice
+        Returns a sentence about where the counts are.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, name: str = "", advice: Callable[[], str] = lambda: "Pass raw counts if you have them.") -> None:
+        self.name, self.advice = name, advice
         self.number, self.broken, self.highest = 0, 0, 0.0
         self.exact: list[np.ndarray] = []
         self.rounded: list[np.ndarray] = []
+        self.n_broken_rows = 0
+        self.distance, self.n_ratios = np.zeros(len(BASES)), np.zeros(len(BASES))
+        self.totals: list[np.ndarray] = []
 
     def add(self, block: sp.csr_matrix) -> None:
         """Add rows in the form of `to_csr`."""
@@ -38,8 +65,27 @@ class Values:
         if np.array_equal(whole, block.data):
             self.exact.append(self.rounded[-1])
         else:
-            self.broken += int((np.abs(block.data - whole) > COUNT_TOLERANCE).sum())
+            broken = np.abs(block.data - whole) > COUNT_TOLERANCE
+            self.broken += int(broken.sum())
             self.exact.append(block.astype(np.float64).sum(axis=1).A1)
+            rows = np.flatnonzero(row_sums(broken, block.indptr, np.int64))
+            self.n_broken_rows += len(rows)
+            if len(rows):
+                self._test(block[rows[:TESTED_ROWS]])
+
+    def _test(self, block: sp.csr_matrix) -> None:
+        """Collect ratios within rows, and totals of rows, for every transformation."""
+        values = np.minimum(block.data.astype(np.float64), MAX_LOGGED)
+        starts, lengths = block.indptr[:-1], np.diff(block.indptr)
+        totals = []
+        for position, base in enumerate(BASES.values()):
+            linear = np.expm1(base * values) if base else values
+            ratio = linear / np.repeat(np.minimum.reduceat(linear, starts), lengths)
+            ratio = ratio[(ratio > 1.5) & (ratio < 10.5)]
+            self.distance[position] += np.abs(ratio - np.rint(ratio)).sum()
+            self.n_ratios[position] += len(ratio)
+            totals.append(np.add.reduceat(linear, starts))
+        self.totals.append(np.stack(totals))
 
     @property
     def counts(self) -> bool:
@@ -52,23 +98,46 @@ class Values:
         As in scanpy, rows are scaled to the median total of the rows that have counts.
         """
         if not self.counts:
-            percent = 100 * self.broken / self.number
-            if self.highest <= MAX_LOGGED:
-                logger.warning(
-                    "Expression is not counts (%.0f %% of the values are not whole, largest %.3g): taken as already "
-                    "log-normalised and used unchanged. Pass raw counts if you have them.",
-                    *(percent, self.highest),
-                )
-                return None
+            logged, reason = self._kind()
             logger.warning(
-                "Expression is not counts (%.0f %% of the values are not whole) and not logged (largest %.3g): scaled "
-                "and logged. Pass raw counts if you have them.",
-                *(percent, self.highest),
+                "%sExpression is not counts (%.0f %% of the values are not whole, largest %.3g)%s, as %s: %s. %s",
+                *(about(self.name), 100 * self.broken / self.number, self.highest),
+                *("" if logged else " and not logged", reason),
+                "taken as already log-normalised and used unchanged" if logged else "scaled and logged",
+                self.advice(),
             )
+            if logged:
+                return None
         total = np.concatenate(self.rounded if self.counts else self.exact)
         filled = total > 0
         target = float(np.median(total[filled])) if filled.any() else 1.0
         return np.divide(target, total, out=np.zeros_like(total), where=filled)
+
+    def _kind(self) -> tuple[bool, str]:
+        """Tell logged (True) from linear values, with the reason."""
+        if self.highest > MAX_LOGGED:
+            return False, f"logged values are below {MAX_LOGGED:g}"
+        before = ["", *(f"before {name} " for name in list(BASES)[1:])]
+        distance = np.divide(self.distance, self.n_ratios, out=np.ones(len(BASES)), where=self.n_ratios >= MIN_RATIOS)
+        best = int(distance.argmin())
+        if distance[best] < MAX_DISTANCE:
+            return best > 0, f"{before[best]}the values of a cell are whole multiples of its smallest"
+        totals = np.concatenate(self.totals, axis=1)
+        variation = totals.std(axis=1) / totals.mean(axis=1)
+        best = int(variation.argmin())
+        if totals.shape[1] >= MIN_TOTALS and variation[best] < MAX_VARIATION:
+            return best > 0, f"{before[best]}all cells have the same total"
+        rounded = np.concatenate(self.rounded)
+        n_whole = (rounded >= WHOLE_TOTAL).sum() - self.n_broken_rows
+        if n_whole > MIN_WHOLE * (rounded > 0).sum():
+            return False, f"{n_whole} cells have whole numbers only"
+        spread = float(np.log(totals[1]).std())
+        if spread > MAX_SPREAD:
+            return False, f"totals of exp(x) - 1 would differ too much between cells (sd of their log {spread:.1f})"
+        return True, (
+            f"no value is above {MAX_LOGGED:g}, the only sign (if they are linear, log them first: "
+            "`sc.pp.normalize_total(adata)`, `sc.pp.log1p(adata)`)"
+        )
 
     def normalize(self, values: np.ndarray, factor: np.ndarray) -> np.ndarray:
         """``log(1 + factor x)`` of stored values, float32."""

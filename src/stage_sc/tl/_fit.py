@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from numbers import Integral
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +13,11 @@ import pandas as pd
 import torch
 from anndata import AnnData
 
-from stage_sc._checks import check_name, check_positive
+from stage_sc._checks import check_bool, check_name, check_positive
 from stage_sc._compute import one_thread, resolve_device
+from stage_sc._files import as_path, remove_parts
 from stage_sc._input import read_tables
+from stage_sc._messages import element_name, naming
 from stage_sc.data import Store
 from stage_sc.model import resolve_model
 from stage_sc.niches import settle_tree
@@ -158,21 +161,25 @@ def fit(
     if epochs is not None and (epochs != 0 or isinstance(epochs, bool)):
         check_positive(epochs, "epochs", integer=True)
     check_name(name, "name")
+    check_bool(progress, "progress")
+    if callback is not None and not callable(callback):
+        raise TypeError(f"`callback` must be a function of the history, got {callback!r}.")
     accelerator = resolve_device(device).type
     saved = None if checkpoint is None else _checkpoint_path(checkpoint)
     if config is not None and not isinstance(config, StageConfig):
         raise TypeError(f"`config` must be a stage_sc.model.StageConfig, got {type(config).__name__}.")
-    start = None if init is None else resolve_model(init)
+    start = None if init is None else resolve_model(init, "init")
     chosen = config or (start.config if start else StageConfig())
     if start and any(getattr(chosen, field) != getattr(start.config, field) for field in FIXED):
         raise ValueError("`config` and `init` differ in the network or the tree: pass one of them only.")
-    generator = np.random.default_rng(rng)
+    generator = _generator(rng)
     vocabulary = start.vocabulary.keys() if start else None
     with ExitStack() as scratch:
         slides = data.slides(chosen, vocabulary=vocabulary) if isinstance(data, Store) else []
         for prefix, part in tables.items():
-            folder = scratch.enter_context(scratch_folder(part, layer))
-            slides += read_slides(part, chosen, vocabulary=vocabulary, prefix=prefix, scratch=folder, **keys)
+            with naming(element_name("data", prefix), repr(prefix)):
+                folder = scratch.enter_context(scratch_folder(part, layer))
+                slides += read_slides(part, chosen, vocabulary=vocabulary, prefix=prefix, scratch=folder, **keys)
         if all(slide.empty[:].all() for slide in slides):
             raise ValueError("There is nothing to train on: no cell has any counts.")
         n_cells = [slide.n_cells for slide in slides]
@@ -209,13 +216,24 @@ def fit(
     return model
 
 
+def _generator(rng: int | np.random.Generator | None) -> np.random.Generator:
+    if rng is None or isinstance(rng, np.random.Generator):
+        return np.random.default_rng(rng)
+    if isinstance(rng, bool) or not isinstance(rng, Integral):
+        raise TypeError(f"`rng` must be an integer, a generator of numpy or None, got {rng!r} ({type(rng).__name__}).")
+    if rng < 0:
+        raise ValueError(f"`rng` must be at least 0, got {rng!r}.")
+    return np.random.default_rng(int(rng))
+
+
 def _checkpoint_path(checkpoint: str | os.PathLike[str]) -> Path:
-    """Absolute path of the file; raise unless it can be written."""
-    if not isinstance(checkpoint, str | os.PathLike):
-        raise TypeError(f"`checkpoint` must be a path, got {checkpoint!r}.")
-    path = Path(checkpoint).absolute()
+    """Absolute path of the file; raise unless it can be written. Remains of a killed process are removed."""
+    path = as_path(checkpoint, "checkpoint").absolute()
     if not path.parent.is_dir():
         raise FileNotFoundError(f"There is no folder {str(path.parent)!r} to write `checkpoint` to: make it.")
     if path.is_dir():
         raise IsADirectoryError(f"`checkpoint` must name a file, but {str(path)!r} is a folder.")
+    if not os.access(path.parent, os.W_OK):
+        raise PermissionError(f"`checkpoint` cannot be written: no permission for the folder {str(path.parent)!r}.")
+    remove_parts(path.parent, path.name)
     return path

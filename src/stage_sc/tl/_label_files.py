@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from itertools import starmap
@@ -13,21 +14,28 @@ from typing import Any
 import dask.config
 import h5py
 import numpy as np
-from anndata import AnnData
+import pandas as pd
+from anndata import AnnData, read_h5ad
 from anndata.io import read_elem
 from dask.base import compute
 from dask.delayed import delayed
 
-from stage_sc._checks import check_positive
+from stage_sc._checks import check_bool, check_name, check_positive
 from stage_sc._compute import one_thread, resolve_device
-from stage_sc._files import existing, read_table, stamp, write_whole
-from stage_sc._result import check_key, write_labels
+from stage_sc._files import as_path, existing, is_intact, read_table, remove_parts, stamp, write_h5ad
+from stage_sc._messages import naming
+from stage_sc._result import check_key, read_result, write_labels
 from stage_sc.embed import embed_slides
 from stage_sc.graph import build_graph
 from stage_sc.model import resolve_model, save_checkpoint
 from stage_sc.niches import Partition, assign_labels, find_partition
 from stage_sc.nn import Stage
 from stage_sc.slides import read_slides, scratch_folder
+
+logger = logging.getLogger("stage_sc.tl")
+
+# Beginning of the name of the copy of a model.
+MODEL = "model-"
 
 
 def label_files(
@@ -59,8 +67,8 @@ def label_files(
         ``.h5ad`` files, zarr folders of AnnData or of SpatialData. Expression is read in blocks. Cells without
         coordinates are left out.
     out
-        Folder of the results, which are named after the files. A result of the same file with other settings is
-        replaced: use another folder for another `table_key` or `key_added`.
+        Folder of the results, which are named after the files and, where it is given, after `table_key`. Labels of the
+        same file under the same `key_added` are replaced, all else in a result is kept. Other files are never replaced.
     model, n_domains, settle
         As in `stage_niches`. The tree settles, and domains are found, on all files together: when the call is repeated
         with other files, all results are written anew, and labels may change. With ``settle=False`` and without domains
@@ -85,7 +93,9 @@ def label_files(
     ------
     FileNotFoundError, ImportError, KeyError, OSError, ValueError
         If a file cannot be read, if it or the model is refused by `build_graph` or `stage_niches`, or if results would
-        replace each other or a file.
+        replace each other, a file that is no result, or the result of another file. Errors name the file.
+    TypeError
+        If `files` is a single path, or an argument is of another type.
 
     Notes
     -----
@@ -102,21 +112,32 @@ def label_files(
     >>> ad.read_h5ad(results[0]).obs["stage_domain"].cat.categories.tolist()
     ['D1', 'D2', 'D3', 'D4']
     """
-    paths = existing(files)
+    paths, folder = existing(files), as_path(out, "out")
     if n_domains is not None:
         check_positive(n_domains, "n_domains", integer=True)
-    check_key([], key_added)
-    resolve_device(device)
-    results, network, cache = _result_paths(paths, Path(out)), resolve_model(model), Path(out) / "embeddings"
-    cache.mkdir(parents=True, exist_ok=True)
-    checkpoint = save_checkpoint(network, cache / f"model-{network.digest}")
-    items = [EmbeddedFile(cache / result.name) for result in results]
+    check_bool(settle, "settle")
+    check_key({}, key_added)
     keys = {"spatial_key": spatial_key, "library_key": library_key, "layer": layer}
+    for name, key in {**keys, "table_key": table_key, "technology": technology}.items():
+        if key is not None or name == "spatial_key":
+            check_name(key, name)
+    if scale is not None:
+        check_positive(scale, "scale")
+    resolve_device(device)
+    results, cache = _result_paths(paths, folder, table_key), folder / "embeddings"
+    for path, result in zip(paths, results, strict=True):
+        _check_place(path, result, cache, key_added)
+    network = resolve_model(model)
+    cache.mkdir(parents=True, exist_ok=True)
+    remove_parts(folder)
+    remove_parts(cache)
+    checkpoint = save_checkpoint(network, cache / f"{MODEL}{network.digest}")
+    items = [EmbeddedFile(cache / result.name) for result in results]
     settings = {**keys, "table_key": table_key, "technology": technology, "scale": scale}
     run = partial(_run, scheduler)
     run(_embed_file, [(*pair, checkpoint, settings, device) for pair in zip(paths, items, strict=True)])
-    partition = find_partition(network, items, settle=settle, n_domains=n_domains, run=run)
-    params = {"key_added": key_added, "n_domains": n_domains or 0, "settle": settle}
+    partition = find_partition(network, items, settle=bool(settle), n_domains=n_domains, run=run)
+    params = {"key_added": key_added, "n_domains": n_domains or 0, "settle": bool(settle)}
     params |= {name: key or "" for name, key in keys.items()}
     run(_label_file, [(*pair, checkpoint, partition, params) for pair in zip(items, results, strict=True)])
     return results
@@ -145,6 +166,8 @@ class EmbeddedFile:
         return self.read("obsm/context")
 
     def read(self, key: str) -> Any:
+        if not is_intact(self.path):
+            raise ValueError(f"{str(self.path)!r} is damaged: repeat the call, which makes it anew.")
         with h5py.File(self.path, "r") as file:
             return read_elem(file[key])
 
@@ -159,20 +182,31 @@ def _run(scheduler: Any, function: Callable[..., Any], tasks: Iterable[tuple[Any
 def _embed_file(path: Path, item: EmbeddedFile, checkpoint: Path, settings: dict[str, Any], device: str) -> None:
     """Write the embeddings of one file, unless they were computed from the same file, model and settings."""
     size, mtime = stamp(path)
-    source = {"file": path.name, "size": size, "mtime": str(mtime), "model": checkpoint.stem}
+    source = {"path": str(path.resolve()), "size": size, "mtime": str(mtime), "model": checkpoint.stem}
     source |= {name: value or "" for name, value in settings.items()}
-    if _read_source(item.path, "uns/source") == source:
-        return
-    adata = read_table(path, **{name: settings[name] for name in ("spatial_key", "library_key", "layer", "table_key")})
-    build_graph(adata, **{name: settings[name] for name in ("spatial_key", "library_key", "technology", "scale")})
-    network = resolve_model(checkpoint)
-    with scratch_folder(adata) as scratch, one_thread():
-        slides = read_slides(adata, network.config, vocabulary=network.vocabulary.keys(), scratch=scratch)
-        found = embed_slides(network, slides, resolve_device(device), domains=True)
+    if item.path.exists():
+        if not is_intact(item.path):
+            logger.warning("%r is damaged, or of another version: the embeddings are computed anew.", str(item.path))
+        elif item.read("uns/source") == source:
+            return
+    with naming(str(path)):
+        keys = ("spatial_key", "library_key", "layer", "table_key")
+        adata = read_table(path, **{name: settings[name] for name in keys})
+        build_graph(adata, **{name: settings[name] for name in ("spatial_key", "library_key", "technology", "scale")})
+        network = resolve_model(checkpoint)
+        with scratch_folder(adata) as scratch, one_thread():
+            names = network.vocabulary.keys()
+            slides = read_slides(adata, network.config, vocabulary=names, prefix=path.stem, scratch=scratch)
+            found = embed_slides(network, slides, resolve_device(device), domains=True)
     order, xy = np.argsort(found.cells), adata.obsm[settings["spatial_key"]]
     obsm = {"niche": found.niche[order], "context": found.context[order], "coordinates": xy}
-    embedded = AnnData(obs=adata.obs, obsm=obsm, uns={"source": source, "flag": found.flag[order]})
-    write_whole(item.path, embedded.write_h5ad)
+    uns: dict[str, Any] = {"source": source, "flag": found.flag[order], "kept": {}}
+    columns = [settings["library_key"]]
+    if "spatialdata_attrs" in adata.uns:  # the link of a table with its shapes
+        attrs = uns["kept"]["spatialdata_attrs"] = adata.uns["spatialdata_attrs"]
+        columns += [attrs.get("region_key"), attrs.get("instance_key")]
+    columns = [column for column in dict.fromkeys(columns) if column in adata.obs]
+    write_h5ad(item.path, AnnData(obs=adata.obs[columns], obsm=obsm, uns=uns))
 
 
 def _label_file(
@@ -181,28 +215,95 @@ def _label_file(
     """Write the labels of one file, unless they were computed from the same embeddings and partition."""
     key, network = params["key_added"], resolve_model(checkpoint)
     source = {**item.read("uns/source"), "partition": partition.digest}
-    if _read_source(result, f"uns/{key}/source") == source:
+    before = _read_result(result)
+    if before is not None and _sources(before).get(key) == source:
         return
     with one_thread():
         labels = assign_labels(network, partition, item, resolve_device("cpu"))
-    adata = AnnData(obs=item.read("obs"), obsm={params["spatial_key"]: item.read("obsm/coordinates")})
+    adata = AnnData(
+        obs=item.read("obs"), obsm={params["spatial_key"]: item.read("obsm/coordinates")}, uns=item.read("uns/kept")
+    )
+    if before is not None:
+        if before.obs_names.equals(adata.obs_names):  # labels under other keys, and all that was added, are kept
+            before.obsm[params["spatial_key"]] = adata.obsm[params["spatial_key"]]
+            before.obs = before.obs.assign(**adata.obs)
+            adata = before
+        elif others := sorted(set(_sources(before)) - {key}):
+            logger.warning("%r held labels %s of other cells, which are replaced.", str(result), ", ".join(others))
+    check_key({str(result): adata}, key, "out")
     write_labels(adata, labels, network, network.digest, params)
     adata.uns[key]["source"] = source
-    write_whole(result, adata.write_h5ad)
+    write_h5ad(result, adata)
 
 
-def _read_source(path: Path, key: str) -> dict[str, Any] | None:
-    """Read the description of the input of a file; ``None`` where there is none."""
+def _check_place(path: Path, result: Path, cache: Path, key_added: str) -> None:
+    """Raise unless the result of a file, and its embeddings, can be written without replacing anything else."""
+    embedded = cache / result.name
+    made_here = any(cache.glob(f"{MODEL}*"))
+    if embedded.exists() and not is_intact(embedded) and not made_here:
+        raise ValueError(
+            f"{str(embedded)!r} exists, and was not written by `label_files`: choose another folder `out`."
+        )
+    if not result.exists():
+        return
+    try:
+        with h5py.File(result, "r") as file:
+            names = {name: list(file[name].keys()) for name in ("obs", "obsm")}
+            uns = read_elem(file["uns"])
+    except Exception as error:  # of h5py or anndata, of any kind
+        if result.is_file() and embedded.exists() and made_here:
+            return
+        raise ValueError(
+            f"{str(result)!r} exists, and is no result of `label_files` that can be read ({error}): choose another "
+            "folder `out`, or remove it."
+        ) from error
+    adata = AnnData(obs=pd.DataFrame(columns=names["obs"], index=pd.Index([], dtype=str)), uns=uns)
+    adata.obsm.update({name: np.empty((0, 1)) for name in names["obsm"]})
+    sources = _sources(adata)
+    if not sources:
+        raise ValueError(f"{str(result)!r} exists, and is no result of `label_files`: choose another folder `out`.")
+    for source in sources.values():
+        other = source.get("path", str(path.resolve()))
+        if other != str(path.resolve()) and Path(other).exists():
+            raise ValueError(
+                f"{str(result)!r} is the result of {other!r}, and would be replaced by that of {str(path)!r}: choose "
+                "another folder `out`, or label both in one call."
+            )
+    check_key({str(result): adata}, key_added, "out")
+
+
+def _read_result(path: Path) -> AnnData | None:
+    """Read a result; ``None`` where there is none. A damaged one is put aside."""
     if not path.is_file():
         return None
-    with h5py.File(path, "r") as file:
-        return dict(read_elem(file[key])) if key in file else None
+    try:
+        if is_intact(path) is False:
+            raise ValueError("its checksum differs")
+        return read_h5ad(path)
+    except Exception as error:  # of h5py or anndata, of any kind
+        aside = path.with_name(f"{path.name}.damaged")
+        logger.warning("%r is damaged (%s): labels are written anew, the file is now %r.", str(path), error, aside.name)
+        path.replace(aside)
+        return None
 
 
-def _result_paths(paths: list[Path], folder: Path) -> list[Path]:
-    """Results are named after their files; of files with the same name, after their folders too."""
+def _sources(adata: AnnData) -> dict[str, dict[str, Any]]:
+    """Description of the input of each result of `label_files`, by its `key_added`."""
+    results = {str(key): read_result(adata, str(key)).get("source") for key in adata.uns}
+    return {key: dict(source) for key, source in results.items() if isinstance(source, Mapping) and "model" in source}
+
+
+def _result_paths(paths: list[Path], folder: Path, table_key: str | None) -> list[Path]:
+    """Results are named after their files and tables; of files with the same name, after their folders too."""
     stems = [path.stem for path in paths]
     names = [path.stem if stems.count(path.stem) == 1 else f"{path.parent.name}-{path.stem}" for path in paths]
+    if table_key is not None:
+        if Path(table_key).name != table_key:
+            raise ValueError(f"`table_key` must be the name of a table, got {table_key!r}.")
+        names = [
+            f"{name}-{table_key}" if (path / "tables").is_dir() else name
+            for name, path in zip(names, paths, strict=True)
+        ]
     if len(set(names)) < len(names):
         raise ValueError(f"Several files are called {max(names, key=names.count)!r}: results would replace each other.")
     results = [folder / f"{name}.h5ad" for name in names]

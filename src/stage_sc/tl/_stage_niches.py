@@ -8,9 +8,10 @@ from typing import Any
 
 from anndata import AnnData
 
-from stage_sc._checks import check_positive
+from stage_sc._checks import check_bool, check_positive
 from stage_sc._compute import one_thread, resolve_device
 from stage_sc._input import read_tables
+from stage_sc._messages import element_name, naming
 from stage_sc._result import check_key, write_labels
 from stage_sc.embed import embed_slides
 from stage_sc.graph import copy_graph, graph_view
@@ -157,22 +158,27 @@ def stage_niches(
     tables = read_tables(data)
     if n_domains is not None:
         check_positive(n_domains, "n_domains", integer=True)
+    check_bool(settle, "settle")
+    check_bool(copy, "copy")
     if not copy and any(part.isbacked and part.is_view for part in tables.by_name.values()):
         raise ValueError(
             "`data` is a view of a backed object, and results cannot be written to it. Pass `copy=True`, or label the "
             "object that it is a view of."
         )
-    check_key(list(tables.by_name.values()), key_added)
+    check_key(tables.by_name, key_added)
     where, network = resolve_device(device), resolve_model(model)
     tables = tables.copy() if copy else tables
     parts = list(tables.by_name.values())
-    views = [graph_view(part) for part in parts]  # stale graphs are rebuilt in these
+    views = []  # stale graphs are rebuilt in these
+    for key, part in tables.by_name.items():
+        with naming(element_name("data", key), repr(key)):
+            views.append(graph_view(part))
     reading: dict[str, Any] = {"spatial_key": spatial_key, "library_key": library_key, "layer": layer}
     reading["vocabulary"] = network.vocabulary.keys()
     embedded = []
     with one_thread():
         for (prefix, part), view in zip(tables.by_name.items(), views, strict=True):
-            with scratch_folder(part, layer) as scratch:
+            with naming(element_name("data", prefix), repr(prefix)), scratch_folder(part, layer) as scratch:
                 slides = read_slides(part, network.config, prefix=prefix, view=view, scratch=scratch, **reading)
                 embedded.append(embed_slides(network, slides, where, domains=n_domains is not None))
         partition = find_partition(network, embedded, settle=settle, n_domains=n_domains)
@@ -188,7 +194,7 @@ def stage_niches(
             "library_key": library_key or graph["library_key"] or "",
             "layer": layer or "",
             "n_domains": n_domains or 0,
-            "settle": settle,
+            "settle": bool(settle),
         }
         write_labels(part, given, network, digest, params)
     return tables.given if copy else None

@@ -199,7 +199,7 @@ def history_writer(folder: Path, *, tensorboard: bool) -> Callable[[pd.DataFrame
 
     def write(history: pd.DataFrame) -> None:
         nonlocal shown
-        write_whole(folder / "history.csv", lambda part: history.to_csv(part, float_format="%.6g"))
+        write_whole(folder / "history.csv", history.to_csv(float_format="%.6g").encode())
         if board is not None:
             for epoch, row in history.iloc[shown:].iterrows():
                 for name, value in row.drop("stage").dropna().items():

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import pickle
 from dataclasses import dataclass, field
+from io import BytesIO
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile, ZipFile
 
 import numpy as np
 import torch
 
-from stage_sc.nn import Stage
+from stage_sc._files import is_intact, seal, write_whole
+from stage_sc.nn import Stage, check_weights
 from stage_sc.slides import Slide
 from stage_sc.train._health import EpochMetrics, Health
 
-FORMAT = "stage_sc training 2"
+FORMAT = "stage_sc training 3"
 
 
 @dataclass
@@ -66,23 +66,22 @@ def write_state(path: Path, run: dict[str, Any], state: State, model: Stage, opt
         "model": model.state_dict(),
         "optimizer": None if state.finished else optimizer.state_dict(),
     }
-    part = path.with_name(path.name + ".part")
-    with part.open("wb") as file:
-        torch.save(content, file)
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(path)
+    file = BytesIO()
+    torch.save(content, file)
+    write_whole(path, seal(file.getvalue()))
 
 
 def read_state(path: Path) -> dict[str, Any]:
     """Read a file of `write_state`, without running code in it; a ValueError if it is another or a damaged file."""
     try:
-        with ZipFile(path) as file:
-            if file.testzip():  # torch compares no checksums
-                raise BadZipFile
+        intact = is_intact(path)  # torch compares no checksums
+        if intact is False:
+            raise ValueError("checksum")
         content = torch.load(path, map_location="cpu", weights_only=True)
         format_ = content["format"]
-    except (BadZipFile, RuntimeError, EOFError, LookupError, TypeError, ValueError, pickle.UnpicklingError) as error:
+        if format_ == FORMAT and not intact:
+            raise ValueError("checksum")
+    except (RuntimeError, EOFError, LookupError, TypeError, ValueError, pickle.UnpicklingError) as error:
         raise ValueError(
             f"`checkpoint` {str(path)!r} holds no training of this version of stage_sc, or is damaged "
             f"({type(error).__name__}), and was not overwritten. Pass another path; to start from a model, pass it as "
@@ -110,9 +109,13 @@ def resume(
             f"`checkpoint` {str(path)!r} belongs to another training, which differs in {', '.join(differences)}. Pass "
             "another path, or remove the file to start anew."
         )
-    model.load_state_dict(saved["model"])
-    if saved["optimizer"] is not None:
-        optimizer.load_state_dict(saved["optimizer"])
-    health = Health(model.config.levels[-1])
-    vars(health).update(saved["health"])
-    return State(health=health, **saved["state"])
+    try:
+        model.load_state_dict(saved["model"])
+        check_weights(model.state_dict(), model.config)
+        if saved["optimizer"] is not None:
+            optimizer.load_state_dict(saved["optimizer"])
+        health = Health(model.config.levels[-1])
+        vars(health).update(saved["health"])
+        return State(health=health, **saved["state"])
+    except (RuntimeError, LookupError, TypeError, ValueError, AttributeError) as error:
+        raise ValueError(f"`checkpoint` {str(path)!r} is damaged: its content does not fit ({error}).") from error
