@@ -52,7 +52,7 @@ KINDS = {
 }
 # ``None`` and some numbers are defaults with a meaning.
 ALLOWED = {
-    ("scale", None), ("local", None), ("view", None), ("sigma", None), ("epochs", 0), ("batch_effect", 0), ("rotation", 0),
+    ("scale", None), ("local", None), ("view", None), ("sigma", None), ("epochs", 0),
 }  # fmt: skip
 
 
@@ -122,8 +122,8 @@ DAMAGES: dict[str, Callable[[ad.AnnData], None]] = {
 }
 # Damages that a function does not read.
 UNREAD = {
-    "pp.build_graph": {"NaN in X", "infinite X", "negative X", "index out of range", "complex X", "graph broken", "graph text",
-                       "result broken", "result foreign", "genes of nothing", "no X"},
+    "pp.build_graph": {"NaN in X", "infinite X", "negative X", "index out of range", "complex X", "graph broken",
+                       "graph text", "result broken", "result foreign", "genes of nothing", "no X"},
     "pp.match_genes": set(DAMAGES) - {"genes of nothing"},
 }  # fmt: skip
 

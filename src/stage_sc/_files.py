@@ -69,13 +69,12 @@ def _read_uns(group: Any) -> dict[str, Any]:
     uns: dict[str, Any] = {}
     if "spatialdata_attrs" in group.get("uns", {}):
         uns["spatialdata_attrs"] = read_elem(group["uns/spatialdata_attrs"])
-    spatial = group["uns/spatial"] if "spatial" in group.get("uns", {}) else {}
-    if isinstance(spatial, h5py.Group | zarr.Group):
-        kept = ("scalefactors", "metadata")
-        libraries = {name: spatial[name] for name in spatial if isinstance(spatial[name], h5py.Group | zarr.Group)}
+    spatial: Any = group["uns/spatial"] if "spatial" in group.get("uns", {}) else {}
+    if hasattr(spatial, "items"):
         uns["spatial"] = {
-            name: {key: read_elem(library[key]) for key in kept if key in library}
-            for name, library in libraries.items()
+            name: {key: read_elem(library[key]) for key in ("scalefactors", "metadata") if key in library}
+            for name, library in spatial.items()
+            if hasattr(library, "items")
         }
     return uns
 
@@ -119,8 +118,8 @@ def _table(group: Any, path: Path, table_key: str | None) -> Any:
     if "mod" in group:
         modalities = sorted(group["mod"].keys()) or ["rna"]
         raise ValueError(
-            f"{str(path)!r} is a MuData file with the modalities {', '.join(map(repr, modalities))}. Write the one with "
-            f"counts and coordinates to a file of its own: `mudata.read({str(path)!r}).mod[{modalities[0]!r}]"
+            f"{str(path)!r} is a MuData file with the modalities {', '.join(map(repr, modalities))}. Write the one "
+            f"with counts and coordinates to a file of its own: `mudata.read({str(path)!r}).mod[{modalities[0]!r}]"
             '.write_h5ad("slide.h5ad")`.'
         )
     if "var" not in group or "obs" not in group:

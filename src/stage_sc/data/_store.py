@@ -293,9 +293,9 @@ def _write_slide(slide: Slide, folder: Path) -> dict[str, Any]:
 def _read_slide(folder: Path, header: dict[str, Any], config: StageConfig, known: np.ndarray) -> Slide:
     n, genes = header["n_cells"], header["genes"]
     mean, deviation, boxes = (np.fromfile(folder / name, dtype) for name, dtype in SMALL.items())
-    arrays = {name: StoredArray(folder / name, *kind) for name, kind in ARRAYS.items()}
+    arrays: dict[str, Any] = {name: StoredArray(folder / name, *kind) for name, kind in ARRAYS.items()}
     widths = dict(zip(MATRICES, (len(genes), n, n), strict=True))
-    matrices = {name: StoredMatrix(folder / name, width) for name, width in widths.items()}
+    matrices: dict[str, Any] = {name: StoredMatrix(folder / name, width) for name, width in widths.items()}
     if not len(mean) == len(deviation) == len(genes) or any(len(array) != n for array in arrays.values()):
         raise ValueError(f"{str(folder)!r} is damaged: sizes differ from its header. Build the store again.")
     for matrix in matrices.values():

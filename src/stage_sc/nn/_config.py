@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from itertools import pairwise
-from numbers import Real
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from stage_sc._checks import check_choice, check_positive
@@ -153,7 +152,7 @@ class StageConfig:
                 raise ValueError(f"`{name}` is a fraction and must be at most 1, got {value!r}.")
             for number in value if name == "levels" else (value,):
                 largest = AT_MOST.get(name, 10**9)
-                if isinstance(number, Real) and not AT_LEAST.get(name, 0) <= number <= largest:
+                if isinstance(number, int | float) and not AT_LEAST.get(name, 0) <= number <= largest:
                     raise ValueError(f"`{name}` must be from {AT_LEAST.get(name, 0)} to {largest}, got {number!r}.")
         if self.epochs and self.warmup_epochs > self.epochs:
             raise ValueError(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -46,8 +46,8 @@ class Encoder(nn.Module):
     """Graph attention layers, then attention pooling over the local neighbourhood.
 
     Every layer starts as the mean over a cell and its neighbours, and pooling as the Gaussian mean: the untrained
-    encoder smooths. Embeddings are those of the whole graph, also at the border of a batch. Other weights are drawn from
-    `generator` (default: that of torch).
+    encoder smooths. Embeddings are those of the whole graph, also at the border of a batch. Other weights are drawn
+    from `generator` (default: that of torch).
     """
 
     def __init__(self, dim: int, n_layers: int, n_heads: int, generator: torch.Generator | None = None) -> None:
@@ -60,6 +60,7 @@ class Encoder(nn.Module):
             self.project = nn.Linear(dim, dim)
         self.to_empty(device="cpu")
         skip = partial(torch.rand, generator=generator)  # draws of the constructors, so that a seed keeps its weights
+        layer: Any
         for layer in self.layers:
             skip(2 * dim * dim + dim)
             bound = (6 / (dim + 1)) ** 0.5

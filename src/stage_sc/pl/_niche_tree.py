@@ -138,8 +138,8 @@ def niche_tree(
     for key in levels:
         labels = cells.labels(key)
         written[key] = cells.colors(key, list(labels.categories), palette)
-        for name, node in cells.nodes(key, labels).items():
-            colors[node], names[node] = written[key][name], str(name)
+        for category, node in cells.nodes(key, labels).items():
+            colors[node], names[node] = written[key][category], str(category)
         if (nodes_of_cells := cells.node_labels(key)) is not None:
             values.append(nodes_of_cells)
     slides = cells.slides if len(cells.slides) > 1 else {}

@@ -250,7 +250,7 @@ def _check_place(path: Path, result: Path, cache: Path, key_added: str) -> None:
         with h5py.File(result, "r") as file:
             names = {name: list(file[name].keys()) for name in ("obs", "obsm")}
             uns = read_elem(file["uns"])
-    except Exception as error:  # of h5py or anndata, of any kind
+    except Exception as error:
         if result.is_file() and embedded.exists() and made_here:
             return
         raise ValueError(
@@ -280,7 +280,7 @@ def _read_result(path: Path) -> AnnData | None:
         if is_intact(path) is False:
             raise ValueError("its checksum differs")
         return read_h5ad(path)
-    except Exception as error:  # of h5py or anndata, of any kind
+    except Exception as error:  # noqa: BLE001 (of h5py or anndata, of any kind)
         aside = path.with_name(f"{path.name}.damaged")
         logger.warning("%r is damaged (%s): labels are written anew, the file is now %r.", str(path), error, aside.name)
         path.replace(aside)
@@ -288,7 +288,7 @@ def _read_result(path: Path) -> AnnData | None:
 
 
 def _sources(adata: AnnData) -> dict[str, dict[str, Any]]:
-    """Description of the input of each result of `label_files`, by its `key_added`."""
+    """Return the description of the input of each result of `label_files`, by its `key_added`."""
     results = {str(key): read_result(adata, str(key)).get("source") for key in adata.uns}
     return {key: dict(source) for key, source in results.items() if isinstance(source, Mapping) and "model" in source}
 
