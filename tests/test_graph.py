@@ -558,7 +558,7 @@ class TestStaleGraph:
         adata = built(tissue(), scale=0.8)
         adata.obs["slide"] = HALVES
         read_graph(adata, library_key="slide")
-        assert adata.uns["stage_graph"]["slides"]["scale_given"].all()
+        assert (adata.uns["stage_graph"]["slides"]["scale_source"] == "given").all()
         assert_same(adata, built(tissue(), HALVES, scale=0.8))
         adata.obsm["spatial"] *= 1.1
         read_graph(adata)
