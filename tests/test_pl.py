@@ -59,7 +59,8 @@ def label(adata: ad.AnnData, leaf: np.ndarray, tree: pd.DataFrame) -> ad.AnnData
     for name, nodes in zip(levels, columns, strict=True):  # within a level of a full tree, by number is depth-first
         adata.obs[name] = pd.Categorical(nodes, categories=[node for node in tree.index if node in set(nodes)])
     adata.obs["stage_path"] = pd.Categorical(pd.concat(columns, axis=1).agg(">".join, axis=1))
-    adata.uns["stage"] = {"params": {"library_key": ""}, "levels": levels, "tree": tree.assign(n_cells=0)}
+    params, model = {"library_key": ""}, {"name": "made", "digest": "0" * 16, "version": "0"}
+    adata.uns["stage"] = {"params": params, "model": model, "levels": levels, "tree": tree.assign(n_cells=0)}
     return adata
 
 
