@@ -125,7 +125,8 @@ def kill(*paths):
     replace(*paths)
 os.replace = kill
 config = st.model.StageConfig(
-    dim=16, n_layers=1, levels=(2, 6, 18), epochs=4, warmup_epochs=2, learning_rate=1e-3, batch_size=128
+    dim=16, n_layers=1, levels=(2, 6, 18), epochs=4, warmup_epochs=2, learning_rate=1e-3, batch_size=128,
+    domain_starts=9, domain_refined=2,
 )
 st.tl.fit(ad.read_h5ad(sys.argv[1]), config=config, checkpoint=sys.argv[2], progress=False)
 """

@@ -119,8 +119,8 @@ def _table(group: Any, path: Path, table_key: str | None) -> Any:
     if "mod" in group:
         modalities = sorted(group["mod"].keys()) or ["rna"]
         raise ValueError(
-            f"{str(path)!r} is a MuData file with the modalities {', '.join(map(repr, modalities))}. Write the one with "
-            f"counts and coordinates to a file of its own: `mudata.read({str(path)!r}).mod[{modalities[0]!r}]"
+            f"{str(path)!r} is a MuData file with the modalities {', '.join(map(repr, modalities))}. Write the one "
+            f"with counts and coordinates to a file of its own: `mudata.read({str(path)!r}).mod[{modalities[0]!r}]"
             '.write_h5ad("slide.h5ad")`.'
         )
     if "var" not in group or "obs" not in group:
@@ -198,7 +198,7 @@ def write_whole(path: Path, content: bytes) -> None:
 def write_h5ad(path: Path, adata: AnnData) -> None:
     """Write a sealed .h5ad file, composed in memory: HDF5 does not survive a full disk."""
     adata.strings_to_categoricals()
-    with h5py.File("memory", "w", driver="core", backing_store=False) as file:
+    with h5py.File(uuid4().hex, "w", driver="core", backing_store=False) as file:
         write_elem(file, "/", adata)
         file.flush()
         content = file.id.get_file_image()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -97,8 +97,8 @@ def check_key(parts: Mapping[str, AnnData], key_added: str, argument: str = "dat
         if foreign := _foreign(adata, key_added):
             raise ValueError(
                 f"`key_added`: results named {key_added!r} would replace {', '.join(foreign)} of {where}, and "
-                f"`uns[{key_added!r}]` does not show that stage_sc wrote them. Choose another `key_added`, or rename or "
-                "delete them first."
+                f"`uns[{key_added!r}]` does not show that stage_sc wrote them. Choose another `key_added`, rename or "
+                "delete these first."
             )
 
 

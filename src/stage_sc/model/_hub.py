@@ -33,7 +33,9 @@ def load_from_hub(address: str) -> Stage:
         from huggingface_hub import hf_hub_download
     except ImportError as error:
         if not (isinstance(error, ModuleNotFoundError) and error.name == "huggingface_hub"):
-            raise ImportError(f"huggingface_hub is installed but cannot be imported ({error}): install it anew.") from error
+            raise ImportError(
+                f"huggingface_hub is installed but cannot be imported ({error}): install it anew."
+            ) from error
         raise ImportError(
             "Models by the name `hf://…` need huggingface_hub: run `pip install huggingface_hub`, or download the file "
             "yourself and pass its path."

@@ -46,8 +46,8 @@ class Encoder(nn.Module):
     """Graph attention layers, then attention pooling over the local neighbourhood.
 
     Every layer starts as the mean over a cell and its neighbours, and pooling as the Gaussian mean: the untrained
-    encoder smooths. Embeddings are those of the whole graph, also at the border of a batch. Other weights are drawn from
-    `generator` (default: that of torch).
+    encoder smooths. Embeddings are those of the whole graph, also at the border of a batch. Other weights are drawn
+    from `generator` (default: that of torch).
     """
 
     def __init__(self, dim: int, n_layers: int, n_heads: int, generator: torch.Generator | None = None) -> None:

@@ -241,7 +241,7 @@ def _check_place(path: Path, result: Path, cache: Path, key_added: str) -> None:
     embedded = cache / result.name
     made_here = any(cache.glob(f"{MODEL}*"))
     if embedded.exists() and not is_intact(embedded) and not made_here:
-        raise ValueError(f"{str(embedded)!r} exists, and was not written by `label_files`: choose another folder `out`.")
+        raise ValueError(f"{str(embedded)!r} exists, and is none of `label_files`: choose another folder `out`.")
     if not result.exists():
         return
     try:
@@ -278,7 +278,7 @@ def _read_result(path: Path) -> AnnData | None:
         if is_intact(path) is False:
             raise ValueError("its checksum differs")
         return read_h5ad(path)
-    except Exception as error:  # of h5py or anndata, of any kind
+    except Exception as error:  # noqa: BLE001 - of h5py or anndata, of any kind
         aside = path.with_name(f"{path.name}.damaged")
         logger.warning("%r is damaged (%s): labels are written anew, the file is now %r.", str(path), error, aside.name)
         path.replace(aside)
@@ -286,7 +286,7 @@ def _read_result(path: Path) -> AnnData | None:
 
 
 def _sources(adata: AnnData) -> dict[str, dict[str, Any]]:
-    """Description of the input of each result of `label_files`, by its `key_added`."""
+    """Describe the input of each result of `label_files`, by its `key_added`."""
     results = {str(key): read_result(adata, str(key)).get("source") for key in adata.uns}
     return {key: dict(source) for key, source in results.items() if isinstance(source, Mapping) and "model" in source}
 
