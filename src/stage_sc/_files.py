@@ -197,7 +197,7 @@ def write_whole(path: Path, content: bytes) -> None:
 def write_h5ad(path: Path, adata: AnnData) -> None:
     """Write a sealed .h5ad file, composed in memory: HDF5 does not survive a full disk."""
     adata.strings_to_categoricals()
-    with h5py.File("memory", "w", driver="core", backing_store=False) as file:
+    with h5py.File(uuid4().hex, "w", driver="core", backing_store=False) as file:
         write_elem(file, "/", adata)
         file.flush()
         content = file.id.get_file_image()

@@ -222,7 +222,7 @@ def _generator(rng: int | np.random.Generator | None) -> np.random.Generator:
     if isinstance(rng, bool) or not isinstance(rng, Integral):
         raise TypeError(f"`rng` must be an integer, a generator of numpy or None, got {rng!r} ({type(rng).__name__}).")
     if rng < 0:
-        raise ValueError(f"`rng` must be at least 0, got {rng!r}.")
+        raise ValueError(f"`rng` must be a non-negative integer, got {rng!r}.")
     return np.random.default_rng(int(rng))
 
 

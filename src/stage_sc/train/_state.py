@@ -81,7 +81,7 @@ def read_state(path: Path) -> dict[str, Any]:
         format_ = content["format"]
         if format_ == FORMAT and not intact:
             raise ValueError("checksum")
-    except (RuntimeError, EOFError, LookupError, TypeError, ValueError, pickle.UnpicklingError) as error:
+    except (OSError, RuntimeError, EOFError, LookupError, TypeError, ValueError, pickle.UnpicklingError) as error:
         raise ValueError(
             f"`checkpoint` {str(path)!r} holds no training of this version of stage_sc, or is damaged "
             f"({type(error).__name__}), and was not overwritten. Pass another path; to start from a model, pass it as "
