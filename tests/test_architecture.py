@@ -30,7 +30,8 @@ ALLOWED = {
     "embed": "nn slides",
     "niches": "_result nn slides",
     "train": "_files embed nn slides",
-    "tl": "_checks _compute _files _input _messages _result data embed genes graph metrics model niches nn slides train",
+    "tl": "_checks _compute _files _input _messages _result data embed genes graph metrics model niches nn slides "
+    "train",
     "pp": "_checks _input genes graph",
     "pl": "_checks _evidence _input _result",
     "metrics": "_input",
