@@ -20,11 +20,11 @@ if TYPE_CHECKING:
 
 
 def ari(data: Data, key: str, reference: str, library_key: str | None = None) -> float:
-    r"""Compute the adjusted Rand index of two labellings [1]_.
+    r"""Compute the adjusted Rand index of two labellings.
 
     .. math:: ARI = \frac{TP + TN - E}{TP + TN + FP + FN - E}
 
-    over all pairs of cells: TP have the same label in both labellings, TN different labels in both, and E is the
+    over all pairs of cells [1]_: TP have the same label in both labellings, TN different labels in both, and E is the
     expected value of TP + TN for random labels. 1 is a perfect match, 0 chance, -0.5 the minimum. Names of labels do
     not matter.
 
@@ -97,12 +97,12 @@ def nmi(data: Data, key: str, reference: str, library_key: str | None = None) ->
 
 
 def jsd(data: Data, key: str, library_key: str | None = None) -> float:
-    r"""Compute the Jensen-Shannon divergence of the slides' compositions [1]_, in bits.
+    r"""Compute the Jensen-Shannon divergence of the slides' compositions, in bits.
 
     .. math:: JSD = H\Big(\frac{1}{S} \sum_s P_s\Big) - \frac{1}{S} \sum_s H(P_s)
 
-    with :math:`P_s` the fractions of the domains on slide s of S; all slides weigh the same. 0 if all slides have the
-    same composition, :math:`\log_2 S` (1 for two slides) if no two slides share a domain. Low is good only if the
+    with :math:`P_s` the fractions of the domains on slide s of S; all slides weigh the same [1]_. 0 if all slides have
+    the same composition, :math:`\log_2 S` (1 for two slides) if no two slides share a domain. Low is good only if the
     slides are alike, such as replicates. The range depends on the number of slides.
 
     Parameters

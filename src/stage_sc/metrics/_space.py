@@ -23,11 +23,12 @@ TIE = 1e-6  # relative difference of distances that count as equal: absorbs roun
 def fide(
     data: Data, key: str, connectivities_key: str = "spatial_connectivities", library_key: str | None = None
 ) -> float:
-    r"""Compute the F1 score of the labels at both ends of the edges of the spatial graph [1]_.
+    r"""Compute the F1 score of the labels at both ends of the edges of the spatial graph.
 
     .. math:: FIDE(C, A) = F_1\big((C_i, C_j)_{i, j \,:\, A_{ij} > 0}\big)
 
-    One end of an edge is the truth, the other the prediction; the score is the mean over domains, with equal weights.
+    One end of an edge is the truth, the other the prediction; the score is the mean over domains, with equal weights
+    [1]_.
     On a symmetric graph the F1 of a domain is the fraction of its cells' neighbours that belong to it. 1 means that no
     edge crosses a border; a single domain everywhere scores 1 too, so compare labellings of equally many domains.
 
@@ -75,9 +76,9 @@ def fide(
 
 
 def pas(data: Data, key: str, spatial_key: str = "spatial", library_key: str | None = None) -> float:
-    """Compute the fraction of abnormal spots [1]_: six or more of the ten nearest cells have another label.
+    """Compute the fraction of abnormal spots: six or more of the ten nearest cells have another label.
 
-    0 means smooth domains. An expert's labels rarely score 0, as borders bend and domains can be thin.
+    0 means smooth domains [1]_. An expert's labels rarely score 0, as borders bend and domains can be thin.
 
     Parameters
     ----------
