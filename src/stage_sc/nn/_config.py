@@ -20,7 +20,7 @@ FRACTIONS = ("panel_fraction", "min_fraction", "selection_threshold", "domain_sh
 # Largest numbers; all others are at most 10⁹, so that sizes and products stay finite.
 AT_MOST = {
     **{"n_layers": 100, "context_hops": 1000, "smoothing": 1000, "sinkhorn_iterations": 10_000, "dim": 10_000},
-    **{"domain_starts": 100_000, "domain_refined": 100_000, "levels": 10_000_000},
+    **{"domain_starts": 100_000, "domain_refined": 100_000, "levels": 10_000_000, "noise_rate": float("inf")},
 }
 # Smallest values of divisors.
 AT_LEAST = {"temperature": 1e-6, "epsilon": 1e-6}

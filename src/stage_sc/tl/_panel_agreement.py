@@ -11,7 +11,7 @@ from anndata import AnnData
 
 from stage_sc._checks import check_positive
 from stage_sc._input import check_anndata, read_matrix
-from stage_sc._result import label_keys
+from stage_sc._result import Columns, label_keys
 from stage_sc.genes import match_genes
 from stage_sc.graph import graph_view
 from stage_sc.metrics import compare_labels
@@ -110,8 +110,9 @@ def panel_agreement(
 
 
 def _with_genes(adata: AnnData, values: Any, columns: np.ndarray) -> AnnData:
-    """AnnData of some genes; everything else is shared."""
-    view = graph_view(adata)
-    return AnnData(
-        values[:, columns], obs=view.obs, var=adata.var.iloc[columns], obsm=view.obsm, obsp=view.obsp, uns=view.uns
-    )
+    """AnnData of some genes; everything else is shared, but results of `stage_niches` are left out."""
+    view, names = graph_view(adata), Columns("stage")
+    results = [names.path, names.confidence, names.flag, names.domain]
+    obs = view.obs.loc[:, [column not in results and not names.is_level(column) for column in view.obs]]
+    obsm = {key: value for key, value in view.obsm.items() if key != names.embedding}
+    return AnnData(values[:, columns], obs=obs, var=adata.var.iloc[columns], obsm=obsm, obsp=view.obsp, uns=view.uns)
