@@ -9,6 +9,7 @@ import re
 import shutil
 import socket
 import time
+import warnings
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from pathlib import Path
@@ -50,7 +51,8 @@ def read_table(
     table (default: the only one). `spatial_key`, `library_key` and `layer` name coordinates, slide and counts. Errors
     name the file.
     """
-    with naming(repr(str(path)), path.name):
+    with naming(repr(str(path)), path.name), warnings.catch_warnings():
+        warnings.simplefilter("ignore", ad.OldFormatWarning)  # of categories of anndata 0.7
         group = _table(_open(path), path, table_key)
         X = read_elem_lazy(_get(group, ("layers", layer) if layer else ("X",), path))
         xy = read_elem(_get(group, ("obsm", spatial_key), path))

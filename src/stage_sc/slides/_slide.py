@@ -170,7 +170,7 @@ def _tokens(adata: AnnData, vocabulary: Collection[str] | None) -> list[str | No
         )
     else:
         logger.info("The model knows %d of the %d genes.", match.n_matched, is_gene.sum())
-    return match.table["token"].where(is_gene, None).tolist()
+    return [token if gene else None for token, gene in zip(match.table["token"], is_gene, strict=True)]
 
 
 def _slide(
