@@ -6,7 +6,7 @@ To support another container, extend `read_tables` and `Tables.like`, which retu
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from numbers import Real
 from typing import Any, NamedTuple, TypeAlias
 
@@ -217,6 +217,8 @@ def warn_if_overlapping(adata: AnnData, spatial_key: str, library_key: str | Non
 
 def read_labels(adata: AnnData, key: str, *, integers: bool = True) -> pd.Categorical:
     """Read categories, strings, bools or (unless ``integers=False``) integers of ``adata.obs[key]`` as categories."""
+    if not isinstance(key, Hashable):
+        raise TypeError(f"a column of adata.obs is needed, got {key!r} ({type(key).__name__})")
     if key not in adata.obs:
         raise KeyError(f"no column {key!r} in adata.obs, which has {list(adata.obs.columns)}")
     column = adata.obs[key]
@@ -244,6 +246,8 @@ def read_matrix(adata: AnnData, layer: str | None = None) -> Any:
                 f"`adata.X` is None. Pass `layer`, the entry of `adata.layers` with the counts. {find_counts(adata)}"
             )
         matrix = adata.X
+    elif not isinstance(layer, str):
+        raise TypeError(f"`layer` must be a key of `adata.layers`, got {layer!r} ({type(layer).__name__}).")
     elif layer in adata.layers:
         matrix = adata.layers[layer]
     else:
