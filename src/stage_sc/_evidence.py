@@ -1,9 +1,8 @@
-"""Evidence in an AnnData about its slides, units and spots: columns of obs, entries of uns, and the places of cells."""
+"""Evidence in an AnnData about its slides and spots: columns of obs, entries of uns, and the places of cells."""
 
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -11,6 +10,8 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 from scipy.spatial import cKDTree
+
+from stage_sc._coordinates import obs_coordinates, stack_columns, words_in
 
 logger = logging.getLogger("stage_sc")
 
@@ -33,14 +34,6 @@ SAMPLE, NEIGHBOURS = 2000, 8
 # Slides adjoin if cells of both sides lie within this many spacings of each other.
 CONTACT = 5.0
 FEW_CELLS = 100
-
-# Names of columns of obs with coordinates, and µm per unit.
-COORDINATE_COLUMNS = {
-    ("x_centroid", "y_centroid"): 1.0,  # Xenium
-    ("center_x", "center_y"): 1.0,  # MERSCOPE
-    ("CenterX_global_px", "CenterY_global_px"): 0.12028,  # CosMx
-}
-ARRAY_COLUMNS = ("array_row", "array_col")
 
 
 class Overlap(NamedTuple):
@@ -78,12 +71,7 @@ def region_column(uns: Mapping[str, Any]) -> str:
 
 def may_name_slides(column: str) -> bool:
     """Test if a column has the name of a slide, a field of view or an individual."""
-    return bool(_words(column) & SLIDE_WORDS)
-
-
-def _words(name: str) -> set[str]:
-    """Words of a name in lower case; digits are left out."""
-    return {word.casefold() for word in re.findall(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])", str(name))}
+    return bool(words_in(column) & SLIDE_WORDS)
 
 
 def warn_overlap(adata: AnnData, xy: np.ndarray, rows: Mapping[str, np.ndarray], spatial_key: str, where: str) -> None:
@@ -138,10 +126,10 @@ def _remedy(adata: AnnData, column: str, groups: Mapping[str, np.ndarray], cells
             if np.isfinite(plane).all() and not _overlaps(plane, {column: groups[column][cells]}):
                 apart.append(f"`spatial_key={key!r}`")
     pairs = [pair for pair in obs_coordinates(adata.obs) if "global" in pair[0].casefold()]
-    apart += [f"`adata.obsm['global'] = {_columns(pair)}` and `spatial_key='global'`" for pair in pairs[:1]]
+    apart += [f"`adata.obsm['global'] = {stack_columns(pair)}` and `spatial_key='global'`" for pair in pairs[:1]]
     if apart:
         return f"If they are parts of one section, pass global coordinates: {apart[0]}; otherwise pass {by_group}."
-    if _words(column) & FIELD_WORDS:
+    if words_in(column) & FIELD_WORDS:
         return f"Fields of one section need global coordinates (`spatial_key`); otherwise pass {by_group}."
     return f"Pass {by_group}, or coordinates in which they lie apart (`spatial_key`)."
 
@@ -200,7 +188,7 @@ def _overlaps(plane: np.ndarray, groups: Mapping[str, np.ndarray]) -> list[Overl
         p = size[:, None] / (size[:, None] + size)
         mixing = cross / (2 * p * (1 - p))
         np.fill_diagonal(mixing, 0)
-        limit = MIXED_ANATOMY if _words(name) & ANATOMY_WORDS else MIXED
+        limit = MIXED_ANATOMY if words_in(name) & ANATOMY_WORDS else MIXED
         mixed = (mixing > limit) & (np.minimum(size[:, None], size) >= GROUP_CELLS)
         crossing = 1 - inner.sum() / max(pairs.sum(), 1)
         if limit == MIXED_ANATOMY and crossing < limit * (1 - np.square(size / size.sum()).sum()):
@@ -313,113 +301,3 @@ def warn_background(adata: AnnData, where: str) -> None:
                         value,
                     ),
                 )
-
-
-def obs_coordinates(obs: pd.DataFrame) -> list[tuple[str, str]]:
-    """Pairs of numeric columns of obs that may be coordinates x and y by their names, the likeliest first."""
-    numeric = {str(name) for name in obs.columns if _is_numeric(obs[name])}
-    pairs = set()
-    for x in numeric:
-        for old, new in (("x", "y"), ("X", "Y"), ("col", "row"), ("Col", "Row"), ("1", "2"), ("0", "1"), ("_2", "_1")):
-            for match in re.finditer(old, x):
-                y = x[: match.start()] + new + x[match.end() :]
-                spatial = re.search(r"spatial|coord|cent|pos|loc|sdim|pixel|px|global|^x|x$|^X|col", x, re.IGNORECASE)
-                if y in numeric and spatial and (old not in ("1", "0") or _words(x) & {"spatial", "coord", "sdim"}):
-                    pairs.add((x, y))
-
-    def rank(pair: tuple[str, str]) -> tuple[bool, ...]:
-        name = pair[0].casefold()
-        return (
-            bool(re.search("umap|tsne|pca|pc_|count|gene", name)),
-            pair not in COORDINATE_COLUMNS,
-            "array" in name,
-            "local" in name,
-            "global" not in name,
-        )
-
-    ranked = sorted(pairs, key=lambda pair: (*rank(pair), len(pair[0]), pair))
-    return [pair for pair in ranked if not rank(pair)[0]]
-
-
-def _is_numeric(values: Any) -> bool:
-    return (
-        isinstance(values, pd.Series)
-        and pd.api.types.is_numeric_dtype(values)
-        and not pd.api.types.is_bool_dtype(values)
-        and not pd.api.types.is_complex_dtype(values)
-    )
-
-
-def _columns(pair: tuple[str, str]) -> str:
-    return f"adata.obs[[{pair[0]!r}, {pair[1]!r}]].to_numpy()"
-
-
-def suggest_coordinates(obs: pd.DataFrame, spatial_key: str) -> str:
-    """Sentence with the columns of obs that may be coordinates, and the line that stores them; "" without any."""
-    pairs = obs_coordinates(obs)
-    if not pairs:
-        return ""
-    others = "".join(f"; also {x!r} and {y!r}" for x, y in pairs[1:3])
-    return (
-        f"The columns {pairs[0][0]!r} and {pairs[0][1]!r} of obs may be these: "
-        f"`adata.obsm[{spatial_key!r}] = {_columns(pairs[0])}`{others}. "
-    )
-
-
-def known_scale(obs: pd.DataFrame, rows: np.ndarray, xy: np.ndarray) -> float | None:
-    """µm per unit from columns of obs with coordinates of known unit, which are `xy` up to a factor and a shift."""
-    for pair, unit in COORDINATE_COLUMNS.items():
-        if any(name not in obs or not _is_numeric(obs[name]) for name in pair):
-            continue
-        known = obs[list(pair)].iloc[rows].to_numpy(dtype=np.float64, na_value=np.nan)
-        if not np.isfinite(known).all() or len(xy) < 4:
-            continue
-        a, b = xy - xy.mean(axis=0), known - known.mean(axis=0)
-        norm = np.linalg.norm(a)
-        factor = float(np.linalg.norm(b) / norm) if norm else 0.0
-        for turned in (b, b[:, ::-1]):
-            if factor and np.abs(np.abs(a * factor) - np.abs(turned)).max() <= 1e-3 * np.abs(b).max():
-                return float(f"{factor * unit:.6g}")
-    return None
-
-
-def image_scale(uns: Mapping[str, Any], name: str) -> float | None:
-    """µm per pixel of the image of a slide in ``uns["spatial"]``; ``None`` if it is not there, or differs."""
-    libraries = uns.get("spatial")
-    if not isinstance(libraries, Mapping):
-        return None
-    chosen = [libraries[name]] if name in libraries else list(libraries.values())
-    found = set()
-    for library in chosen:
-        factors = library.get("scalefactors") if isinstance(library, Mapping) else None
-        value = factors.get("microns_per_pixel") if isinstance(factors, Mapping) else None
-        if isinstance(value, int | float | np.number) and 0 < float(value) < np.inf:
-            found.add(float(value))
-    return found.pop() if len(found) == 1 else None
-
-
-def check_array_indices(obs: pd.DataFrame, rows: np.ndarray, xy: np.ndarray, spatial_key: str, where: str) -> None:
-    """Refuse spots placed by their row and column in a hexagonal array, which distorts the distances between them.
-
-    Rows and columns are whole numbers, of which the sum is even for all spots, or odd for all.
-    """
-    if len(xy) < 16 or not (xy == np.round(xy)).all() or np.abs(xy).max() > 2**52:
-        return
-    steps = (xy - xy.min(axis=0)).astype(np.int64)
-    unit = int(np.gcd.reduce(np.gcd.reduce(steps, axis=0)))
-    if unit < 1 or np.ptp(steps.sum(axis=1) // unit % 2):
-        return
-    distance = cKDTree(steps / unit).query(steps[:SAMPLE] / unit, 2)[0][:, 1]
-    if np.mean(np.abs(distance - np.sqrt(2)) < 1e-6) < 0.5:
-        return
-    row, column = (0, 1) if np.ptp(steps[:, 0]) < np.ptp(steps[:, 1]) else (1, 0)  # 78 rows, 128 columns
-    if all(name in obs and _is_numeric(obs[name]) for name in ARRAY_COLUMNS):
-        row, column = (0, 1) if np.array_equal(xy[:, 0], obs[ARRAY_COLUMNS[0]].iloc[rows]) else (1, 0)
-    stored = f"adata.obsm[{spatial_key!r}]"
-    factor = "" if unit == 1 else f" / {unit}"
-    raise ValueError(
-        f"{where}`{stored}` holds array indices, not coordinates: whole numbers whose sum is even for all {len(xy)} "
-        "spots or odd for all, as rows and columns of Visium (nearest spots are 1.41 units apart, the next 2). In µm "
-        f"(column {row} taken as the row, 100 µm between spots): `{stored} = np.c_[{stored}[:, {column}]{factor} * 50, "
-        f"{stored}[:, {row}]{factor} * 86.6]`; or use the pixels of the positions file."
-    )

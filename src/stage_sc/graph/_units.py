@@ -12,7 +12,7 @@ from anndata import AnnData
 from scipy.spatial import cKDTree
 
 from stage_sc._checks import check_choice, check_positive
-from stage_sc._evidence import image_scale, known_scale
+from stage_sc._coordinates import image_scale, known_scale
 from stage_sc._input import SlideCodes, about
 from stage_sc.graph._platforms import MODE_DEFAULTS, NEIGHBOURHOODS, Layout, Mode, Platform, find_platform
 
@@ -159,7 +159,7 @@ def _separate_places(xy: np.ndarray, slide: str, spatial_key: str) -> np.ndarray
         message = (
             f"{about(slide)}{counts[most]} of {len(xy)} cells lie at the same place, ({x:g}, {y:g}), and "
             f"{int((counts > SHARED_PLACE).sum())} place(s) have more than {SHARED_PLACE} cells; each is joined with "
-            "all others at its place. Is this a placeholder for cells without position? Then remove them: `adata = "
+            "all others at its place. Do they lack a position? Then remove them: `adata = "
             f"adata[(adata.obsm[{spatial_key!r}][:, :2] != [{x:.12g}, {y:.12g}]).any(axis=1)].copy()`."
         )
         if counts[most] > MAX_SHARED_PLACE:

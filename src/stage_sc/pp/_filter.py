@@ -10,7 +10,8 @@ import numpy as np
 from anndata import AnnData
 
 from stage_sc._checks import check_positive
-from stage_sc._input import check_anndata, find_counts, read_coordinates, read_matrix, to_csr
+from stage_sc._input import check_anndata, read_coordinates
+from stage_sc._matrix import find_counts, read_matrix, to_csr
 from stage_sc.genes import is_control
 
 logger = logging.getLogger("stage_sc.pp")

@@ -15,7 +15,7 @@ import numpy as np
 import scipy.sparse as sp
 from anndata import AnnData
 
-from stage_sc._input import read_matrix, to_csr
+from stage_sc._matrix import read_matrix, to_csr
 from stage_sc.slides._canonical import row_sums
 from stage_sc.slides._stored import MatrixWriter, StoredMatrix
 from stage_sc.slides._values import Values

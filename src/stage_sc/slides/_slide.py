@@ -15,7 +15,8 @@ import scipy.sparse as sp
 from anndata import AnnData
 from scipy.spatial import cKDTree
 
-from stage_sc._input import about, find_counts, read_coordinates, read_matrix, read_slide_codes, slide_name
+from stage_sc._input import about, read_coordinates, read_slide_codes, slide_name
+from stage_sc._matrix import find_counts, read_matrix
 from stage_sc.genes import gene_tokens, match_genes
 from stage_sc.graph import gaussian_weights, graph_view, permute, read_graph
 from stage_sc.nn import StageConfig

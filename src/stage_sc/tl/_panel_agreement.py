@@ -10,7 +10,8 @@ import pandas as pd
 from anndata import AnnData
 
 from stage_sc._checks import check_positive
-from stage_sc._input import check_anndata, read_matrix
+from stage_sc._input import check_anndata
+from stage_sc._matrix import read_matrix
 from stage_sc._result import Columns, label_keys
 from stage_sc.genes import match_genes
 from stage_sc.graph import graph_view
