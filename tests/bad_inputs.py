@@ -1,22 +1,26 @@
-"""Generated bad inputs for every public function: ``python tests/bad_inputs.py [NUMBER] [SEED]``.
+"""Generated inputs for every public function, most of them bad: ``python tests/bad_inputs.py [NUMBER] [SEED]``.
 
 An input is an argument of a wrong type or value, or a damaged object. Counted as a fault: an error of a library, a bare
-Python error, an input accepted that cannot be right, a changed object after an error, an open figure.
+Python error, a wrong value that is accepted, a right one that is refused or changes the result, a changed object or
+file, an open figure.
 """
 
 from __future__ import annotations
 
+import atexit
 import copy
 import inspect
 import logging
+import shutil
 import sys
 import tempfile
 import traceback
 import warnings
 from collections import Counter
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import anndata as ad
 import matplotlib as mpl
@@ -28,228 +32,419 @@ import scipy.sparse as sp
 import stage_sc as st
 
 CLEAR = (TypeError, ValueError, KeyError, OSError, ImportError)
-# Values that no argument of the type takes.
+FOLDER = Path(tempfile.mkdtemp(prefix="bad-inputs-"))
+FILE = FOLDER / "slide.h5ad"  # of the user
+atexit.register(shutil.rmtree, FOLDER, ignore_errors=True)
+
+NAN, INF = float("nan"), float("inf")
+TEXT = [3, 1.5, True, b"x", ["a", "b"], {"a": 1}, object(), np.ones(3), "", "no such name"]
+NUMBER = ["many", "1", -1, False, 0, NAN, INF, True, [1], {}, object(), 1 + 1j, np.ones(2)]
+NAMES = [3, 1.5, b"x", {"a": 1}, object(), [1.5], [None], [["a"]], [], "no such name", ["no such name"]]
+PATHS: list[Any] = [3, 1.5, True, object(), {}, [], b"x", "", "\0"]
+MODEL = [*PATHS, "no such file", FOLDER, FILE, "hf://", "hf://a", pd.DataFrame()]
+DATA = [3, "slide.h5ad", [], {}, [None], {"a": 3}, pd.DataFrame({"a": [1]}), np.ones((3, 2)), object(), [[]]]
+# Wrong values of an argument, by its annotation. ``None`` is another one where the annotation lacks it.
 WRONG: dict[str, list[Any]] = {
-    "text": [3, 1.5, b"x", ["a", "b"], {"a": 1}, object(), np.ones(3)],
-    "number": ["many", -1, 0, float("nan"), float("inf"), [1], {}, object(), None, "1"],
-    "count": ["many", -1, 0, 2.5, float("nan"), [1], {}, object(), np.array([1, 2])],
-    "flag": ["no", 2, [], object(), "True"],
-    "data": [None, 3, "slide.h5ad", [], {}, [None], {"a": 3}, pd.DataFrame({"a": [1]}), np.ones((3, 2)), object()],
-    "rng": ["seed", -1, 1.5, [], object()],
-    "path": [3, 1.5, object(), {}],
+    "bool": ["no", "True", 2, 0, 1.0, [], object(), NAN],
+    "int": [*NUMBER, 2.5, np.array([1, 2])],
+    "float": [*NUMBER, 1e300],
+    "float | Mapping[str, float]": [*NUMBER, {"slide1": "a"}, {"slide1": -1}, {"no slide": 1.0}, {"slide1": None}],
+    **dict.fromkeys(("str", "Mode", "Species", "Literal['right margin', 'on data']"), TEXT),
+    **dict.fromkeys(("str | Sequence[str]", "Sequence[str]"), NAMES),
+    "str | os.PathLike[str]": [*PATHS, FOLDER / "none" / "none", FILE, FOLDER],
+    "Iterable[str | os.PathLike[str]]": [3, "slide", FILE, {}, [], [3], [None], [FOLDER / "none"], [FOLDER], object()],
+    "bool | str | Path": [3, 1.5, object(), {}, "", "picture.xyz", FOLDER / "none" / "a.png", FILE, FOLDER],
+    "Stage | str | os.PathLike[str]": MODEL,
+    "int | np.random.Generator": ["seed", -1, 1.5, True, [], [1], object(), NAN, np.ones(2)],
+    "Iterable[str]": [3, "gene", object(), [], [3], [None]],
+    "list[str]": [3, "gene", None, object(), [3], [None], ["a", "a"]],
+    "Mapping[str, str]": [3, "viridis", ["red"], object(), {"N1": "no colour"}, {"N1": 3}],
+    "tuple[float, float]": [3, "ab", (1,), (1, 2, 3), (0, 1), (-1, 1), (NAN, 1), (1, INF), ("a", 1), object(), 10**6],
+    "Axes": [3, "ax", object(), [], [None]],
+    "StageConfig": [3, "paper", {}, {"dim": 8}, object(), st.model.StageConfig],
+    "Callable[[pd.DataFrame], None]": [3, "print", [print], {}],
+    "Stage": [3, "bundled", object(), {}],
+    "Stage | pd.DataFrame": [3, "bundled", object(), {}, pd.DataFrame(), pd.DataFrame({"loss": ["a"]})],
+    "tuple[int, ...]": [3, "ab", [], [0], [2, 3], [2.5, 9], ["a"], [None], (NAN,), (True, 4), object()],
+    **dict.fromkeys(("Literal['none', 'center', 'standardize']", "Literal['leaves', 'all']"), TEXT),
+    **dict.fromkeys(("Literal['context', 'cosine']", "Literal['prototype', 'slide']", "Literal['path', 'top-down']"), TEXT),
+    "Any": [3, 1.5, "no such name", object(), [], {}],
+    **dict.fromkeys(("AnnData", "Data", "AnnData | Sequence[AnnData] | Mapping[str, AnnData]"), DATA),
+    "AnnData | Sequence[AnnData] | Mapping[str, AnnData] | Store": DATA,
 }
-KINDS = {
-    **dict.fromkeys(("spatial_key", "library_key", "layer", "key_added", "connectivities_key", "key", "name"), "text"),
-    **dict.fromkeys(("technology", "mode", "device", "reference", "table_key"), "text"),
-    **dict.fromkeys(("scale", "radius", "local", "view", "sigma", "size"), "number"),
-    **dict.fromkeys(
-        ("n_domains", "min_cells", "epochs", "patience", "n_splits", "ncols", "max_level", "n_cells"), "count"
-    ),
-    **dict.fromkeys(("copy", "settle"), "flag"),
-    **dict.fromkeys(("data", "adata"), "data"),
-    **dict.fromkeys(("rng",), "rng"),
-    **dict.fromkeys(("checkpoint", "path", "out", "model", "init", "config"), "path"),
+# Right values among the wrong ones, by the argument (of one function, or of all).
+MEANT: dict[str, list[Any]] = {
+    **dict.fromkeys(("batch_effect", "rotation", "epochs", "seed"), [0]),
+    **dict.fromkeys(("n_layers", "warmup_epochs", "smoothing", "swav_weight", "reconstruction_weight"), [0]),
+    **dict.fromkeys(("path_weight", "constant_component", "noise_scale", "persistence", "min_sd"), [0]),
+    **dict.fromkeys(("whitening_ridge", "prior_weight", "domain_shrinkage"), [0]),
+    **dict.fromkeys(("noise_rate", "radius", "local", "view", "sigma", "size"), [1e300]),
+    **dict.fromkeys(("name", "version", "key_added", "table_key"), ["no such name"]),
+    **dict.fromkeys(("lesion",), [[]]),
+    "model.Stage.slides": [[], ["a", "a"]],
+    "library_key": [""],
+    "title": ["", "no such name"],
+    "pp.build_graph.scale": [{}],
+    "data.build_store.path": [FOLDER, FOLDER / "none" / "none"],
+    "tl.label_files.out": [FOLDER / "none" / "none"],
+    "model.save_checkpoint.path": [FILE],
 }
-# ``None`` and some numbers are defaults with a meaning.
-ALLOWED = {
-    ("scale", None), ("local", None), ("view", None), ("sigma", None), ("epochs", 0),
-}  # fmt: skip
 
 
-def tissue() -> ad.AnnData:
-    """A labelled section."""
+class Damage(NamedTuple):
+    """A change of an object."""
+
+    part: str
+    """Part of the object: X, genes (v), places (p), slides (s), graph (g, u in uns), result (r), labels (l), number of cells (n)."""
+    outcome: str
+    """``"error"``, ``"warning"`` (or an error), ``"right"`` (no error), or ``"same"`` (no error, and the same result)."""
+    change: Callable[[ad.AnnData], None]
+
+
+def x(outcome: str, make: Callable[[sp.csr_matrix], Any]) -> Damage:
+    """Change of the expression, also to forms that AnnData does not convert."""
+    return Damage("X", outcome, lambda a: setattr(a, "_X", make(a.X.copy())))
+
+
+def entry(value: float) -> Damage:
+    """One value of the expression."""
+    return x("error", lambda X: X.data.__setitem__(3, value) or X)
+
+
+def places(outcome: str, make: Callable[[np.ndarray], Any]) -> Damage:
+    return Damage("p", outcome, lambda a: a.obsm.__setitem__("spatial", make(np.array(a.obsm["spatial"]))))
+
+
+def uns(part: str, key: str, value: Any) -> Damage:
+    return Damage(part, "error", lambda a: a.uns.__setitem__(key, value))
+
+
+def column(part: str, outcome: str, name: str, make: Callable[[pd.Series], Any]) -> Damage:
+    return Damage(part, outcome, lambda a: a.obs.__setitem__(name, make(a.obs[name])))
+
+
+def cells(outcome: str, rows: Any) -> Damage:
+    return Damage("n", outcome, lambda a: a._inplace_subset_obs(np.arange(a.n_obs)[rows]))
+
+
+def genes(outcome: str, names: Callable[[list[str]], list[str]]) -> Damage:
+    return Damage("v", outcome, lambda a: setattr(a, "var_names", names(list(a.var_names))))
+
+
+def first(values: pd.Series, n: int, value: Any) -> pd.Series:
+    """Column of objects with another value in the first cells."""
+    return values.astype(object).where(np.arange(len(values)) >= n, value)
+
+
+def graphs(change: Callable[[ad.AnnData, str], None]) -> Damage:
+    return Damage("g", "error", lambda a: [change(a, key) for key in list(a.obsp)] and None)
+
+
+def twice(part: str, name: str) -> Damage:
+    """A column that is there twice, which anndata takes but cannot subset."""
+    return Damage(part, "error", lambda a: setattr(a, "obs", pd.concat([a.obs, a.obs[[name]]], axis=1)))
+
+
+def odd_columns(adata: ad.AnnData) -> None:
+    """Columns that no function reads."""
+    adata.obs[0], adata.obs["lists"] = 1, [[1]] * adata.n_obs
+
+
+DAMAGES: dict[str, Damage] = {
+    "NaN in X": entry(NAN),
+    "infinite X": entry(INF),
+    "negative X": entry(-1),
+    "huge X": entry(1e38),
+    "index out of range": x("error", lambda X: X.indices.__setitem__(5, 10**6) or X),
+    "index negative": x("error", lambda X: X.indices.__setitem__(5, -1) or X),
+    "complex X": x("error", lambda X: X.toarray().astype(complex)),
+    "object X": x("error", lambda X: X.toarray().astype(object)),
+    "text X": x("error", lambda X: X.toarray().astype(int).astype(str)),
+    "masked X": x("error", lambda X: np.ma.masked_less(X.toarray(), 1)),
+    "no X": Damage("X", "error", lambda a: setattr(a, "X", None)),
+    "bool X": x("right", lambda X: X.astype(bool)),
+    "negative zeros": x("same", lambda X: np.where(X.toarray() == 0, np.float32(-0.0), X.toarray())),
+    "integer X": x("same", lambda X: X.astype(np.int16)),
+    "big-endian X": x("same", lambda X: X.toarray().astype(">f8")),
+    "Fortran X": x("same", lambda X: np.asfortranarray(X.toarray())),
+    "csc X": x("same", lambda X: X.tocsc()),
+    "csr array": x("same", sp.csr_array),
+    "read-only X": x("same", lambda X: X.data.setflags(write=False) or X.indices.setflags(write=False) or X),
+    "unknown genes": genes("error", lambda names: [f"x{i}" for i in range(len(names))]),
+    "duplicated genes": genes("warning", lambda names: [names[0], *names[:-1]]),
+    "no genes": Damage("v", "error", lambda a: a._inplace_subset_var(np.zeros(a.n_vars, bool))),
+    "place NaN": places("error", lambda xy: np.where(np.arange(len(xy))[:, None] == 4, np.nan, xy)),
+    "place infinite": places("error", lambda xy: np.where(np.arange(len(xy))[:, None] == 4, np.inf, xy)),
+    "places text": places("error", lambda xy: xy.astype(str)),
+    "places objects": places("error", lambda xy: np.full(xy.shape, "a", object)),
+    "places complex": places("error", lambda xy: xy + 1j),
+    "places bool": places("error", lambda xy: xy > 100),
+    "places in 1 column": places("error", lambda xy: xy[:, :1]),
+    "places in 4 columns": places("error", lambda xy: np.c_[xy, xy]),
+    "places dates": places("error", lambda xy: xy.astype("datetime64[s]")),
+    "places equal": places("error", np.zeros_like),
+    "places on a line": places("error", lambda xy: np.c_[xy[:, 0], 2 * xy[:, 0]]),
+    "third coordinate": places("error", lambda xy: np.c_[xy, np.arange(len(xy))]),
+    "no places": Damage("p", "error", lambda a: a.obsm.pop("spatial")),
+    "places integer": places("right", lambda xy: xy.astype(np.int32)),
+    "places of 1e12": places("warning", lambda xy: 1e12 * xy),
+    "places shifted by 1e12": places("right", lambda xy: 1e12 + xy),
+    "places in a frame": places("right", lambda xy: pd.DataFrame(xy, index=pd.RangeIndex(len(xy)).astype(str))),
+    "many cells at a place": places("right", lambda xy: np.where(np.arange(len(xy))[:, None] < 40, xy[0], xy)),
+    "slides missing": column("s", "error", "slide", lambda s: first(s, 3, None)),
+    "slides NaN": column("s", "error", "slide", lambda s: pd.Series(first(s.cat.codes, 3, np.nan), dtype=float)),
+    "a slide of 3 cells": column("s", "error", "slide", lambda s: first(s, 3, "few")),
+    "no slide column": Damage("s", "error", lambda a: a.obs.__delitem__("slide")),
+    "two columns for slides": twice("s", "slide"),
+    "two columns for labels": twice("l", "stage_domain"),
+    "slides float": column("s", "right", "slide", lambda s: s.cat.codes.astype(float)),
+    "slides bool": column("s", "right", "slide", lambda s: s == "slide1"),
+    "slides with unused names": column("s", "same", "slide", lambda s: s.cat.add_categories(["none", "slide0"])),
+    "graph without slides": uns("u", "stage_graph", {"params": {}}),
+    "graph is text": uns("u", "stage_graph", "graph"),
+    "graph of another shape": graphs(lambda a, key: a.obsp._data.__setitem__(key, a.obsp[key][:9, :9])),
+    "graph of text": graphs(lambda a, key: a.obsp._data.__setitem__(key, np.full((a.n_obs, a.n_obs), "a"))),
+    "graph with NaN": graphs(lambda a, key: a.obsp[key].data.__setitem__(4, np.nan)),
+    "graph out of range": graphs(lambda a, key: a.obsp[key].indices.__setitem__(4, 10**6)),
+    "no graph": graphs(lambda a, key: a.obsp.__delitem__(key)),
+    "result is broken": uns("r", "stage", {"tree": "none"}),
+    "result is a list": uns("r", "stage", [1, 2]),
+    "labels continuous": column("l", "error", "stage_domain", lambda s: np.linspace(0, 1, len(s))),
+    "labels missing": column("l", "error", "stage_domain", lambda s: pd.Categorical([None] * len(s))),
+    "labels are dates": column("l", "error", "stage_domain", lambda s: pd.date_range("2020", periods=len(s))),
+    "labels are lists": column("l", "error", "stage_domain", lambda s: [[1]] * len(s)),
+    "labels with unused names": column("l", "same", "stage_domain", lambda s: s.cat.add_categories(["none"])),
+    "0 cells": cells("error", slice(0)),
+    "1 cell": cells("error", slice(1)),
+    "3 cells": cells("error", slice(3)),
+    "half of the cells": cells("right", slice(None, None, 2)),
+    "odd columns": Damage("n", "same", odd_columns),
+    "duplicated cells": Damage("n", "same", lambda a: setattr(a, "obs_names", [*a.obs_names[:1], *a.obs_names[:-1]])),
+}
+# Parts of an object that a function reads.
+READS = {
+    "pp.build_graph": "psn",
+    "pp.filter_cells": "pn",
+    "pp.filter_genes": "Xvn",
+    "pp.match_genes": "v",
+    "tl.stage_niches": "Xvpsgurn",
+    "tl.fit": "Xvpsgun",
+    "tl.panel_agreement": "Xvpsgun",
+    "tl.label_files": "Xvpsn",
+    "data.build_store": "Xvpsn",
+    "pl.spatial_domains": "psgrln",
+    "pl.niche_tree": "srn",
+    "metrics.ari": "sln",
+    "metrics.nmi": "sln",
+    "metrics.jsd": "sln",
+    "metrics.fide": "sgln",
+    "metrics.pas": "psln",
+    "metrics.asw": "psln",
+    "metrics.evaluate": "psgln",
+}
+FEW = {"1 cell", "3 cells"}
+SHAPES = {"places on a line", "third coordinate", "places of 1e12", "a slide of 3 cells"}
+FILTERED = {"place NaN", "place infinite"}
+# Damages of these parts that are none for a function.
+HARMLESS: dict[str, set[str]] = {
+    "pp.filter_cells": {*FEW, *SHAPES, *FILTERED, "places equal"},
+    "pp.filter_genes": {*FEW, "unknown genes", "duplicated genes"},
+    "pp.match_genes": {"duplicated genes"},
+    **dict.fromkeys(("tl.label_files", "data.build_store"), {*FILTERED, "masked X"}),
+    "pl.spatial_domains": {*FEW, *SHAPES, "places equal", "labels missing", "no graph"},
+    "pl.niche_tree": {*FEW, "a slide of 3 cells"},
+    **{f"metrics.{name}": {*FEW, *SHAPES} for name in ("ari", "nmi", "jsd", "fide", "pas", "asw", "evaluate")},
+}
+HARMLESS["metrics.jsd"] = SHAPES
+HARMLESS["data.build_store"] = HARMLESS["data.build_store"] | {"unknown genes"}
+
+
+@cache
+def targets() -> dict[str, tuple[Callable[..., Any], dict[str, Any]]]:
+    """Public functions with arguments that work."""
     adata = st.datasets.simulate_tissue(150, n_slides=2, rng=1)
     adata.obs["expert"] = adata.obs["domain"].astype(str)
     st.pp.build_graph(adata, library_key="slide")
-    st.tl.stage_niches(adata, n_domains=3)
-    return adata
-
-
-def _x(value: float) -> Callable[[ad.AnnData], None]:
-    def change(adata: ad.AnnData) -> None:
-        X = adata.X.toarray()
-        X[3, 2] = value
-        adata.X = X
-
-    return change
-
-
-def _xy(values: Callable[[np.ndarray], Any]) -> Callable[[ad.AnnData], None]:
-    def change(adata: ad.AnnData) -> None:
-        adata.obsm["spatial"] = values(np.array(adata.obsm["spatial"]))
-
-    return change
-
-
-def _uns(key: str, value: Any) -> Callable[[ad.AnnData], None]:
-    def change(adata: ad.AnnData) -> None:
-        adata.uns[key] = value
-
-    return change
-
-
-def _out_of_range(adata: ad.AnnData) -> None:
-    adata.X.indices[5] = 10**6
-
-
-def _missing_slides(adata: ad.AnnData) -> None:
-    adata.obs["slide"] = adata.obs["slide"].astype(object).where(np.arange(adata.n_obs) > 3)
-
-
-# Damages of an object, by name.
-DAMAGES: dict[str, Callable[[ad.AnnData], None]] = {
-    "NaN in X": _x(np.nan),
-    "infinite X": _x(np.inf),
-    "negative X": _x(-1),
-    "index out of range": _out_of_range,
-    "complex X": lambda a: setattr(a, "X", a.X.toarray().astype(complex)),
-    "coordinates NaN": _xy(lambda xy: np.where(np.arange(len(xy))[:, None] == 4, np.nan, xy)),
-    "coordinates text": _xy(lambda xy: xy.astype(str)),
-    "coordinates complex": _xy(lambda xy: xy + 1j),
-    "coordinates 1 column": _xy(lambda xy: xy[:, :1]),
-    "coordinates 4 columns": _xy(lambda xy: np.c_[xy, xy]),
-    "coordinates equal": _xy(np.zeros_like),
-    "coordinates dates": _xy(lambda xy: xy.astype("datetime64[s]")),
-    "no coordinates": lambda a: a.obsm.pop("spatial"),
-    "slides missing": _missing_slides,
-    "no slide column": lambda a: a.obs.drop(columns="slide", inplace=True),
-    "graph broken": _uns("stage_graph", {"params": {}}),
-    "graph text": _uns("stage_graph", "graph"),
-    "result broken": _uns("stage", {"tree": "none"}),
-    "result foreign": _uns("stage", [1, 2]),
-    "genes of nothing": lambda a: setattr(a, "var_names", [f"x{i}" for i in range(a.n_vars)]),
-    "no X": lambda a: setattr(a, "X", None),
-}
-# Damages that a function does not read.
-UNREAD = {
-    "pp.build_graph": {"NaN in X", "infinite X", "negative X", "index out of range", "complex X", "graph broken",
-                       "graph text", "result broken", "result foreign", "genes of nothing", "no X"},
-    "pp.match_genes": set(DAMAGES) - {"genes of nothing"},
-}  # fmt: skip
-
-
-def targets() -> dict[str, tuple[Callable[..., Any], dict[str, Any]]]:
-    """Functions with arguments that work."""
-    adata, folder = tissue(), Path(tempfile.mkdtemp())
-    adata.write_h5ad(folder / "slide.h5ad")
     config = st.model.StageConfig(dim=16, n_layers=1, levels=(2, 6), epochs=1, warmup_epochs=0, batch_size=64)
-    named = {"library_key": "slide"}
-    return {
-        "pp.build_graph": (st.pp.build_graph, {"data": adata, **named}),
-        "pp.filter_cells": (st.pp.filter_cells, {"adata": adata}),
-        "pp.filter_genes": (st.pp.filter_genes, {"adata": adata}),
-        "pp.match_genes": (st.pp.match_genes, {"adata": adata}),
-        "tl.stage_niches": (st.tl.stage_niches, {"data": adata, "n_domains": 3}),
-        "tl.fit": (st.tl.fit, {"data": adata, "config": config, "progress": False}),
-        "tl.panel_agreement": (st.tl.panel_agreement, {"adata": adata, "n_splits": 1}),
-        "tl.label_files": (st.tl.label_files, {"files": [folder / "slide.h5ad"], "out": folder / "out", **named}),
-        "data.build_store": (
-            st.data.build_store,
-            {"files": [folder / "slide.h5ad"], "path": folder / "store", "progress": False, **named},
-        ),
-        "pl.spatial_domains": (st.pl.spatial_domains, {"data": adata, "return_fig": True}),
-        "pl.niche_tree": (st.pl.niche_tree, {"data": adata, "return_fig": True}),
-        "metrics.ari": (st.metrics.ari, {"data": adata, "key": "stage_domain", "reference": "expert"}),
-        "metrics.jsd": (st.metrics.jsd, {"data": adata, "key": "stage_domain", **named}),
-        "metrics.fide": (st.metrics.fide, {"data": adata, "key": "stage_domain", **named}),
-        "metrics.pas": (st.metrics.pas, {"data": adata, "key": "stage_domain", **named}),
-        "metrics.asw": (st.metrics.asw, {"data": adata, "key": "stage_domain", **named}),
-        "metrics.evaluate": (st.metrics.evaluate, {"data": adata, "keys": "stage_domain", **named}),
-        "datasets.simulate_tissue": (st.datasets.simulate_tissue, {"n_cells": 100}),
-        "model.load_checkpoint": (st.model.load_checkpoint, {"path": folder / "none.safetensors"}),
+    model = st.tl.fit(adata, config=config, progress=False)
+    st.tl.stage_niches(adata, n_domains=3, model=model)
+    adata.write_h5ad(FILE)
+    model_file = st.model.save_checkpoint(model, FOLDER / "model")
+    st.data.build_store([FILE], FOLDER / "corpus", library_key="slide", progress=False)
+    good: dict[str, dict[str, Any]] = {
+        "tl.stage_niches": {"model": model, "n_domains": 3},
+        "tl.fit": {"config": config, "progress": False},
+        "tl.panel_agreement": {"model": model, "n_splits": 1},
+        "tl.label_files": {"files": [FILE], "out": FOLDER / "out", "model": model},
+        "data.build_store": {"files": [FILE], "path": FOLDER / "store", "progress": False},
+        "data.Store": {"path": FOLDER / "corpus"},
+        "pl.training_curves": {"history": model, "return_fig": True},
+        "metrics.evaluate": {"keys": "stage_domain"},
+        "datasets.simulate_tissue": {"n_cells": 100},
+        "datasets.simulate_cohort": {"n_cells": 100},
+        "model.Stage": {"config": config, "genes": ["a", "b"], "slides": ["one"]},
+        "model.load_checkpoint": {"path": model_file},
+        "model.save_checkpoint": {"model": model, "path": FOLDER / "saved"},
+        **{f"pl.{name}": {"return_fig": True} for name in ("spatial_domains", "niche_tree")},
+        **{f"metrics.{name}": {"key": "stage_domain"} for name in ("jsd", "fide", "pas", "asw")},
+        **{f"metrics.{name}": {"key": "stage_domain", "reference": "expert"} for name in ("ari", "nmi")},
     }
+    found = {}
+    for module in ("pp", "tl", "pl", "metrics", "datasets", "data", "model"):
+        for name in sorted(set(getattr(st, module).__all__) - {"GeneMatch"}):  # a result
+            function = getattr(getattr(st, module), name)
+            parameters, arguments = inspect.signature(function).parameters, good.get(f"{module}.{name}", {})
+            arguments |= {key: adata for key in ("data", "adata") if key in parameters}
+            if "library_key" in parameters and name not in ("fit", "stage_niches"):
+                arguments["library_key"] = "slide"
+            found[f"{module}.{name}"] = function, arguments
+    return found
+
+
+def wrong_values(name: str, parameter: inspect.Parameter) -> list[Any]:
+    """Values that an argument does not take; a KeyError for an annotation without any."""
+    meant = MEANT.get(parameter.name, []) + MEANT.get(f"{name}.{parameter.name}", [])
+    values = [value for value in WRONG[parameter.annotation.removesuffix(" | None")] if not _among(value, meant)]
+    return values + [None] * ("None" not in parameter.annotation and not _among(None, meant))
+
+
+def _among(value: Any, meant: list[Any]) -> bool:
+    return any(type(value) is type(other) and repr(value) == repr(other) for other in meant)
 
 
 def generate(number: int, seed: int) -> list[tuple[str, str, Any]]:
-    """Function, and argument with a wrong value or the name of a damage."""
-    rng, inputs, functions = np.random.default_rng(seed), [], targets()
-    for name, (function, good) in functions.items():
-        for parameter in inspect.signature(function).parameters:
-            for value in WRONG.get(KINDS.get(parameter, ""), []):
-                if not any(parameter == key and (value is allowed) for key, allowed in ALLOWED):
-                    inputs.append((name, parameter, value))
-        if isinstance(good.get("data", good.get("adata")), ad.AnnData):
-            inputs += [(name, "damage", damage) for damage in DAMAGES if damage not in UNREAD.get(name, ())]
-    return [inputs[position] for position in rng.permutation(len(inputs))[:number]]
+    """Function, and argument with a wrong value, or ``"damage"`` with its name."""
+    inputs: list[tuple[str, str, Any]] = []
+    for name, (function, _) in targets().items():
+        for parameter in inspect.signature(function).parameters.values():
+            inputs += [(name, parameter.name, value) for value in wrong_values(name, parameter)]
+        inputs += [(name, "damage", damage) for damage in DAMAGES if name in READS]
+    return [inputs[position] for position in np.random.default_rng(seed).permutation(len(inputs))[:number]]
 
 
 def state(adata: ad.AnnData) -> Any:
-    """What must not change."""
-    X = adata.X.data if sp.issparse(adata.X) else adata.X
-    return copy.deepcopy((X, adata.obs, dict(adata.obsm), sorted(adata.uns), sorted(adata.obsp), list(adata.var_names)))
+    """All that must not change."""
+    parts = {"X": adata.X, "uns": dict(adata.uns), "obsm": dict(adata.obsm), "obsp": dict(adata.obsp._data)}
+    return copy.deepcopy([adata.obs, adata.var, parts])
 
 
 def same(one: Any, other: Any) -> bool:
-    """Whether nothing changed."""
-    try:
-        for left, right in zip(one, other, strict=True):
-            if isinstance(left, pd.DataFrame):
-                pd.testing.assert_frame_equal(left, right)
-            elif isinstance(left, dict):
-                assert list(left) == list(right)
-                assert all(np.array_equal(left[key], right[key], equal_nan=left[key].dtype.kind == "f") for key in left)
-            else:
-                np.testing.assert_equal(left, right)
-    except (AssertionError, TypeError):
+    """Compare two nested objects."""
+    if type(one) is not type(other):
         return False
-    return True
+    if isinstance(one, pd.DataFrame):
+        return one.equals(other) and one.index.equals(other.index) and (one.dtypes == other.dtypes).all()
+    if sp.issparse(one):
+        names = ("row", "col", "data") if one.format == "coo" else ("data", "indices", "indptr")
+        return all(same(getattr(one, name, None), getattr(other, name, None)) for name in names)
+    if isinstance(one, dict):
+        return list(one) == list(other) and all(same(one[key], other[key]) for key in one)
+    if isinstance(one, list | tuple):
+        return len(one) == len(other) and all(map(same, one, other))
+    if isinstance(one, np.ndarray):
+        return one.dtype == other.dtype and one.shape == other.shape and one.tobytes() == other.tobytes()
+    return bool(one == other) or repr(one) == repr(other)
+
+
+def prepare(name: str, changed: dict[str, Any], damage: str = "") -> dict[str, Any]:
+    """Arguments with copies of objects and files, some of them changed or damaged."""
+    arguments = {**targets()[name][1], **changed}
+    for key in {"data", "adata"} & (set(arguments) - set(changed)):
+        arguments[key] = arguments[key].copy()
+        if damage:
+            DAMAGES[damage].change(arguments[key])
+    if damage and "files" in arguments:
+        adata = ad.read_h5ad(FILE)
+        DAMAGES[damage].change(adata)
+        adata.write_h5ad(FOLDER / "damaged.h5ad")
+        arguments["files"] = [FOLDER / "damaged.h5ad"]
+    for key in {"out", "path"} & (set(arguments) - set(changed)) if "files" in arguments else ():
+        arguments[key] = Path(tempfile.mkdtemp(dir=FOLDER)) / key
+    return arguments
+
+
+def answer(result: Any, adata: ad.AnnData | None) -> Any:
+    """Result of a call, to compare."""
+    if isinstance(result, st.model.Stage):
+        return result.digest
+    if isinstance(result, st.data.Store):
+        return [header["sizes"] for header in result.headers]
+    if isinstance(result, list) and all(isinstance(path, Path) for path in result):
+        return [ad.read_h5ad(path).obs["stage_path"].tolist() for path in result]
+    if result is None and adata is not None:
+        return adata.obsp["local_connectivities"].toarray(), adata.obs["stage_path"].tolist()
+    return None if isinstance(result, mpl.figure.Figure) else result
+
+
+@cache
+def usual(name: str) -> Any:
+    """Result for the object as it is."""
+    arguments = prepare(name, {})
+    return answer(targets()[name][0](**arguments), arguments.get("data", arguments.get("adata")))
+
+
+class Warned(logging.Handler):
+    """Number of warnings of the package."""
+
+    count = 0
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.count += record.levelno >= logging.WARNING
 
 
 def judge(name: str, argument: str, value: Any) -> str:
     """Run one input; return a word for the outcome, ``fault: …`` for a fault."""
-    function, good = targets_of()[name]
-    arguments = dict(good)
-    key = "data" if "data" in arguments else "adata"
-    if isinstance(arguments.get(key), ad.AnnData):
-        arguments[key] = arguments[key].copy()
-        if argument == "damage":
-            DAMAGES[value](arguments[key])
-    if argument != "damage":
-        arguments[argument] = value
-    adata = arguments.get(key)
-    before = state(adata) if isinstance(adata, ad.AnnData) else None
+    damage = value if argument == "damage" else ""
+    expected = DAMAGES[damage].outcome if damage else "error"
+    if damage and (DAMAGES[damage].part not in READS[name] or damage in HARMLESS.get(name, ())):
+        expected = "right"
+    usual(name)
     try:
-        function(**arguments)
+        arguments = prepare(name, {} if damage else {argument: value}, damage)
+    except Exception:  # noqa: BLE001 (of anndata, which does not write such an object)
+        return "not written"
+    adata, before = arguments.get("data", arguments.get("adata")), FILE.read_bytes()
+    adata = adata if isinstance(adata, ad.AnnData) else None
+    kept, warned = None if adata is None else state(adata), Warned()
+    logging.getLogger("stage_sc").addHandler(warned)
+    try:
+        found = answer(targets()[name][0](**arguments), adata)
     except CLEAR as error:
-        frame = traceback.extract_tb(error.__traceback__)[-1]
-        outcome = "clear error"
-        if "stage_sc" not in Path(frame.filename).parts:
-            outcome = (
-                f"fault: error of a library ({Path(frame.filename).name}): {type(error).__name__}: {str(error)[:90]}"
-            )
+        frame = Path(traceback.extract_tb(error.__traceback__)[-1].filename)
+        if "stage_sc" not in frame.parts:
+            return f"fault: error of {frame.name}: {type(error).__name__}: {str(error)[:150]}"
+        if expected in ("right", "same"):
+            return f"fault: refused: {type(error).__name__}: {str(error)[:150]}"
+        named = [argument] + [str(value)] * isinstance(value, str | Path)
+        if not damage and argument not in ("data", "adata", "files") and not any(map(str(error).__contains__, named)):
+            return f"fault: not named: {type(error).__name__}: {str(error)[:150]}"
+        if adata is not None and not same(kept, state(adata)):
+            return "fault: the object changed"
+        return "fault: a figure is open" if plt.get_fignums() else "clear error"
     except Exception as error:  # noqa: BLE001
-        outcome = f"fault: {type(error).__name__}: {str(error)[:90]}"
-    else:
-        outcome = "accepted"
-    if outcome != "accepted" and before is not None and not same(before, state(adata)):
-        outcome = "fault: the object changed"
-    if plt.get_fignums() and outcome != "accepted":
-        outcome = "fault: a figure is open"
-    plt.close("all")
-    return outcome
-
-
-_TARGETS: dict[str, Any] = {}
-
-
-def targets_of() -> dict[str, Any]:
-    """The targets, made once."""
-    if not _TARGETS:
-        _TARGETS.update(targets())
-    return _TARGETS
+        return f"fault: {type(error).__name__}: {str(error)[:150]}"
+    finally:
+        logging.getLogger("stage_sc").removeHandler(warned)
+        plt.close("all")
+        if FILE.read_bytes() != before:
+            FILE.write_bytes(before)
+            print("fault: the file of the user changed")
+    if expected == "error" or (expected == "warning" and not warned.count):
+        return "fault: accepted"
+    return "fault: another result" if expected == "same" and not same(found, usual(name)) else "accepted"
 
 
 def main(number: int = 500, seed: int = 0) -> int:
     """Print the outcomes, and return the number of faults."""
     mpl.use("Agg")
     warnings.simplefilter("ignore")
-    logging.disable(logging.CRITICAL)
+    logging.getLogger("stage_sc").propagate = False
     outcomes: Counter[str] = Counter()
     for name, argument, value in generate(number, seed):
         outcome = judge(name, argument, value)
         outcomes[outcome.split(":")[0]] += 1
-        if outcome != "clear error":
-            print(f"{name}({argument}={str(value)[:40]!r}): {outcome}", flush=True)
+        if outcome.startswith("fault"):
+            print(f"{name}({argument}={str(value)[:60]!r}): {outcome}", flush=True)
     print(dict(outcomes))
     return outcomes["fault"]
 

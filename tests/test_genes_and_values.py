@@ -217,7 +217,7 @@ class TestRefused:
         damage(X)
         adata.X = X
         for function, arguments in ((st.pp.filter_genes, {}), (st.tl.stage_niches, {"model": small_model})):
-            with pytest.raises(ValueError, match=f"The {form} matrix of expression .* is damaged"):
+            with pytest.raises(ValueError, match=f"The expression, a {form} matrix .* is damaged"):
                 function(adata, **arguments)
 
     @pytest.mark.parametrize(

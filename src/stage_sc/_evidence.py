@@ -138,7 +138,7 @@ def _groupings(adata: AnnData) -> Iterator[tuple[str, np.ndarray]]:
     """Yield groupings of the cells that may be pieces of tissue: name and code of every cell, -1 for none."""
     libraries = adata.uns.get("spatial")
     libraries = {str(name) for name in libraries} if isinstance(libraries, Mapping) and len(libraries) > 1 else set()
-    for column in map(str, adata.obs.columns):
+    for column in (name for name in adata.obs.columns if isinstance(name, str)):
         values = adata.obs[column]
         if not isinstance(values, pd.Series) or pd.api.types.is_float_dtype(values):
             continue
@@ -210,10 +210,10 @@ def _warn_shared_places(adata: AnnData, plane: np.ndarray, cells: np.ndarray, wh
     if shared < 0.5 * len(plane):
         return
     apart = []
-    for column in map(str, adata.obs.columns):
+    for column in (name for name in adata.obs.columns if isinstance(name, str)):
         values = adata.obs[column]
         if isinstance(values, pd.Series) and not pd.api.types.is_float_dtype(values):
-            codes = pd.factorize(values)[0][cells]
+            codes = pd.factorize(values.astype(str))[0][cells]
             if 2 <= len(np.unique(codes)) <= len(cells) / 10 and len(np.unique(np.c_[place, codes], axis=0)) == len(
                 cells
             ):

@@ -102,6 +102,27 @@ def as_path(value: Any, name: str) -> Path:
     return Path(value)
 
 
+def file_to_write(value: Any, name: str) -> Path:
+    """Return the path of a file; an error that says the `name` of the argument unless it can be written."""
+    path = as_path(value, name)
+    if path.is_dir():
+        raise IsADirectoryError(f"`{name}` must name a file, but {str(path)!r} is a folder.")
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"There is no folder {str(path.parent)!r} to write `{name}` to: make it.")
+    if not os.access(path.parent, os.W_OK):
+        raise PermissionError(f"`{name}` cannot be written: no permission for the folder {str(path.parent)!r}.")
+    return path
+
+
+def folder_to_write(value: Any, name: str) -> Path:
+    """Return the path of a folder, which need not exist; the error for a file says the `name` of the argument."""
+    path = as_path(value, name)
+    for place in (path, *path.parents):
+        if place.exists() and not place.is_dir():
+            raise NotADirectoryError(f"`{name}` must name a folder, but {str(place)!r} is a file.")
+    return path
+
+
 def _open(path: Path) -> Any:
     existing([path])
     try:

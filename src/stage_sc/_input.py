@@ -110,7 +110,7 @@ def read_slide_codes(adata: AnnData, library_key: str | None = None) -> SlideCod
     if library_key not in adata.obs:
         present = ", ".join(map(repr, adata.obs.columns)) or "nothing"
         raise KeyError(f"`library_key`: `adata.obs[{library_key!r}]` does not exist, obs holds {present}.")
-    column = adata.obs[library_key]
+    column = _one_column(adata, library_key)
     missing = int(column.isna().sum())
     if missing:
         raise ValueError(
@@ -196,7 +196,8 @@ def planar_coordinates(
             )
         check_array_indices(adata.obs, rows, plane, spatial_key, where)
         extent = np.linalg.svd(plane - plane.mean(axis=0), compute_uv=False)
-        if extent[1] <= 1e-9 * max(extent[0], np.abs(plane).max()):
+        rounding = 4 * np.finfo(float).eps * np.abs(plane).max() * np.sqrt(len(plane))
+        if extent[1] <= max(1e-9 * extent[0], rounding):
             place = "on one line" if np.ptp(plane, axis=0).any() else "at the same place"
             raise ValueError(
                 f"{where}all {len(plane)} cells lie {place} (`adata.obsm[{spatial_key!r}]`), but a graph needs "
@@ -213,15 +214,21 @@ def warn_if_overlapping(adata: AnnData, spatial_key: str, library_key: str | Non
     warn_overlap(adata, np.ascontiguousarray(xy[:, :2]), slides.rows(), spatial_key, about(name))
 
 
-def read_labels(adata: AnnData, key: str, *, integers: bool = True) -> pd.Categorical:
-    """Read categories, strings, bools or (unless ``integers=False``) integers of ``adata.obs[key]`` as categories."""
+def read_labels(adata: AnnData, key: str, *, integers: bool = True, argument: str = "key") -> pd.Categorical:
+    """Read categories, strings, bools or (unless ``integers=False``) integers of ``adata.obs[key]`` as categories.
+
+    `argument` is the name of the argument with the key, for error messages.
+    """
     if not isinstance(key, Hashable):
-        raise TypeError(f"a column of adata.obs is needed, got {key!r} ({type(key).__name__})")
+        raise TypeError(f"`{argument}`: a column of adata.obs is needed, got {key!r} ({type(key).__name__})")
     if key not in adata.obs:
-        raise KeyError(f"no column {key!r} in adata.obs, which has {list(adata.obs.columns)}")
-    column = adata.obs[key]
+        raise KeyError(f"`{argument}`: no column {key!r} in adata.obs, which has {list(adata.obs.columns)}")
+    column = _one_column(adata, key)
     if isinstance(column.dtype, pd.CategoricalDtype):
         return pd.Categorical(column)
+    objects = column.dropna() if column.dtype.kind == "O" else ()
+    if column.dtype.kind in "Mmc" or not all(isinstance(value, str | Real | np.bool_) for value in objects):
+        raise TypeError(f"adata.obs[{key!r}] holds {column.dtype}, not labels: give a column of strings or integers")
     numeric = pd.api.types.is_numeric_dtype(column) and not pd.api.types.is_bool_dtype(column)
     if numeric and not integers:
         raise TypeError(
@@ -234,6 +241,14 @@ def read_labels(adata: AnnData, key: str, *, integers: bool = True) -> pd.Catego
             "categories, strings or integers"
         )
     return pd.Categorical(column.astype(object))
+
+
+def _one_column(adata: AnnData, key: Hashable) -> pd.Series:
+    """Return a column of ``adata.obs``; a ValueError if several have the name."""
+    column = adata.obs[key]
+    if isinstance(column, pd.DataFrame):
+        raise ValueError(f"`adata.obs` has {column.shape[1]} columns {key!r}: drop or rename all but one.")
+    return column
 
 
 def join_tables(

@@ -72,7 +72,23 @@ def to_csr(X: Any, advice: Callable[[], str] = lambda: "Pass raw counts.") -> sp
     return matrix
 
 
-def check_sparse(X: Any) -> None:
+def read_pairs(adata: AnnData, key: str) -> sp.csr_array:
+    """Return ``adata.obsp[key]``, a dense or sparse matrix of finite numbers ``(n_cells, n_cells)``, as csr."""
+    matrix, name = adata.obsp[key], f"`adata.obsp[{key!r}]`"
+    matrix = matrix if sp.issparse(matrix) else np.asarray(matrix)
+    if matrix.dtype.kind not in "buif" or matrix.shape != (adata.n_obs, adata.n_obs):
+        raise ValueError(
+            f"{name} must hold numbers for {adata.n_obs} x {adata.n_obs} cells, got {matrix.dtype} of shape "
+            f"{matrix.shape}: run `st.pp.build_graph(adata)` again."
+        )
+    check_sparse(matrix, name)
+    pairs = sp.csr_array(matrix)
+    if bad := int((~np.isfinite(pairs.data)).sum()):
+        raise ValueError(f"{name} has {bad} NaN or infinite values: run `st.pp.build_graph(adata)` again.")
+    return pairs
+
+
+def check_sparse(X: Any, name: str = "The expression") -> None:
     """Refuse a csr or csc matrix whose indices are outside of its shape, which scipy uses without a test."""
     if getattr(X, "format", "") not in ("csr", "csc"):
         return
@@ -89,7 +105,7 @@ def check_sparse(X: Any) -> None:
     ordered = indptr[0] == 0 and (np.diff(indptr) >= 0).all() and lengths[0] == lengths[1] and indptr[-1] <= lengths[0]
     if not (inside and ordered):
         raise ValueError(
-            f"The {X.format} matrix of expression ({X.shape[0]} x {X.shape[1]}) is damaged: "
+            f"{name}, a {X.format} matrix ({X.shape[0]} x {X.shape[1]}), is damaged: "
             + ("`indptr` does not increase from 0 to the number of values." if not ordered else "")
             + (f"`indices` reach from {indices.min()} to {indices.max()}, outside of the matrix." if ordered else "")
             + " Read or write the file anew."

@@ -16,10 +16,21 @@ import numpy as np
 from scipy.spatial import cKDTree
 from tqdm.auto import tqdm
 
-from stage_sc._checks import check_bool, check_name, check_positive
-from stage_sc._files import PART, as_path, digest, existing, known_digest, part_of, read_table, remove_parts, stamp
+from stage_sc._checks import check_bool, check_name, check_scale
+from stage_sc._files import (
+    PART,
+    as_path,
+    digest,
+    existing,
+    folder_to_write,
+    known_digest,
+    part_of,
+    read_table,
+    remove_parts,
+    stamp,
+)
 from stage_sc._messages import naming
-from stage_sc.graph import build_graph, permute
+from stage_sc.graph import build_graph, find_platform, permute
 from stage_sc.nn import StageConfig
 from stage_sc.slides import (
     CHUNK,
@@ -173,14 +184,15 @@ def build_store(
     >>> store = st.data.build_store(["slide.h5ad"], "corpus", progress=False)
     >>> model = st.tl.fit(store, epochs=2, progress=False)
     """
-    paths, out = existing(files), as_path(path, "path")
+    paths, out = existing(files), folder_to_write(path, "path")
     check_bool(progress, "progress")
     for name, key in {"library_key": library_key, "layer": layer, "table_key": table_key}.items():
         if key is not None:
             check_name(key, name)
     check_name(spatial_key, "spatial_key")
     if scale is not None:
-        check_positive(scale, "scale")
+        check_scale(scale)
+    find_platform(technology)
     out.mkdir(parents=True, exist_ok=True)
     remove_parts(out)
     reading = {"spatial_key": spatial_key, "layer": layer, "table_key": table_key}

@@ -10,7 +10,7 @@ import pandas as pd
 from anndata import AnnData
 from scipy import sparse
 
-from stage_sc._checks import check_choice, check_positive
+from stage_sc._checks import check_choice, check_positive, read_names, read_rng
 from stage_sc.datasets._cortex import CELL_TYPES, EXPRESSION, NICHES, PANELS
 from stage_sc.datasets._slide import Slide, simulate_slide
 
@@ -92,6 +92,7 @@ def simulate_tissue(
     ['slide2']
     """
     check_positive(n_slides, "n_slides", integer=True)
+    check_choice(panel, "panel", PANELS)
     slides, parameters = _simulate(n_cells, [panel] * int(n_slides), lesion, batch_effect, rotation, rng)
     return _to_anndata(slides, panel, parameters)
 
@@ -136,8 +137,10 @@ def simulate_cohort(
     >>> len(cohort["slide1"].var_names.intersection(cohort["slide2"].var_names))
     29
     """
-    if isinstance(panels, str):
-        raise TypeError(f"`panels` must name one panel per slide, e.g. ({panels!r},), not the string {panels!r}.")
+    if isinstance(panels, str | bytes) or not isinstance(panels, Sequence):
+        raise TypeError(f"`panels` must name one panel per slide, e.g. ('A', 'B'), got {panels!r}.")
+    for panel in panels:
+        check_choice(panel, "panels", PANELS)
     slides, parameters = _simulate(n_cells, panels, lesion, batch_effect, rotation, rng)
     return {
         name: _to_anndata({name: slide}, panel, parameters)
@@ -155,7 +158,7 @@ def _simulate(
 ) -> tuple[dict[str, Slide], dict[str, object]]:
     """Slides by name, each from a generator of its own, and the parameters for ``uns``."""
     names = [f"slide{i}" for i in range(1, len(panels) + 1)]
-    lesions = [lesion] if isinstance(lesion, str) else list(lesion)
+    lesions = read_names(lesion, "lesion")
     check_positive(n_cells, "n_cells", integer=True)
     if n_cells < SMALLEST_SLIDE:
         raise ValueError(f"`n_cells` must be at least {SMALLEST_SLIDE}, got {n_cells}.")
@@ -166,11 +169,9 @@ def _simulate(
             raise ValueError(f"`{name}` must be between 0 and {high}, got {value}.")
     if not names:
         raise ValueError("`panels` is empty: name one panel per slide.")
-    for panel in panels:
-        check_choice(panel, "panel", PANELS)
     for name in lesions:
         check_choice(name, "lesion", names)
-    generators = np.random.default_rng(rng).spawn(len(names))
+    generators = read_rng(rng).spawn(len(names))
     slides = {
         name: simulate_slide(int(n_cells), panel, name in lesions, batch_effect, rotation, generator)
         for name, panel, generator in zip(names, panels, generators, strict=True)

@@ -120,12 +120,15 @@ def match_genes(
     check_anndata(adata)
     if adata.n_vars == 0:
         raise ValueError("`adata` has no genes.")
-    if isinstance(vocabulary, str):
-        raise TypeError("`vocabulary` must be a collection of tokens, got a single string.")
+    if isinstance(vocabulary, str) or not isinstance(vocabulary, Iterable | None):
+        raise TypeError(f"`vocabulary` must be a collection of tokens, got {vocabulary!r:.200}.")
     match, types = _read_names(adata.var, species)
     tokens = match.table["token"].tolist()
     vocabulary = load_gene_table().by_id.values() if vocabulary is None else vocabulary
-    known = {str(token).casefold() for token in vocabulary}
+    vocabulary = list(vocabulary)
+    if wrong := [token for token in vocabulary if not isinstance(token, str)]:
+        raise TypeError(f"`vocabulary` must be a collection of strings, but holds {wrong[0]!r}.")
+    known = {token.casefold() for token in vocabulary}
     is_gene = match.table["status"] == ""
     uses = Counter(match.table["token"][is_gene])
     status = np.where([uses[token] > 1 for token in tokens], "ambiguous", "matched").astype(object)

@@ -2,12 +2,14 @@
 
 from stage_sc.graph._build import build_graph
 from stage_sc.graph._neighbors import SLACK, gaussian_weights, permute, ring
+from stage_sc.graph._platforms import find_platform
 from stage_sc.graph._state import copy_graph, graph_scale, graph_view, read_graph
 
 __all__ = [
     "SLACK",
     "build_graph",
     "copy_graph",
+    "find_platform",
     "gaussian_weights",
     "graph_scale",
     "graph_view",

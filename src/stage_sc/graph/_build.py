@@ -8,7 +8,7 @@ from dataclasses import asdict
 import numpy as np
 from anndata import AnnData
 
-from stage_sc._checks import check_positive
+from stage_sc._checks import check_bool, check_scale
 from stage_sc._evidence import slide_column, warn_background, warn_overlap, warn_parts
 from stage_sc._input import SlideCodes, Tables, about, planar_coordinates, read_tables, slide_name
 from stage_sc.graph._platforms import Mode
@@ -121,6 +121,7 @@ def build_graph(
     """
     options = GraphOptions(technology, mode, radius, local, view, sigma)
     options.check()
+    check_bool(copy, "copy")
     tables = read_tables(data)
     columns = [
         slide_column(part, graph=False) if library_key is None else library_key for part in tables.by_name.values()
@@ -169,11 +170,11 @@ def _scale_of_each_slide(scale: float | Mapping[str, float] | None, names: list[
     """µm per unit of every slide by name; ``None``: inferred."""
     if not isinstance(scale, Mapping):
         if scale is not None:
-            check_positive(scale, "scale")
+            check_scale(scale)
         return dict.fromkeys(names, scale)
     given = {str(key): value for key, value in scale.items()}
     if unknown := sorted(set(given) - set(names)):
         raise KeyError(f"`scale` names slides that do not exist: {unknown}. Slides are {names}.")
     for name, value in given.items():
-        check_positive(value, f"scale[{name!r}]")
+        check_scale(value, f"scale[{name!r}]")
     return {name: given.get(name) for name in names}

@@ -15,6 +15,7 @@ from anndata import AnnData
 
 from stage_sc._evidence import overlapping, warn_overlap
 from stage_sc._input import SlideCodes, planar_coordinates, read_slide_codes
+from stage_sc._matrix import read_pairs
 from stage_sc.graph._neighbors import SlideGraph, slide_graph, sorted_csr
 from stage_sc.graph._units import GraphOptions, SlideSettings, resolve_settings
 
@@ -76,10 +77,11 @@ def read_graph(adata: AnnData, *, spatial_key: str | None = None, library_key: s
     params["library_key"] = library_key or params["library_key"]
     xy, slides = planar_coordinates(adata, params["spatial_key"], params["library_key"])
     table = state["slides"]
-    lengths_agree = _lengths_agree(adata.obsp["spatial_distances"], xy, slides, table)
-    whole = adata.obsp["spatial_connectivities"].nnz == table["n_edges"].sum()
+    spatial, distances, local = (read_pairs(adata, key) for key in KEYS)
+    lengths_agree = _lengths_agree(distances, xy, slides, table)
+    whole = spatial.nnz == table["n_edges"].sum()
     if lengths_agree and whole and fingerprint(xy, slides) == state["fingerprint"]:
-        return Graph(*(sp.csr_matrix(adata.obsp[key]) for key in KEYS[1:]))
+        return Graph(sp.csr_matrix(distances), sp.csr_matrix(local))
     if not params["library_key"] and (column := _separate_in_graph(adata, xy)):
         params["library_key"] = column
         slides = read_slide_codes(adata, column)

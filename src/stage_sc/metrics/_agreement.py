@@ -156,7 +156,7 @@ def _agreement(
 
 def both(adata: AnnData, key: str, reference: str) -> tuple[np.ndarray, np.ndarray]:
     """Codes of the two labellings, each (n,); a ValueError if no cell has both."""
-    codes, known = _read.label_codes(adata, key), _read.label_codes(adata, reference)
+    codes, known = _read.label_codes(adata, key), _read.label_codes(adata, reference, "reference")
     if not ((codes != _read.MISSING) & (known != _read.MISSING)).any():
         raise ValueError(f"no cell has a label in both adata.obs[{key!r}] and adata.obs[{reference!r}]")
     return codes, known

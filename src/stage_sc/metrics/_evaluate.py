@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
-from scipy import sparse
 
+from stage_sc._checks import read_names
+from stage_sc._matrix import read_pairs
 from stage_sc.metrics import _read
 from stage_sc.metrics._agreement import ari_of, both, jsd_of, nmi_of
-from stage_sc.metrics._space import asw_of, check_max_cells, fide_of, pas_of
+from stage_sc.metrics._space import asw_of, check_sample, fide_of, pas_of
 
 if TYPE_CHECKING:
     from stage_sc._input import Data
@@ -78,14 +79,14 @@ def evaluate(
     >>> table["ARI"].round(2).to_dict()
     {'found': 0.4, 'expert': 1.0}
     """
-    keys = [keys] if isinstance(keys, str) else list(keys)
+    keys = read_names(keys, "keys")
     if not keys:
         raise ValueError("`keys` is empty: name at least one column of adata.obs")
-    check_max_cells(max_cells)
+    check_sample(max_cells, rng)
     adata, rows_of = _read.read(data, library_key, obsm=[spatial_key], obsp=[connectivities_key])
-    codes_of = {key: _read.label_codes(adata, key) for key in keys}
+    codes_of = {key: _read.label_codes(adata, key, "keys") for key in keys}
     known_of = {} if reference is None else {key: both(adata, key, reference)[1] for key in keys}
-    xy, graph = _read.coordinates(adata, spatial_key), sparse.csr_array(adata.obsp[connectivities_key])
+    xy, graph = _read.coordinates(adata, spatial_key), read_pairs(adata, connectivities_key)
     if "mean" in rows_of:
         raise ValueError("a slide is called 'mean', like the last row of the table: rename it")
     names = np.asarray(adata.obs_names, dtype=str)

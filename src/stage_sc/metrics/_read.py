@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
+from stage_sc._checks import check_name
 from stage_sc._input import (
     about,
     join_tables,
@@ -33,6 +34,9 @@ def read(
     Several objects are several slides, unless there is no `library_key` and the metric compares all cells `at_once`.
     """
     tables = read_tables(data)
+    for name, keys in {"spatial_key": obsm, "connectivities_key": obsp}.items():
+        for key in keys:
+            check_name(key, name)
     for name, part in tables.by_name.items():
         for key in obsm:
             warn_if_overlapping(part, key, library_key, name)
@@ -46,9 +50,9 @@ def read(
     return adata, read_slide_codes(adata, library_key if adata is data else "slide").rows()
 
 
-def label_codes(adata: AnnData, key: str) -> np.ndarray:
+def label_codes(adata: AnnData, key: str, argument: str = "key") -> np.ndarray:
     """`obs[key]` as integer codes, int64 (n,); `MISSING` for cells without a label."""
-    codes = pd.factorize(read_labels(adata, key))[0].astype(np.int64)
+    codes = pd.factorize(read_labels(adata, key, argument=argument))[0].astype(np.int64)
     if (codes == MISSING).all():
         raise ValueError(f"adata.obs[{key!r}] has no label for any of the {adata.n_obs} cells")
     return codes

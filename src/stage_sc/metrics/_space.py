@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from scipy import sparse
 from scipy.spatial import cKDTree
 from sklearn.metrics import f1_score, silhouette_samples
 
+from stage_sc._checks import check_positive, read_rng
+from stage_sc._matrix import read_pairs
 from stage_sc.metrics import _read
 
 if TYPE_CHECKING:
@@ -71,7 +73,7 @@ def fide(
     0.667
     """
     adata, rows_of = _read.read(data, library_key, obsp=[connectivities_key])
-    codes, graph = _read.label_codes(adata, key), sparse.csr_array(adata.obsp[connectivities_key])
+    codes, graph = _read.label_codes(adata, key), read_pairs(adata, connectivities_key)
     return _read.mean(fide_of(codes[rows], graph[rows][:, rows]) for rows in rows_of.values())
 
 
@@ -174,7 +176,7 @@ def asw(
     >>> round(st.metrics.asw(adata, "domain"), 3)
     0.945
     """
-    check_max_cells(max_cells)
+    check_sample(max_cells, rng)
     adata, rows_of = _read.read(data, library_key, obsm=[spatial_key])
     codes, xy = _read.label_codes(adata, key), _read.coordinates(adata, spatial_key)
     names = np.asarray(adata.obs_names, dtype=str)
@@ -235,7 +237,7 @@ def asw_of(
         _read.logger.info("ASW of a sample of %d of %d cells", max_cells, len(labelled))
         # Sorted, so that the sample is the same for any order of the cells.
         by_place = labelled[np.lexsort((names[labelled], *xy[labelled].T))]
-        labelled = np.random.default_rng(rng).choice(by_place, size=max_cells, replace=False)
+        labelled = read_rng(rng).choice(by_place, size=max_cells, replace=False)
     codes, xy = codes[labelled], xy[labelled]
     n_labels = len(np.unique(codes))
     if not 2 <= n_labels < len(codes):
@@ -244,7 +246,11 @@ def asw_of(
     return float((width.mean() + 1) / 2)
 
 
-def check_max_cells(max_cells: int | None) -> None:
-    """Raise a ValueError for a sample too small for two domains and one more cell."""
-    if max_cells is not None and max_cells < 3:
+def check_sample(max_cells: Any, rng: Any) -> None:
+    """Raise for a wrong seed, or a sample too small for two domains and one more cell."""
+    read_rng(rng)
+    if max_cells is None:
+        return
+    check_positive(max_cells, "max_cells", integer=True)
+    if max_cells < 3:
         raise ValueError(f"`max_cells` is {max_cells}: a silhouette needs at least 3 cells, or None for all")

@@ -12,7 +12,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from stage_sc._checks import check_bool
-from stage_sc._files import as_path, write_whole
+from stage_sc._files import as_path, file_to_write, write_whole
 from stage_sc._messages import naming
 from stage_sc.nn import Stage, StageConfig, check_weights, content_digest
 
@@ -64,7 +64,7 @@ def save_checkpoint(model: Stage, path: str | os.PathLike[str], *, half: bool = 
     >>> st.model.load_checkpoint(path).name
     'niches'
     """
-    path = as_path(path, "path")
+    path = file_to_write(path, "path")
     if not isinstance(model, Stage):
         raise TypeError(f"`model` must be a model from `st.tl.fit`, got {type(model).__name__}.")
     check_bool(half, "half")

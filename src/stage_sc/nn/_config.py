@@ -144,8 +144,8 @@ class StageConfig:
                 check_choice(value, name, get_args(type_))
             elif type_ is bool and not isinstance(value, bool):
                 raise TypeError(f"`{name}` must be True or False, got {value!r}.")
-            elif type_ in (int, float) and not (name in MAY_BE_ZERO and value == 0):
-                check_positive(value, name, integer=type_ is int)
+            elif type_ in (int, float):
+                check_positive(value, name, integer=type_ is int, zero=name in MAY_BE_ZERO)
             elif type_ == int | None and value is not None:
                 check_positive(value, name, integer=True)
             if name in FRACTIONS and value > 1:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import skip_init
 
+from stage_sc._checks import check_name, read_seed
 from stage_sc.nn._augment import Panel, View, clean_view
 from stage_sc.nn._config import StageConfig
 from stage_sc.nn._embedder import GeneEmbedder
@@ -78,12 +79,22 @@ class Stage(nn.Module):
         version: str | None = None,
         seed: int = 0,
     ) -> None:
+        if not isinstance(config, StageConfig):
+            raise TypeError(f"`config` must be a stage_sc.model.StageConfig, got {type(config).__name__}.")
+        for values, argument in ((genes, "genes"), (slides, "slides")):
+            if not isinstance(values, list | tuple) or not all(isinstance(value, str) for value in values):
+                raise TypeError(f"`{argument}` must be a list of strings, got {values!r:.200}.")
+        if not genes or len(set(genes)) < len(genes):
+            raise ValueError("`genes` must be at least one name, and no name twice.")
+        check_name(name, "name")
+        if version is not None:
+            check_name(version, "version")
+        generator = torch.Generator().manual_seed(read_seed(seed, "seed"))
         super().__init__()
         self.config, self.genes, self.slides, self.name = config, list(genes), list(slides), name
         self.vocabulary = {gene: position for position, gene in enumerate(genes)}
         self.version = version or package_version("stage-sc")
         self.history = None
-        generator = torch.Generator().manual_seed(seed)
         self.embedder = GeneEmbedder(len(genes), config.dim, generator)
         self.encoder = Encoder(config.dim, config.n_layers, config.n_heads, generator)
         self.decoder = skip_init(nn.Linear, config.dim, config.dim)

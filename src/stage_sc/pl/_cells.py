@@ -7,12 +7,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
-import scipy.sparse as sp
 from anndata import AnnData
 from matplotlib.colors import is_color_like, to_hex
 from pandas.api.types import union_categoricals
 
-from stage_sc._checks import check_name
+from stage_sc._checks import check_name, read_names
 from stage_sc._evidence import slide_column
 from stage_sc._input import (
     read_coordinates,
@@ -22,8 +21,9 @@ from stage_sc._input import (
     slide_name,
     warn_if_overlapping,
 )
+from stage_sc._matrix import read_pairs
 from stage_sc._result import Columns, read_result
-from stage_sc.pl._figure import CATEGORY, read_names
+from stage_sc.pl._figure import CATEGORY
 from stage_sc.pl._palette import MISSING_COLOR, distinct_colors, label_colors, tree_colors
 
 
@@ -76,7 +76,7 @@ class Cells(NamedTuple):
         """
         anywhere = any(key in part.obs for part in self.parts)
         found = [
-            read_labels(part, key, integers=False)
+            read_labels(part, key, integers=False, argument="keys")
             if key in part.obs or not anywhere  # the error lists the columns
             else pd.Categorical([None] * part.n_obs)
             for part in self.parts
@@ -148,7 +148,7 @@ def read_cells(data: Any, key_added: str, library_key: str | None, spatial_key: 
     tables = read_tables(data)
     check_name(key_added, "key_added")
     for value, name in ((library_key, "library_key"), (spatial_key, "spatial_key")):
-        if value is not None and value != "":
+        if value is not None and not (name == "library_key" and isinstance(value, str)):
             check_name(value, name)
     parts = list(tables.by_name.values())
     result = next((found for part in parts if (found := read_result(part, key_added))), {})
@@ -187,7 +187,7 @@ def _read_scale(adata: AnnData, spatial_key: str, slide: str, rows: np.ndarray, 
     guessed = bool(source.get(slide, source.any()))
     if "spatial_distances" in adata.obsp:
         some = rows[:: max(1, len(rows) // 500)]
-        edges = sp.coo_matrix(adata.obsp["spatial_distances"][some])
+        edges = read_pairs(adata, "spatial_distances")[some].tocoo()
         steps = np.linalg.norm(xy[some[edges.row]] - xy[edges.col], axis=1)
         ratio = (edges.data / np.where(steps > 0, steps, np.nan))[steps > 0]
         if ratio.size:
@@ -215,11 +215,11 @@ def _read_nodes(adata: AnnData, result: Mapping[str, Any], key: str, key_added: 
     nodes = [node for node in tree_colors(tree) if tree["level"][node] == depth + 1]
     if key not in adata.obs:
         return pd.Categorical([None] * adata.n_obs)
-    labels = read_labels(adata, key, integers=False)
+    labels = read_labels(adata, key, integers=False, argument="keys")
     if set(map(str, labels.categories)) <= set(nodes):
         return labels.rename_categories(str)
     if (path := Columns(key_added).path) in adata.obs:
-        paths = read_labels(adata, path, integers=False)
+        paths = read_labels(adata, path, integers=False, argument="keys")
         steps = [str(name).split(">")[depth : depth + 1] for name in paths.categories]
         position = np.array([nodes.index(step[0]) if step and step[0] in nodes else -1 for step in steps] + [-1])
         if (position[:-1] >= 0).all():
@@ -233,7 +233,7 @@ def _read_nodes(adata: AnnData, result: Mapping[str, Any], key: str, key_added: 
 
 def _stored_colors(adata: AnnData, key: str) -> tuple[list[object], list[str]]:
     """Categories of `obs[key]`, and their colours in ``uns``; none unless there are as many valid ones."""
-    names = list(read_labels(adata, key, integers=False).categories)
+    names = list(read_labels(adata, key, integers=False, argument="keys").categories)
     colors = adata.uns.get(f"{key}_colors")
     valid = isinstance(colors, list | tuple | np.ndarray) and len(np.atleast_1d(colors)) == len(names)
     valid = valid and all(map(is_color_like, colors))

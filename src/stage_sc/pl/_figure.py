@@ -119,6 +119,8 @@ def _read_path(save: Any, plot: str) -> Path | None:
     if not isinstance(save, str | Path) or not str(save).strip():
         raise TypeError(f'`save` must be a path such as "tissue.png", or True for scanpy\'s folder, got {save!r}')
     path = Path(save).expanduser()
+    if path.is_dir():
+        raise IsADirectoryError(f"`save`: {str(path)!r} is a folder. Add the name of a file.")
     if not path.suffix:
         path = path.with_name(f"{path.name}.{mpl.rcParams['savefig.format']}") if path.name else path
     kinds = sorted(FigureCanvasBase.get_supported_filetypes())
@@ -126,8 +128,6 @@ def _read_path(save: Any, plot: str) -> Path | None:
         raise ValueError(f"`save`: {str(save)!r} has no suffix of a picture. Use one of {', '.join(kinds)}.")
     if not path.parent.is_dir():
         raise FileNotFoundError(f"`save`: the folder {str(path.parent)!r} does not exist. Make it first.")
-    if path.is_dir():
-        raise IsADirectoryError(f"`save`: {str(path)!r} is a folder. Add the name of a file.")
     return path
 
 
@@ -141,16 +141,6 @@ def check_palette(palette: Any) -> Mapping[Any, str]:
     if wrong:
         raise ValueError(f"`palette` has colours that matplotlib does not know: {wrong}")
     return palette
-
-
-def read_names(value: Any, name: str, kinds: Any = str) -> list[str]:
-    """Read one name or several of the given types, without repetition; `name` is that of the argument."""
-    given = [value] if isinstance(value, kinds) else value
-    if isinstance(given, Iterable) and not isinstance(given, Mapping | str | bytes):
-        given = list(given)
-        if all(isinstance(item, kinds) for item in given):
-            return list(dict.fromkeys(map(str, given)))
-    raise TypeError(f"`{name}` must be a string or a list of strings, got {value!r}")
 
 
 def root_figure(ax: Axes) -> Figure:

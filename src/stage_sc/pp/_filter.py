@@ -9,7 +9,7 @@ from functools import partial
 import numpy as np
 from anndata import AnnData
 
-from stage_sc._checks import check_positive
+from stage_sc._checks import check_bool, check_positive
 from stage_sc._input import check_anndata, read_coordinates
 from stage_sc._matrix import find_counts, read_matrix, to_csr
 from stage_sc.genes import is_control
@@ -50,6 +50,7 @@ def filter_cells(adata: AnnData, *, spatial_key: str = "spatial", copy: bool = F
     2
     """
     _check_in_memory(adata)
+    check_bool(copy, "copy")
     keep = np.isfinite(read_coordinates(adata, spatial_key, finite=False)).all(axis=1)
     if not keep.any():
         raise ValueError(f"None of the {adata.n_obs} cells has coordinates in `adata.obsm[{spatial_key!r}]`.")
@@ -102,6 +103,7 @@ def filter_genes(adata: AnnData, *, min_cells: int = 50, layer: str | None = Non
     ['GAD1']
     """
     _check_in_memory(adata)
+    check_bool(copy, "copy")
     check_positive(min_cells, "min_cells", integer=True)
     n_cells = to_csr(read_matrix(adata, layer), partial(find_counts, adata, layer)).getnnz(axis=0)
     needed = min(min_cells, math.ceil(0.01 * adata.n_obs))
@@ -124,3 +126,8 @@ def _check_in_memory(adata: AnnData) -> None:
     check_anndata(adata)
     if adata.isbacked:
         raise ValueError("A backed object cannot be filtered: read it first, `adata = adata.to_memory()`.")
+    for name, table in {"obs": adata.obs, "var": adata.var}.items():
+        if repeated := list(table.columns[table.columns.duplicated()]):
+            raise ValueError(f"`adata.{name}` has several columns {repeated[0]!r}: drop or rename all but one.")
+    if adata.n_obs == 0:
+        raise ValueError("`adata` has no cells.")

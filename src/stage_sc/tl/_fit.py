@@ -5,17 +5,15 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from numbers import Integral
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
 from anndata import AnnData
 
-from stage_sc._checks import check_bool, check_name, check_positive
+from stage_sc._checks import check_bool, check_name, check_positive, read_rng
 from stage_sc._compute import one_thread, resolve_device
-from stage_sc._files import as_path, remove_parts
+from stage_sc._files import file_to_write, remove_parts
 from stage_sc._input import read_tables
 from stage_sc._messages import element_name, naming
 from stage_sc.data import Store
@@ -158,21 +156,23 @@ def fit(
         raise TypeError(f"A store has its own `{given[0]}`: pass it to `st.data.build_store`, not here.")
     if patience is not None:
         check_positive(patience, "patience", integer=True)
-    if epochs is not None and (epochs != 0 or isinstance(epochs, bool)):
-        check_positive(epochs, "epochs", integer=True)
+    if epochs is not None:
+        check_positive(epochs, "epochs", integer=True, zero=True)
     check_name(name, "name")
     check_bool(progress, "progress")
     if callback is not None and not callable(callback):
         raise TypeError(f"`callback` must be a function of the history, got {callback!r}.")
     accelerator = resolve_device(device).type
-    saved = None if checkpoint is None else _checkpoint_path(checkpoint)
+    saved = None if checkpoint is None else file_to_write(checkpoint, "checkpoint").absolute()
+    if saved is not None:
+        remove_parts(saved.parent, saved.name)
     if config is not None and not isinstance(config, StageConfig):
         raise TypeError(f"`config` must be a stage_sc.model.StageConfig, got {type(config).__name__}.")
     start = None if init is None else resolve_model(init, "init")
     chosen = config or (start.config if start else StageConfig())
     if start and any(getattr(chosen, field) != getattr(start.config, field) for field in FIXED):
         raise ValueError("`config` and `init` differ in the network or the tree: pass one of them only.")
-    generator = _generator(rng)
+    generator = read_rng(rng)
     vocabulary = start.vocabulary.keys() if start else None
     with ExitStack() as scratch:
         slides = data.slides(chosen, vocabulary=vocabulary) if isinstance(data, Store) else []
@@ -214,26 +214,3 @@ def fit(
                 settle_tree(model.tree, subsample(h, len(h), chosen.settle_cells), chosen)
                 trace_niches(model, start, h, slides)
     return model
-
-
-def _generator(rng: int | np.random.Generator | None) -> np.random.Generator:
-    if rng is None or isinstance(rng, np.random.Generator):
-        return np.random.default_rng(rng)
-    if isinstance(rng, bool) or not isinstance(rng, Integral):
-        raise TypeError(f"`rng` must be an integer, a generator of numpy or None, got {rng!r} ({type(rng).__name__}).")
-    if rng < 0:
-        raise ValueError(f"`rng` must be a non-negative integer, got {rng!r}.")
-    return np.random.default_rng(int(rng))
-
-
-def _checkpoint_path(checkpoint: str | os.PathLike[str]) -> Path:
-    """Absolute path of the file; raise unless it can be written. Remains of a killed process are removed."""
-    path = as_path(checkpoint, "checkpoint").absolute()
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"There is no folder {str(path.parent)!r} to write `checkpoint` to: make it.")
-    if path.is_dir():
-        raise IsADirectoryError(f"`checkpoint` must name a file, but {str(path)!r} is a folder.")
-    if not os.access(path.parent, os.W_OK):
-        raise PermissionError(f"`checkpoint` cannot be written: no permission for the folder {str(path.parent)!r}.")
-    remove_parts(path.parent, path.name)
-    return path

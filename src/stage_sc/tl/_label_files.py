@@ -20,13 +20,13 @@ from anndata.io import read_elem
 from dask.base import compute
 from dask.delayed import delayed
 
-from stage_sc._checks import check_bool, check_name, check_positive
+from stage_sc._checks import check_bool, check_name, check_positive, check_scale
 from stage_sc._compute import one_thread, resolve_device
-from stage_sc._files import as_path, existing, is_intact, read_table, remove_parts, stamp, write_h5ad
+from stage_sc._files import existing, folder_to_write, is_intact, read_table, remove_parts, stamp, write_h5ad
 from stage_sc._messages import naming
 from stage_sc._result import check_key, read_result, write_labels
 from stage_sc.embed import embed_slides
-from stage_sc.graph import build_graph
+from stage_sc.graph import build_graph, find_platform
 from stage_sc.model import resolve_model, save_checkpoint
 from stage_sc.niches import Partition, assign_labels, find_partition
 from stage_sc.nn import Stage
@@ -112,17 +112,18 @@ def label_files(
     >>> ad.read_h5ad(results[0]).obs["stage_domain"].cat.categories.tolist()
     ['D1', 'D2', 'D3', 'D4']
     """
-    paths, folder = existing(files), as_path(out, "out")
+    paths, folder = existing(files), folder_to_write(out, "out")
     if n_domains is not None:
         check_positive(n_domains, "n_domains", integer=True)
     check_bool(settle, "settle")
     check_key({}, key_added)
     keys = {"spatial_key": spatial_key, "library_key": library_key, "layer": layer}
-    for name, key in {**keys, "table_key": table_key, "technology": technology}.items():
+    for name, key in {**keys, "table_key": table_key}.items():
         if key is not None or name == "spatial_key":
             check_name(key, name)
     if scale is not None:
-        check_positive(scale, "scale")
+        check_scale(scale)
+    find_platform(technology)
     resolve_device(device)
     results, cache = _result_paths(paths, folder, table_key), folder / "embeddings"
     for path, result in zip(paths, results, strict=True):

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
-from stage_sc._checks import check_positive
+from stage_sc._checks import check_positive, read_rng
 from stage_sc._input import check_anndata
 from stage_sc._matrix import read_matrix
 from stage_sc._result import Columns, label_keys
@@ -90,14 +90,15 @@ def panel_agreement(
     """
     check_anndata(adata)
     check_positive(n_splits, "n_splits", integer=True)
-    network = resolve_model(model)
+    if n_domains is not None:
+        check_positive(n_domains, "n_domains", integer=True)
+    network, generator = resolve_model(model), read_rng(rng)
     values = read_matrix(adata, layer)
     table = match_genes(adata, vocabulary=network.vocabulary.keys()).table
     tokens = table["token"].where(table["status"].isin(["matched", "ambiguous"])).to_numpy()
     genes = np.unique([token for token in tokens if isinstance(token, str)])
     if len(genes) < 2:
         raise ValueError(f"The model knows only {len(genes)} of {adata.n_vars} genes, too few to split.")
-    generator = np.random.default_rng(rng)
     rows: dict[tuple[int, str], dict[str, float]] = {}
     for split in range(n_splits):
         one, other = halves = [
