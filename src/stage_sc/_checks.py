@@ -11,7 +11,7 @@ import numpy as np
 
 
 def check_positive(value: Any, name: str, *, integer: bool = False, zero: bool = False) -> None:
-    """Raise unless `value` is a finite number above 0, or 0 with `zero` (TypeError for types, ValueError for values)."""
+    """Raise unless `value` is a finite number above 0, or 0 with `zero`: a TypeError for other types, or a ValueError."""
     kind, least = Integral if integer else Real, "of at least 0" if zero else "above 0"
     if isinstance(value, bool | np.bool_) or not isinstance(value, kind):
         expected = "an integer" if integer else "a number"

@@ -13,6 +13,7 @@ import pandas as pd
 import scipy.sparse as sp
 from anndata import AnnData
 
+from stage_sc._checks import check_name
 from stage_sc._evidence import overlapping, warn_overlap
 from stage_sc._input import SlideCodes, planar_coordinates, read_slide_codes
 from stage_sc._matrix import read_pairs
@@ -69,6 +70,10 @@ def read_graph(adata: AnnData, *, spatial_key: str | None = None, library_key: s
     parameters, with a warning. Reordered cells need no rebuild. The keys are those of `build_graph`; ``None``: as
     recorded, others lead to a rebuild.
     """
+    if spatial_key is not None:
+        check_name(spatial_key, "spatial_key")
+    if library_key is not None and not isinstance(library_key, str):
+        check_name(library_key, "library_key")
     if "stage_graph" not in adata.uns or any(key not in adata.obsp for key in KEYS):
         raise KeyError("There is no neighbourhood graph in `adata.obsp` yet: run `st.pp.build_graph(adata)` first.")
     state = _read_state(adata)

@@ -6,6 +6,7 @@ import os
 from functools import cache
 from importlib.resources import as_file, files
 
+from stage_sc._files import as_path
 from stage_sc.model._checkpoint import load_checkpoint
 from stage_sc.model._hub import PREFIX, load_from_hub
 from stage_sc.nn import Stage
@@ -32,7 +33,7 @@ def resolve_model(model: Stage | str | os.PathLike[str] | None, name: str = "mod
     if isinstance(model, str) and model.startswith(PREFIX):
         return load_from_hub(model)
     if isinstance(model, str | os.PathLike):
-        return load_checkpoint(model)
+        return load_checkpoint(as_path(model, name))
     raise TypeError(
         f"`{name}` must be a model from `st.tl.fit`, the path of a checkpoint, an address hf://… or None, got "
         f"{type(model).__name__}."

@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData, read_h5ad
 from anndata.io import read_elem
-from dask.base import compute
+from dask.base import compute, get_scheduler
 from dask.delayed import delayed
 
 from stage_sc._checks import check_bool, check_name, check_positive, check_scale
@@ -125,6 +125,10 @@ def label_files(
         check_scale(scale)
     find_platform(technology)
     resolve_device(device)
+    try:
+        get_scheduler(scheduler=scheduler)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"`scheduler` must be one of dask, got {scheduler!r}: {error}") from error
     results, cache = _result_paths(paths, folder, table_key), folder / "embeddings"
     for path, result in zip(paths, results, strict=True):
         _check_place(path, result, cache, key_added)
