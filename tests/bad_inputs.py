@@ -28,7 +28,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
-from damages import DAMAGES, HARMLESS, READS
+from damages import ALONE, DAMAGES, HARMLESS, READS
 
 import stage_sc as st
 
@@ -48,7 +48,7 @@ DATA = [3, "slide.h5ad", [], {}, [None], {"a": 3}, pd.DataFrame({"a": [1]}), np.
 WRONG: dict[str, list[Any]] = {
     "bool": ["no", "True", 2, 0, 1.0, [], object(), NAN],
     "int": [*NUMBER, 2.5, np.array([1, 2])],
-    "float": [*NUMBER, 1e300],
+    "float": [*NUMBER, 1e300, 10**400],
     "float | Mapping[str, float]": [*NUMBER, {"slide1": "a"}, {"slide1": -1}, {"no slide": 1.0}, {"slide1": None}],
     **dict.fromkeys(("str", "Mode", "Species", "Literal['right margin', 'on data']"), TEXT),
     **dict.fromkeys(("str | Sequence[str]", "Sequence[str]"), NAMES),
@@ -155,6 +155,7 @@ def generate(number: int, seed: int) -> list[tuple[str, str, Any]]:
         for parameter in inspect.signature(function).parameters.values():
             inputs += [(name, parameter.name, value) for value in wrong_values(name, parameter)]
         inputs += [(name, "damage", damage) for damage in DAMAGES if name in READS]
+        inputs += [(name, "second", damage) for damage in DAMAGES if "data" in inspect.signature(function).parameters]
     return [inputs[position] for position in np.random.default_rng(seed).permutation(len(inputs))[:number]]
 
 
@@ -182,13 +183,15 @@ def same(one: Any, other: Any) -> bool:
     return bool(one == other) or repr(one) == repr(other)
 
 
-def prepare(name: str, changed: dict[str, Any], damage: str = "") -> dict[str, Any]:
-    """Arguments with copies of objects and files, some of them changed or damaged."""
+def prepare(name: str, changed: dict[str, Any], damage: str = "", second: bool = False) -> dict[str, Any]:
+    """Arguments with copies of objects and files, some of them changed, or damaged: alone or `second` in a list."""
     arguments = {**targets()[name][1], **changed}
     for key in {"data", "adata"} & (set(arguments) - set(changed)):
         arguments[key] = arguments[key].copy()
         if damage:
             DAMAGES[damage].change(arguments[key])
+        if second:
+            arguments[key] = [targets()[name][1][key].copy(), arguments[key]]
     if damage and "files" in arguments:
         adata = ad.read_h5ad(FILE)
         DAMAGES[damage].change(adata)
@@ -230,21 +233,25 @@ class Warned(logging.Handler):
 
 def judge(name: str, argument: str, value: Any) -> str:
     """Run one input; return a word for the outcome, ``fault: …`` for a fault."""
-    damage = value if argument == "damage" else ""
+    damage = value if argument in ("damage", "second") else ""
     expected = DAMAGES[damage].outcome if damage else "error"
     if damage and (not set(DAMAGES[damage].part) & set(READS[name]) or damage in HARMLESS.get(name, ())):
         expected = "right"
+    if argument == "second" and expected == "same":
+        expected = "right"
+    if argument == "second" and name.startswith(("metrics", "pl")) and damage in ALONE:
+        expected = "any"
     usual(name)
     try:
-        arguments = prepare(name, {} if damage else {argument: value}, damage)
+        arguments = prepare(name, {} if damage else {argument: value}, damage, argument == "second")
     except Exception:  # noqa: BLE001 (of anndata, which does not write such an object)
         return "not written"
-    adata, before = arguments.get("data", arguments.get("adata")), FILE.read_bytes()
-    adata = adata if isinstance(adata, ad.AnnData) else None
-    kept, warned = None if adata is None else state(adata), Warned()
+    given, before = arguments.get("data", arguments.get("adata")), FILE.read_bytes()
+    objects = [one for one in (given if isinstance(given, list) else [given]) if isinstance(one, ad.AnnData)]
+    kept, warned = [state(one) for one in objects], Warned()
     logging.getLogger("stage_sc").addHandler(warned)
     try:
-        found = answer(targets()[name][0](**arguments), adata)
+        found = answer(targets()[name][0](**arguments), objects[0] if len(objects) == 1 else None)
     except CLEAR as error:
         frame = Path(traceback.extract_tb(error.__traceback__)[-1].filename)
         if "stage_sc" not in frame.parts:
@@ -254,7 +261,7 @@ def judge(name: str, argument: str, value: Any) -> str:
         named = [argument] + [str(value)] * isinstance(value, str | Path)
         if not damage and argument not in ("data", "adata", "files") and not any(map(str(error).__contains__, named)):
             return f"fault: not named: {type(error).__name__}: {str(error)[:150]}"
-        if adata is not None and not same(kept, state(adata)):
+        if not same(kept, [state(one) for one in objects]):
             return "fault: the object changed"
         return "fault: a figure is open" if plt.get_fignums() else "clear error"
     except Exception as error:  # noqa: BLE001
@@ -273,14 +280,18 @@ def judge(name: str, argument: str, value: Any) -> str:
 def main(number: int = 500, seed: int = 0) -> int:
     """Print the outcomes, and return the number of faults."""
     mpl.use("Agg")
-    warnings.simplefilter("ignore")
-    logging.getLogger("stage_sc").propagate = False
-    outcomes: Counter[str] = Counter()
-    for name, argument, value in generate(number, seed):
-        outcome = judge(name, argument, value)
-        outcomes[outcome.split(":")[0]] += 1
-        if outcome.startswith("fault"):
-            print(f"{name}({argument}={str(value)[:60]!r}): {outcome}", flush=True)
+    logger, outcomes = logging.getLogger("stage_sc"), Counter[str]()
+    logger.propagate, before = False, logger.propagate
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            for name, argument, value in generate(number, seed):
+                outcome = judge(name, argument, value)
+                outcomes[outcome.split(":")[0]] += 1
+                if outcome.startswith("fault"):
+                    print(f"{name}({argument}={str(value)[:60]!r}): {outcome}", flush=True)
+    finally:
+        logger.propagate = before
     print(dict(outcomes))
     return outcomes["fault"]
 

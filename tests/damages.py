@@ -15,8 +15,8 @@ class Damage(NamedTuple):
     """A change of an object."""
 
     part: str
-    """Parts of the object: X, genes (v), places (p), slides (s), graph (g, and u in uns), result (r), labels (l), number
-    of cells (n), doubled columns (d)."""
+    """Parts of the object: X, genes (v), places (p), slides (s), graph (g, and u in uns), result (r), labels (l),
+    number of cells (n), doubled columns (d)."""
     outcome: str
     """``"error"``, ``"warning"`` (or an error), ``"right"`` (no error), or ``"same"`` (and the same result)."""
     change: Callable[[ad.AnnData], None]
@@ -179,3 +179,5 @@ HARMLESS: dict[str, set[str]] = {
 }
 HARMLESS["metrics.jsd"] = SHAPES
 HARMLESS["data.build_store"] = HARMLESS["data.build_store"] | {"unknown genes"}
+# Damages that metrics and plots need not refuse beside an object as it should be.
+ALONE = {*FEW, "0 cells", "labels missing", "places equal", "third coordinate", "two columns for slides", "no graph"}

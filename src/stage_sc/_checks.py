@@ -11,12 +11,14 @@ import numpy as np
 
 
 def check_positive(value: Any, name: str, *, integer: bool = False, zero: bool = False) -> None:
-    """Raise unless `value` is a finite number above 0, or 0 with `zero`: a TypeError for other types, or a ValueError."""
-    kind, least = Integral if integer else Real, "of at least 0" if zero else "above 0"
+    """Raise unless `value` is a finite number above 0, or 0 with `zero`; a TypeError for other types."""
+    kind: Any = Integral if integer else Real
+    least = "of at least 0" if zero else "above 0"
     if isinstance(value, bool | np.bool_) or not isinstance(value, kind):
         expected = "an integer" if integer else "a number"
         raise TypeError(f"`{name}` must be {expected} {least}, got {value!r} ({type(value).__name__}).")
-    if not (0 < value < np.inf or (zero and value == 0)) or (not integer and value > sys.float_info.max):
+    too_large = not integer and isinstance(value, int) and value > sys.float_info.max
+    if not (0 < value < np.inf or (zero and value == 0)) or too_large:
         raise ValueError(f"`{name}` must be {least} and finite, got {value!r}.")
 
 

@@ -17,6 +17,8 @@ from anndata import AnnData
 
 from stage_sc._coordinates import check_array_indices, suggest_coordinates
 from stage_sc._evidence import slide_column, warn_overlap
+from stage_sc._matrix import read_pairs
+from stage_sc._messages import element_name, naming
 
 logger = logging.getLogger("stage_sc")
 
@@ -227,7 +229,7 @@ def read_labels(adata: AnnData, key: str, *, integers: bool = True, argument: st
     if isinstance(column.dtype, pd.CategoricalDtype):
         return pd.Categorical(column)
     objects = column.dropna() if column.dtype.kind == "O" else ()
-    if column.dtype.kind in "Mmc" or not all(isinstance(value, str | Real | np.bool_) for value in objects):
+    if column.dtype.kind in "Mmc" or not all(map(_is_label, objects)):
         raise TypeError(f"adata.obs[{key!r}] holds {column.dtype}, not labels: give a column of strings or integers")
     numeric = pd.api.types.is_numeric_dtype(column) and not pd.api.types.is_bool_dtype(column)
     if numeric and not integers:
@@ -241,6 +243,18 @@ def read_labels(adata: AnnData, key: str, *, integers: bool = True, argument: st
             "categories, strings or integers"
         )
     return pd.Categorical(column.astype(object))
+
+
+def _is_label(value: Any) -> bool:
+    """Test for a string, a bool or a whole number."""
+    return isinstance(value, str | np.bool_) or (isinstance(value, Real) and float(value).is_integer())
+
+
+def check_columns(adata: AnnData, name: str = "adata") -> None:
+    """Raise a ValueError if two columns of obs or var have one name: anndata cannot subset or join such objects."""
+    for part, table in {"obs": adata.obs, "var": adata.var}.items():
+        if repeated := list(table.columns[table.columns.duplicated()]):
+            raise ValueError(f"`{name}.{part}` has several columns {repeated[0]!r}: drop or rename all but one.")
 
 
 def _one_column(adata: AnnData, key: Hashable) -> pd.Series:
@@ -257,19 +271,27 @@ def join_tables(
     """Join the annotations of the objects of a container, without expression; slides are in ``obs["slide"]``.
 
     A single object is returned as it is. `library_key` names the slides of objects with several; the entries `obsm` and
-    `obsp` are joined where they exist.
+    `obsp` are joined.
     """
     if isinstance(tables.given, AnnData):
         return tables.given
-    parts = {}
+    parts, xy = {}, {}
     for name, part in tables.by_name.items():
+        check_columns(part, f"data[{name!r}]")
+        with naming(element_name("data", name), repr(name)):
+            xy[name] = {key: read_coordinates(part, key) for key in obsm}
+            pairs = {key: read_pairs(part, key) for key in obsp}
         slides = read_slide_codes(part, library_key)
         names = np.array([slide_name(name, slide) for slide in slides.names], dtype=object)
         parts[name] = AnnData(
             obs=part.obs.assign(slide=pd.Categorical(names[slides.codes], categories=names)),
-            obsm={key: part.obsm[key] for key in obsm if key in part.obsm},
-            obsp={key: part.obsp[key] for key in obsp if key in part.obsp},
+            obsm=xy[name],
+            obsp=pairs,
         )
+    for key in obsm:
+        widths = {name: values[key].shape[1] for name, values in xy.items()}
+        if len(set(widths.values())) > 1:
+            raise ValueError(f"`obsm[{key!r}]` of the objects must have one number of columns, got {widths}.")
     return ad.concat(parts, join="outer", index_unique="/", pairwise=True)
 
 

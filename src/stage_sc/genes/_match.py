@@ -121,7 +121,8 @@ def match_genes(
     if adata.n_vars == 0:
         raise ValueError("`adata` has no genes.")
     if isinstance(vocabulary, str) or not isinstance(vocabulary, Iterable | None):
-        raise TypeError(f"`vocabulary` must be a collection of tokens, got {vocabulary!r:.200}.")
+        given = "a single string" if isinstance(vocabulary, str) else f"{vocabulary!r:.200}"
+        raise TypeError(f"`vocabulary` must be a collection of tokens, got {given}.")
     match, types = _read_names(adata.var, species)
     tokens = match.table["token"].tolist()
     vocabulary = load_gene_table().by_id.values() if vocabulary is None else vocabulary

@@ -10,7 +10,7 @@ import numpy as np
 from anndata import AnnData
 
 from stage_sc._checks import check_bool, check_positive
-from stage_sc._input import check_anndata, read_coordinates
+from stage_sc._input import check_anndata, check_columns, read_coordinates
 from stage_sc._matrix import find_counts, read_matrix, to_csr
 from stage_sc.genes import is_control
 
@@ -126,8 +126,6 @@ def _check_in_memory(adata: AnnData) -> None:
     check_anndata(adata)
     if adata.isbacked:
         raise ValueError("A backed object cannot be filtered: read it first, `adata = adata.to_memory()`.")
-    for name, table in {"obs": adata.obs, "var": adata.var}.items():
-        if repeated := list(table.columns[table.columns.duplicated()]):
-            raise ValueError(f"`adata.{name}` has several columns {repeated[0]!r}: drop or rename all but one.")
+    check_columns(adata)
     if adata.n_obs == 0:
         raise ValueError("`adata` has no cells.")
