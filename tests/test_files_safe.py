@@ -14,7 +14,6 @@ import h5py
 import numpy as np
 import pandas as pd
 import pytest
-import torch
 from anndata.io import write_elem
 
 import stage_sc as st
@@ -208,17 +207,54 @@ class TestOldFiles:
             st.data.build_store([tmp_path / "m.h5mu"], tmp_path / "store", progress=False)
 
 
+THREADS = """
+import hashlib, sys
+from concurrent.futures import ThreadPoolExecutor
+import torch
+from threadpoolctl import threadpool_info, threadpool_limits
+import stage_sc as st
+
+tissue = st.datasets.simulate_tissue(300, rng=3)
+st.pp.build_graph(tissue)
+config = st.model.StageConfig(dim=16, n_layers=1, levels=(2, 6, 18), epochs=1, warmup_epochs=1)
+
+
+def n_threads():
+    return [torch.get_num_threads(), *(pool["num_threads"] for pool in threadpool_info())]
+
+
+def label(number):
+    model = st.tl.fit(tissue, config=config, progress=False)
+    labelled = st.tl.stage_niches(tissue, model=model, n_domains=4, copy=True)
+    content = labelled.obsm["X_stage"].tobytes() + labelled.obs.to_csv().encode()
+    return model.digest, hashlib.sha256(content).hexdigest()
+
+
+before, state, found = n_threads(), torch.get_rng_state(), {label(0)}
+for n_workers in (1, 3):
+    with ThreadPoolExecutor(n_workers) as pool:
+        others = pool.map(label, range(3))
+        found |= {label(0), *others}
+assert n_threads() == before, (n_threads(), before)
+threadpool_limits(2)  # without an end
+with ThreadPoolExecutor(1) as pool:
+    found |= set(pool.map(label, range(1)))
+assert torch.equal(state, torch.get_rng_state())
+print(len(found), *found.pop())
+"""
+
+
 class TestThreads:
-    def test_fit(self, tissue, small_config):
-        """The same model alone and beside others; generator, logger and number of threads as before."""
-        config, state = small_config.replace(epochs=1, warmup_epochs=1), torch.get_rng_state()
-        threads, found = torch.get_num_threads(), set()
-        for n_workers in (1, 3):
-            with ThreadPoolExecutor(n_workers) as pool:
-                found |= set(pool.map(lambda _: st.tl.fit(tissue, config=config, progress=False).digest, range(3)))
-        assert len(found) == 1
-        assert torch.equal(state, torch.get_rng_state())
-        assert torch.get_num_threads() == threads
+    def test_one_result(self):
+        """The same model and labels alone and beside others, in any thread, for any number of threads."""
+        found = set()
+        for n_threads in (None, 1, 2):
+            environment = {name: value for name, value in os.environ.items() if not name.endswith("_NUM_THREADS")}
+            environment |= {"OMP_NUM_THREADS": str(n_threads)} if n_threads else {}
+            run = subprocess.run([sys.executable, "-c", THREADS], env=environment, capture_output=True, text=True)
+            assert run.returncode == 0, run.stderr
+            found.add(run.stdout.splitlines()[-1])
+        assert len(found) == 1 and found.pop().startswith("1 ")
 
     def test_build_graph(self, raw_tissue):
         log = logging.getLogger("spatialdata._logging")

@@ -136,7 +136,8 @@ def label_files(
     settings = {**keys, "table_key": table_key, "technology": technology, "scale": scale}
     run = partial(_run, scheduler)
     run(_embed_file, [(*pair, checkpoint, settings, device) for pair in zip(paths, items, strict=True)])
-    partition = find_partition(network, items, settle=bool(settle), n_domains=n_domains, run=run)
+    with one_thread():
+        partition = find_partition(network, items, settle=bool(settle), n_domains=n_domains, run=run)
     params = {"key_added": key_added, "n_domains": n_domains or 0, "settle": bool(settle)}
     params |= {name: key or "" for name, key in keys.items()}
     run(_label_file, [(*pair, checkpoint, partition, params) for pair in zip(items, results, strict=True)])
