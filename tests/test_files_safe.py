@@ -112,6 +112,29 @@ class TestOutput:
         assert [path.name for path in found] == ["many-A.h5ad", "many-B.h5ad"]
         assert all(path.exists() for path in found)
 
+    @pytest.mark.parametrize(("given", "recorded"), [(None, "region"), ("region", "region"), ("", "")])
+    def test_regions_are_slides(self, small_model, tmp_path, given, recorded):
+        """Those of a table of SpatialData, in the result of its file as in memory."""
+        spatialdata = pytest.importorskip("spatialdata")
+        adata = st.datasets.simulate_tissue(100, n_slides=2, rng=4)
+        obs = adata.obs[["slide"]].rename(columns={"slide": "region"}).assign(instance=np.arange(200))
+        table = ad.AnnData(adata.X, obs=obs, var=adata.var, obsm=dict(adata.obsm))
+        keys = {"region": ["slide1", "slide2"], "region_key": "region", "instance_key": "instance"}
+        table = spatialdata.models.TableModel.parse(table, **keys)
+        spatialdata.SpatialData(tables={"table": table.copy()}).write(tmp_path / "a.zarr")
+        (result,) = label([tmp_path / "a.zarr"], tmp_path / "out", small_model, library_key=given)
+        found = ad.read_h5ad(result)
+        st.pp.build_graph(table, library_key=given)
+        st.tl.stage_niches(table, model=small_model)
+        assert found.obs["stage_path"].tolist() == table.obs["stage_path"].tolist()
+        for one in (found, table):
+            assert one.uns["stage"]["params"]["library_key"] == recorded
+            assert one.uns["spatialdata_attrs"]["region_key"] == "region"
+            if recorded:
+                axes = st.pl.spatial_domains(one, keys="stage_l1", show=False)
+                assert len(np.ravel(axes)) == 2
+        assert st.metrics.jsd(found, "stage_l1") == st.metrics.jsd(table, "stage_l1")
+
     @pytest.mark.parametrize("given", ["slide.h5ad", b"slide.h5ad", 3, None, {"a": "slide.h5ad"}], ids=repr)
     def test_no_list(self, tmp_path, given):
         for call in (st.tl.label_files, st.data.build_store):

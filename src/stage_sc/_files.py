@@ -56,7 +56,7 @@ def read_table(
         group = _table(_open(path), path, table_key)
         X = read_elem_lazy(_get(group, ("layers", layer) if layer else ("X",), path))
         xy = read_elem(_get(group, ("obsm", spatial_key), path))
-        if library_key is not None:
+        if library_key:
             _get(group, ("obs", library_key), path)
         xy = xy.to_numpy() if isinstance(xy, pd.DataFrame) else np.asarray(xy)
         obs, var = read_elem(group["obs"]), read_elem(group["var"])  # by anndata, which knows old forms of categories

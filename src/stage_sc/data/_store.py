@@ -141,7 +141,8 @@ def build_store(
     spatial_key
         Entry of ``obsm`` with the coordinates. Cells without coordinates are left out.
     library_key
-        Column of ``obs`` with the slide of every cell. ``None``: one slide per file.
+        Column of ``obs`` with the slide of every cell. ``None``: the regions of a SpatialData table that has several,
+        else one slide per file. ``""``: one slide per file.
     layer
         Entry of ``layers`` with the counts. ``None``: ``X``.
     table_key
@@ -176,7 +177,7 @@ def build_store(
     paths, out = existing(files), as_path(path, "path")
     check_bool(progress, "progress")
     for name, key in {"library_key": library_key, "layer": layer, "table_key": table_key}.items():
-        if key is not None:
+        if key is not None and (name, key) != ("library_key", ""):
             check_name(key, name)
     check_name(spatial_key, "spatial_key")
     if scale is not None:

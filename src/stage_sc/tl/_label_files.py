@@ -22,6 +22,7 @@ from dask.delayed import delayed
 
 from stage_sc._checks import check_bool, check_name, check_positive
 from stage_sc._compute import one_thread, resolve_device
+from stage_sc._evidence import slide_column
 from stage_sc._files import as_path, existing, is_intact, read_table, remove_parts, stamp, write_h5ad
 from stage_sc._messages import naming
 from stage_sc._result import check_key, read_result, write_labels
@@ -119,7 +120,7 @@ def label_files(
     check_key({}, key_added)
     keys = {"spatial_key": spatial_key, "library_key": library_key, "layer": layer}
     for name, key in {**keys, "table_key": table_key, "technology": technology}.items():
-        if key is not None or name == "spatial_key":
+        if (key is not None and (name, key) != ("library_key", "")) or name == "spatial_key":
             check_name(key, name)
     if scale is not None:
         check_positive(scale, "scale")
@@ -139,7 +140,7 @@ def label_files(
     with one_thread():
         partition = find_partition(network, items, settle=bool(settle), n_domains=n_domains, run=run)
     params = {"key_added": key_added, "n_domains": n_domains or 0, "settle": bool(settle)}
-    params |= {name: key or "" for name, key in keys.items()}
+    params |= {name: key for name, key in keys.items() if key is not None}
     run(_label_file, [(*pair, checkpoint, partition, params) for pair in zip(items, results, strict=True)])
     return results
 
@@ -184,7 +185,7 @@ def _embed_file(path: Path, item: EmbeddedFile, checkpoint: Path, settings: dict
     """Write the embeddings of one file, unless they were computed from the same file, model and settings."""
     size, mtime = stamp(path)
     source = {"path": str(path.resolve()), "size": size, "mtime": str(mtime), "model": checkpoint.stem}
-    source |= {name: value or "" for name, value in settings.items()}
+    source |= {name: value for name, value in settings.items() if value is not None}
     if item.path.exists():
         if not is_intact(item.path):
             logger.warning("%r is damaged, or of another version: the embeddings are computed anew.", str(item.path))
@@ -224,6 +225,7 @@ def _label_file(
     adata = AnnData(
         obs=item.read("obs"), obsm={params["spatial_key"]: item.read("obsm/coordinates")}, uns=item.read("uns/kept")
     )
+    params = {"library_key": slide_column(adata), "layer": "", **params}
     if before is not None:
         if before.obs_names.equals(adata.obs_names):  # labels under other keys, and all that was added, are kept
             before.obsm[params["spatial_key"]] = adata.obsm[params["spatial_key"]]
