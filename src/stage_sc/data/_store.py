@@ -9,7 +9,6 @@ import os
 import shutil
 from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -17,7 +16,19 @@ from scipy.spatial import cKDTree
 from tqdm.auto import tqdm
 
 from stage_sc._checks import check_bool, check_name, check_positive
-from stage_sc._files import PART, as_path, digest, existing, known_digest, part_of, read_table, remove_parts, stamp
+from stage_sc._files import (
+    PART,
+    as_path,
+    digest,
+    existing,
+    known_digest,
+    part_of,
+    read_table,
+    remove_parts,
+    stamp,
+    temporary_folder,
+    writing,
+)
 from stage_sc._messages import naming
 from stage_sc.graph import build_graph, permute
 from stage_sc.nn import StageConfig
@@ -195,7 +206,7 @@ def build_store(
         part = part_of(folder)
         part.mkdir()
         try:
-            with naming(str(file)):
+            with naming(str(file)), writing(part):
                 headers = _write_file(file, part, library_key, reading, graph)
                 content = {"format": FORMAT, "source": source, "slides": headers, "digest": _header_digest(headers)}
                 (part / CONTENTS).write_text(json.dumps(content))
@@ -266,8 +277,8 @@ def _write_file(
     """Write all slides of a file, and return their headers."""
     adata = read_table(file, library_key=library_key, **reading)
     build_graph(adata, spatial_key=reading["spatial_key"], library_key=library_key, **graph)
-    with TemporaryDirectory(prefix="stage_sc-") as scratch:
-        slides = read_slides(adata, RAW, prefix=f"{file.parent.name}/{file.stem}", scratch=Path(scratch))
+    with temporary_folder() as scratch:
+        slides = read_slides(adata, RAW, prefix=f"{file.parent.name}/{file.stem}", scratch=scratch)
         return [_write_slide(slide, folder / str(number)) for number, slide in enumerate(slides)]
 
 
@@ -286,7 +297,8 @@ def _write_slide(slide: Slide, folder: Path) -> dict[str, Any]:
     arrays = {"xy": xy, "cells": slide.cells[order], "empty": slide.empty[order], "isolated": slide.isolated[order]}
     arrays |= {"mean": slide.mean, "deviation": slide.scale, "boxes": boxes_of(xy)}
     for name, values in arrays.items():
-        np.asarray(values, SMALL.get(name) or ARRAYS[name][0]).tofile(folder / name)
+        values = np.ascontiguousarray(values, SMALL.get(name) or ARRAYS[name][0])
+        (folder / name).write_bytes(values.data)
     header = {"name": slide.name, "n_cells": slide.n_cells, "genes": slide.genes, "sizes": list(slide.sizes)}
     return header | {"files": {file.name: [file.stat().st_size, digest(file)] for file in sorted(folder.iterdir())}}
 

@@ -23,7 +23,7 @@ from dask.delayed import delayed
 from stage_sc._checks import check_bool, check_name, check_positive
 from stage_sc._compute import one_thread, resolve_device
 from stage_sc._evidence import slide_column
-from stage_sc._files import as_path, existing, is_intact, read_table, remove_parts, stamp, write_h5ad
+from stage_sc._files import as_path, existing, is_intact, read_table, remove_parts, stamp, temporary_folder, write_h5ad
 from stage_sc._messages import naming
 from stage_sc._result import check_key, read_result, write_labels
 from stage_sc.embed import embed_slides
@@ -31,7 +31,7 @@ from stage_sc.graph import build_graph
 from stage_sc.model import resolve_model, save_checkpoint
 from stage_sc.niches import Partition, assign_labels, find_partition
 from stage_sc.nn import Stage
-from stage_sc.slides import read_slides, scratch_folder
+from stage_sc.slides import read_slides
 
 logger = logging.getLogger("stage_sc.tl")
 
@@ -196,7 +196,7 @@ def _embed_file(path: Path, item: EmbeddedFile, checkpoint: Path, settings: dict
         adata = read_table(path, **{name: settings[name] for name in keys})
         build_graph(adata, **{name: settings[name] for name in ("spatial_key", "library_key", "technology", "scale")})
         network = resolve_model(checkpoint)
-        with scratch_folder(adata) as scratch, one_thread():
+        with temporary_folder() as scratch, one_thread():
             names = network.vocabulary.keys()
             slides = read_slides(adata, network.config, vocabulary=names, prefix=path.stem, scratch=scratch)
             found = embed_slides(network, slides, resolve_device(device), domains=True)
