@@ -7,6 +7,7 @@ import os
 import socket
 import subprocess
 import sys
+import tempfile
 from concurrent.futures import ThreadPoolExecutor
 
 import anndata as ad
@@ -17,6 +18,7 @@ import pytest
 from anndata.io import write_elem
 
 import stage_sc as st
+from stage_sc.slides import MatrixWriter
 
 
 @pytest.fixture(scope="module")
@@ -162,6 +164,25 @@ class TestKilled:
         st.tl.fit(tissue, config=small_config.replace(epochs=0, warmup_epochs=0), checkpoint=tmp_path / "state")
         assert not any(part.exists() for part in left)
         assert all(part.exists() for part in kept)
+
+    def test_temporary_folders(self, file, small_model, tmp_path, monkeypatch):
+        """Those of a killed process are removed; a full disk is named."""
+        monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+        ended = subprocess.Popen([sys.executable, "-c", ""])
+        ended.wait()
+        left = tmp_path / f".stage_sc.{socket.gethostname().split('.')[0]}-{ended.pid}-0123abcd.part"
+        (left / "expression").mkdir(parents=True)
+        label([file], tmp_path / "out", small_model)
+        assert {path.name for path in tmp_path.iterdir()} == {"out"}
+
+        def full(*_):
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr(MatrixWriter, "append", full)
+        for call in (label, lambda files, out, _: st.data.build_store(files, out, progress=False)):
+            with pytest.raises(OSError, match=r"\.stage_sc\."):
+                call([file], tmp_path / "full", small_model)
+        assert {path.name for path in tmp_path.iterdir()} == {"out", "full"}
 
     def test_full_disk(self, small_model, tmp_path, monkeypatch):
         """The error names the file, and nothing is left."""

@@ -247,14 +247,15 @@ def _check_place(path: Path, result: Path, cache: Path, key_added: str) -> None:
         raise ValueError(
             f"{str(embedded)!r} exists, and was not written by `label_files`: choose another folder `out`."
         )
-    if not result.exists():
+    known = result.is_file() and embedded.exists() and made_here
+    if not result.exists() or (known and is_intact(result) is False):  # damaged: put aside by `_read_result`
         return
     try:
         with h5py.File(result, "r") as file:
             names = {name: list(file[name].keys()) for name in ("obs", "obsm")}
             uns = read_elem(file["uns"])
     except Exception as error:
-        if result.is_file() and embedded.exists() and made_here:
+        if known:
             return
         raise ValueError(
             f"{str(result)!r} exists, and is no result of `label_files` that can be read ({error}): choose another "
