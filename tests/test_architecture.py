@@ -26,13 +26,13 @@ ALLOWED = {
     "genes": "_checks _input",
     "graph": "_checks _coordinates _evidence _input _matrix",
     "nn": "_checks",
-    "slides": "_input _matrix genes graph nn",
+    "slides": "_files _input _matrix genes graph nn",
     "data": "_checks _files _messages graph nn slides",
     "model": "_checks _files _messages nn",
     "embed": "nn slides",
-    "niches": "_result nn slides",
+    "niches": "_compute _result nn slides",
     "train": "_files embed nn slides",
-    "tl": "_checks _compute _files _input _matrix _messages _result data embed genes graph metrics model niches nn "
+    "tl": "_checks _compute _evidence _files _input _matrix _messages _result data embed genes graph metrics model niches nn "
     "slides train",
     "pp": "_checks _input _matrix genes graph",
     "pl": "_checks _evidence _input _matrix _result",

@@ -99,6 +99,16 @@ class TestResults:
             assert any(path.name in record.getMessage() for record in caplog.records)
             assert ad.read_h5ad(result).obs.equals(expected)
 
+    def test_names_of_the_results(self, file, small_model, tmp_path, caplog):
+        """A damaged result that can be read, without any that is known."""
+        (result,) = st.tl.label_files([file], tmp_path / "out", model=small_model)
+        expected = ad.read_h5ad(result).obs
+        content = result.read_bytes()
+        result.write_bytes(content.replace(b"levels\0", b"lexels\0"))
+        st.tl.label_files([file], tmp_path / "out", model=small_model)
+        assert "slide.h5ad.damaged" in caplog.text
+        assert ad.read_h5ad(result).obs.equals(expected)
+
 
 class TestTraining:
     def test_one_bit(self, tissue, small_config, tmp_path):

@@ -7,6 +7,7 @@ import os
 import socket
 import subprocess
 import sys
+import tempfile
 from concurrent.futures import ThreadPoolExecutor
 
 import anndata as ad
@@ -14,10 +15,10 @@ import h5py
 import numpy as np
 import pandas as pd
 import pytest
-import torch
 from anndata.io import write_elem
 
 import stage_sc as st
+from stage_sc.slides import MatrixWriter
 
 
 @pytest.fixture(scope="module")
@@ -113,6 +114,29 @@ class TestOutput:
         assert [path.name for path in found] == ["many-A.h5ad", "many-B.h5ad"]
         assert all(path.exists() for path in found)
 
+    @pytest.mark.parametrize(("given", "recorded"), [(None, "region"), ("region", "region"), ("", "")])
+    def test_regions_are_slides(self, small_model, tmp_path, given, recorded):
+        """Those of a table of SpatialData, in the result of its file as in memory."""
+        spatialdata = pytest.importorskip("spatialdata")
+        adata = st.datasets.simulate_tissue(100, n_slides=2, rng=4)
+        obs = adata.obs[["slide"]].rename(columns={"slide": "region"}).assign(instance=np.arange(200))
+        table = ad.AnnData(adata.X, obs=obs, var=adata.var, obsm=dict(adata.obsm))
+        keys = {"region": ["slide1", "slide2"], "region_key": "region", "instance_key": "instance"}
+        table = spatialdata.models.TableModel.parse(table, **keys)
+        spatialdata.SpatialData(tables={"table": table.copy()}).write(tmp_path / "a.zarr")
+        (result,) = label([tmp_path / "a.zarr"], tmp_path / "out", small_model, library_key=given)
+        found = ad.read_h5ad(result)
+        st.pp.build_graph(table, library_key=given)
+        st.tl.stage_niches(table, model=small_model)
+        assert found.obs["stage_path"].tolist() == table.obs["stage_path"].tolist()
+        for one in (found, table):
+            assert one.uns["stage"]["params"]["library_key"] == recorded
+            assert one.uns["spatialdata_attrs"]["region_key"] == "region"
+            if recorded:
+                axes = st.pl.spatial_domains(one, keys="stage_l1", show=False)
+                assert len(np.ravel(axes)) == 2
+        assert st.metrics.jsd(found, "stage_l1") == st.metrics.jsd(table, "stage_l1")
+
     @pytest.mark.parametrize("given", ["slide.h5ad", b"slide.h5ad", 3, None, {"a": "slide.h5ad"}], ids=repr)
     def test_no_list(self, tmp_path, given):
         for call in (st.tl.label_files, st.data.build_store):
@@ -140,6 +164,25 @@ class TestKilled:
         st.tl.fit(tissue, config=small_config.replace(epochs=0, warmup_epochs=0), checkpoint=tmp_path / "state")
         assert not any(part.exists() for part in left)
         assert all(part.exists() for part in kept)
+
+    def test_temporary_folders(self, file, small_model, tmp_path, monkeypatch):
+        """Those of a killed process are removed; a full disk is named."""
+        monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+        ended = subprocess.Popen([sys.executable, "-c", ""])
+        ended.wait()
+        left = tmp_path / f".stage_sc.{socket.gethostname().split('.')[0]}-{ended.pid}-0123abcd.part"
+        (left / "expression").mkdir(parents=True)
+        label([file], tmp_path / "out", small_model)
+        assert {path.name for path in tmp_path.iterdir()} == {"out"}
+
+        def full(*_):
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr(MatrixWriter, "append", full)
+        for call in (label, lambda files, out, _: st.data.build_store(files, out, progress=False)):
+            with pytest.raises(OSError, match=r"\.stage_sc\."):
+                call([file], tmp_path / "full", small_model)
+        assert {path.name for path in tmp_path.iterdir()} == {"out", "full"}
 
     def test_full_disk(self, small_model, tmp_path, monkeypatch):
         """The error names the file, and nothing is left."""
@@ -208,17 +251,54 @@ class TestOldFiles:
             st.data.build_store([tmp_path / "m.h5mu"], tmp_path / "store", progress=False)
 
 
+THREADS = """
+import hashlib, sys
+from concurrent.futures import ThreadPoolExecutor
+import torch
+from threadpoolctl import threadpool_info, threadpool_limits
+import stage_sc as st
+
+tissue = st.datasets.simulate_tissue(300, rng=3)
+st.pp.build_graph(tissue)
+config = st.model.StageConfig(dim=16, n_layers=1, levels=(2, 6, 18), epochs=1, warmup_epochs=1)
+
+
+def n_threads():
+    return [torch.get_num_threads(), *(pool["num_threads"] for pool in threadpool_info())]
+
+
+def label(number):
+    model = st.tl.fit(tissue, config=config, progress=False)
+    labelled = st.tl.stage_niches(tissue, model=model, n_domains=4, copy=True)
+    content = labelled.obsm["X_stage"].tobytes() + labelled.obs.to_csv().encode()
+    return model.digest, hashlib.sha256(content).hexdigest()
+
+
+before, state, found = n_threads(), torch.get_rng_state(), {label(0)}
+for n_workers in (1, 3):
+    with ThreadPoolExecutor(n_workers) as pool:
+        others = pool.map(label, range(3))
+        found |= {label(0), *others}
+assert n_threads() == before, (n_threads(), before)
+threadpool_limits(2)  # without an end
+with ThreadPoolExecutor(1) as pool:
+    found |= set(pool.map(label, range(1)))
+assert torch.equal(state, torch.get_rng_state())
+print(len(found), *found.pop())
+"""
+
+
 class TestThreads:
-    def test_fit(self, tissue, small_config):
-        """The same model alone and beside others; generator, logger and number of threads as before."""
-        config, state = small_config.replace(epochs=1, warmup_epochs=1), torch.get_rng_state()
-        threads, found = torch.get_num_threads(), set()
-        for n_workers in (1, 3):
-            with ThreadPoolExecutor(n_workers) as pool:
-                found |= set(pool.map(lambda _: st.tl.fit(tissue, config=config, progress=False).digest, range(3)))
-        assert len(found) == 1
-        assert torch.equal(state, torch.get_rng_state())
-        assert torch.get_num_threads() == threads
+    def test_one_result(self):
+        """The same model and labels alone and beside others, in any thread, for any number of threads."""
+        found = set()
+        for n_threads in (None, 1, 2):
+            environment = {name: value for name, value in os.environ.items() if not name.endswith("_NUM_THREADS")}
+            environment |= {"OMP_NUM_THREADS": str(n_threads)} if n_threads else {}
+            run = subprocess.run([sys.executable, "-c", THREADS], env=environment, capture_output=True, text=True)
+            assert run.returncode == 0, run.stderr
+            found.add(run.stdout.splitlines()[-1])
+        assert len(found) == 1 and found.pop().startswith("1 ")
 
     def test_build_graph(self, raw_tissue):
         log = logging.getLogger("spatialdata._logging")

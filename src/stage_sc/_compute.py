@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
-from threading import Lock
+from collections.abc import Iterator
+from contextlib import contextmanager
+from threading import Lock, local
 from typing import Any
 
 import torch
-from threadpoolctl import threadpool_limits
+from threadpoolctl import ThreadpoolController
 
 from stage_sc._checks import check_choice
 
@@ -23,40 +23,63 @@ def resolve_device(device: str) -> torch.device:
 
 
 @contextmanager
-def one_thread(*, blas: bool = False) -> Iterator[None]:
-    """Limit torch (and numpy, with `blas`) to one thread: faster for small networks, and the same sums everywhere.
+def one_thread() -> Iterator[None]:
+    """Limit torch, numpy and scikit-learn to one thread: faster for small networks, and the same sums everywhere.
 
-    Blocks that run in several threads at a time share the limit: it ends with the last of them.
+    Blocks may run in several threads at a time. The limits of torch and OpenMP hold for a thread each; that of BLAS
+    holds for the process, and ends with the last block.
     """
-    with _torch_limit, _blas_limit if blas else nullcontext():
+    if getattr(_this_thread, "limited", False):
         yield
+        return
+    pools = ThreadpoolController()
+    n_threads = _blocks.enter(pools.select(user_api="blas").lib_controllers)
+    _this_thread.limited = True
+    try:
+        with pools.select(user_api="openmp").limit(limits=1):
+            torch.set_num_threads(1)
+            yield
+    finally:
+        _this_thread.limited = False
+        torch.set_num_threads(n_threads)
+        _blocks.leave()
 
 
-class _SharedLimit:
-    """A limit of the whole process: `enter` returns the state before, which `leave` restores after the last block."""
+class _Blocks:
+    """Blocks of `one_thread` that run in this process."""
 
-    def __init__(self, enter: Callable[[], Any], leave: Callable[[Any], Any]) -> None:
-        self._enter, self._leave = enter, leave
-        self._lock, self._blocks, self._before = Lock(), 0, None
+    def __init__(self) -> None:
+        self._lock, self._running, self._n_threads = Lock(), 0, 1
+        self._before: list[tuple[Any, int]] = []
 
-    def __enter__(self) -> None:
+    def enter(self, blas: list[Any]) -> int:
+        """Limit the libraries of BLAS, and return the number of threads of torch before the first block.
+
+        In a new thread, torch takes over the limit of the other blocks.
+        """
         with self._lock:
-            before = self._enter()  # for every thread, because some limits hold for one
-            self._before = self._before if self._blocks else before
-            self._blocks += 1
+            if not self._running:
+                self._n_threads = torch.get_num_threads()
+                self._before = [(library, library.num_threads) for library in blas]
+            self._running += 1
+            for library in blas:
+                _set_threads(library, 1)
+            return self._n_threads
 
-    def __exit__(self, *error: object) -> None:
+    def leave(self) -> None:
+        """Restore the number of threads of BLAS if this was the last block."""
         with self._lock:
-            self._blocks -= 1
-            if not self._blocks:
-                self._leave(self._before)
+            self._running -= 1
+            for library, n_threads in self._before if not self._running else []:
+                _set_threads(library, n_threads)
 
 
-def _limit_torch() -> int:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    return before
+def _set_threads(library: Any, n_threads: int) -> None:
+    """Set the number of threads of a library of BLAS, from any thread.
+
+    For OpenBLAS, `set_num_threads` of threadpoolctl 3.8 does nothing, in silence, in other threads than the first.
+    """
+    getattr(library, "_real_set_num_threads", library.set_num_threads)(n_threads)
 
 
-_torch_limit = _SharedLimit(_limit_torch, torch.set_num_threads)
-_blas_limit = _SharedLimit(lambda: threadpool_limits(1), lambda limits: limits.unregister())
+_blocks, _this_thread = _Blocks(), local()

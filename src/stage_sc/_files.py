@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import glob
 import hashlib
 import os
@@ -10,9 +11,11 @@ import shutil
 import socket
 import time
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
+from tempfile import gettempdir
 from typing import Any
 from uuid import uuid4
 
@@ -32,6 +35,8 @@ KINDS = "an .h5ad file, a zarr folder of AnnData, or a zarr folder of SpatialDat
 PART = ".part"
 # Seconds after which a part is left over, if its process cannot be asked.
 OLD = 86_400.0
+# Numbers of errors about a disk, a quota or a file that is full.
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # Last bytes of a sealed file: this, and the SHA-256 of all bytes before it.
 SEAL = b"\nstage_sc sha256 "
 SEAL_LENGTH = len(SEAL) + 64
@@ -56,7 +61,7 @@ def read_table(
         group = _table(_open(path), path, table_key)
         X = read_elem_lazy(_get(group, ("layers", layer) if layer else ("X",), path))
         xy = read_elem(_get(group, ("obsm", spatial_key), path))
-        if library_key is not None:
+        if library_key:
             _get(group, ("obs", library_key), path)
         xy = xy.to_numpy() if isinstance(xy, pd.DataFrame) else np.asarray(xy)
         obs, var = read_elem(group["obs"]), read_elem(group["var"])  # by anndata, which knows old forms of categories
@@ -183,6 +188,31 @@ def remove_parts(folder: Path, name: str | None = None) -> None:
         found = re.fullmatch(r".*\.(?P<host>[^.]+)-(?P<pid>\d+)-[0-9a-f]{8}\.part", part.name)
         if found and _is_left_over(part, found["host"], int(found["pid"])):
             shutil.rmtree(part, ignore_errors=True) if part.is_dir() else part.unlink(missing_ok=True)
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Name a file or folder in the error about a full disk, which names none."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in FULL and error.filename is None:
+            error.filename = str(path)
+        raise
+
+
+@contextmanager
+def temporary_folder() -> Iterator[Path]:
+    """Temporary folder, removed at the end, and by a later call if this process is killed."""
+    name = Path(gettempdir()) / "stage_sc"
+    remove_parts(name.parent, name.name)
+    folder = part_of(name)
+    try:
+        folder.mkdir(mode=0o700)
+        with writing(folder):
+            yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _host() -> str:

@@ -9,7 +9,6 @@ import os
 import shutil
 from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -28,6 +27,8 @@ from stage_sc._files import (
     read_table,
     remove_parts,
     stamp,
+    temporary_folder,
+    writing,
 )
 from stage_sc._messages import naming
 from stage_sc.graph import build_graph, find_platform, permute
@@ -152,7 +153,8 @@ def build_store(
     spatial_key
         Entry of ``obsm`` with the coordinates. Cells without coordinates are left out.
     library_key
-        Column of ``obs`` with the slide of every cell. ``None``: one slide per file.
+        Column of ``obs`` with the slide of every cell. ``None``: the regions of a SpatialData table that has several,
+        else one slide per file. ``""``: one slide per file.
     layer
         Entry of ``layers`` with the counts. ``None``: ``X``.
     table_key
@@ -187,7 +189,7 @@ def build_store(
     paths, out = existing(files), folder_to_write(path, "path")
     check_bool(progress, "progress")
     for name, key in {"library_key": library_key, "layer": layer, "table_key": table_key}.items():
-        if key is not None:
+        if key is not None and (name, key) != ("library_key", ""):
             check_name(key, name)
     check_name(spatial_key, "spatial_key")
     if scale is not None:
@@ -206,7 +208,7 @@ def build_store(
         part = part_of(folder)
         part.mkdir()
         try:
-            with naming(str(file)):
+            with naming(str(file)), writing(part):
                 headers = _write_file(file, part, library_key, reading, graph)
                 content = {"format": FORMAT, "source": source, "slides": headers, "digest": _header_digest(headers)}
                 (part / CONTENTS).write_text(json.dumps(content))
@@ -277,8 +279,8 @@ def _write_file(
     """Write all slides of a file, and return their headers."""
     adata = read_table(file, library_key=library_key, **reading)
     build_graph(adata, spatial_key=reading["spatial_key"], library_key=library_key, **graph)
-    with TemporaryDirectory(prefix="stage_sc-") as scratch:
-        slides = read_slides(adata, RAW, prefix=f"{file.parent.name}/{file.stem}", scratch=Path(scratch))
+    with temporary_folder() as scratch:
+        slides = read_slides(adata, RAW, prefix=f"{file.parent.name}/{file.stem}", scratch=scratch)
         return [_write_slide(slide, folder / str(number)) for number, slide in enumerate(slides)]
 
 
@@ -297,7 +299,8 @@ def _write_slide(slide: Slide, folder: Path) -> dict[str, Any]:
     arrays = {"xy": xy, "cells": slide.cells[order], "empty": slide.empty[order], "isolated": slide.isolated[order]}
     arrays |= {"mean": slide.mean, "deviation": slide.scale, "boxes": boxes_of(xy)}
     for name, values in arrays.items():
-        np.asarray(values, SMALL.get(name) or ARRAYS[name][0]).tofile(folder / name)
+        values = np.ascontiguousarray(values, SMALL.get(name) or ARRAYS[name][0])
+        (folder / name).write_bytes(values.data)
     header = {"name": slide.name, "n_cells": slide.n_cells, "genes": slide.genes, "sizes": list(slide.sizes)}
     return header | {"files": {file.name: [file.stat().st_size, digest(file)] for file in sorted(folder.iterdir())}}
 

@@ -12,9 +12,9 @@ import torch
 from sklearn.cluster import KMeans
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.metrics import pairwise_distances_argmin_min
-from threadpoolctl import threadpool_limits
 from torch import Tensor
 
+from stage_sc._compute import one_thread
 from stage_sc.nn import StageConfig, leaf_order, weighted_ward
 from stage_sc.slides import mix
 
@@ -69,7 +69,7 @@ def find_domains(sample: Tensor, n_domains: int, config: StageConfig) -> Domains
     if distinct < n_domains:
         logger.warning("%d domains were asked for, but only %d cells differ.", n_domains, distinct)
         n_domains = distinct
-    with threadpool_limits(1):  # sums in one order on every machine
+    with one_thread():  # sums in one order on every machine
         runs = _kmeans(part, n_domains, config.domain_starts)
         most = max(int(domain.max()) + 1 for domain in runs)  # fewer where cells differ by rounding alone
         if most < n_domains:

@@ -8,13 +8,13 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import compress, pairwise
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 import numpy as np
 import scipy.sparse as sp
 from anndata import AnnData
 
+from stage_sc._files import temporary_folder
 from stage_sc._matrix import read_matrix, to_csr
 from stage_sc.slides._canonical import row_sums
 from stage_sc.slides._stored import MatrixWriter, StoredMatrix
@@ -52,8 +52,8 @@ def scratch_folder(adata: AnnData, layer: str | None = None) -> Iterator[Path | 
     if sp.issparse(values) or isinstance(values, np.ndarray):
         yield None
     else:
-        with TemporaryDirectory(prefix="stage_sc-") as folder:
-            yield Path(folder)
+        with temporary_folder() as folder:
+            yield folder
 
 
 class Columns(NamedTuple):

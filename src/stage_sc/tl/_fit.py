@@ -193,7 +193,7 @@ def fit(
         if epochs is not None:
             warmup = epochs * min(chosen.warmup_epochs / max(chosen.epochs, 1), 1)
             chosen = chosen.replace(epochs=epochs, warmup_epochs=round(warmup))
-        with one_thread(blas=True):
+        with one_thread():
             if start:
                 model = copy_model(start, chosen, slides, name)
             else:

@@ -22,7 +22,17 @@ from dask.delayed import delayed
 
 from stage_sc._checks import check_bool, check_name, check_positive, check_scale
 from stage_sc._compute import one_thread, resolve_device
-from stage_sc._files import existing, folder_to_write, is_intact, read_table, remove_parts, stamp, write_h5ad
+from stage_sc._evidence import slide_column
+from stage_sc._files import (
+    existing,
+    folder_to_write,
+    is_intact,
+    read_table,
+    remove_parts,
+    stamp,
+    temporary_folder,
+    write_h5ad,
+)
 from stage_sc._messages import naming
 from stage_sc._result import check_key, read_result, write_labels
 from stage_sc.embed import embed_slides
@@ -30,7 +40,7 @@ from stage_sc.graph import build_graph, find_platform
 from stage_sc.model import resolve_model, save_checkpoint
 from stage_sc.niches import Partition, assign_labels, find_partition
 from stage_sc.nn import Stage
-from stage_sc.slides import read_slides, scratch_folder
+from stage_sc.slides import read_slides
 
 logger = logging.getLogger("stage_sc.tl")
 
@@ -119,7 +129,7 @@ def label_files(
     check_key({}, key_added)
     keys = {"spatial_key": spatial_key, "library_key": library_key, "layer": layer}
     for name, key in {**keys, "table_key": table_key}.items():
-        if key is not None or name == "spatial_key":
+        if (key is not None and (name, key) != ("library_key", "")) or name == "spatial_key":
             check_name(key, name)
     if scale is not None:
         check_scale(scale)
@@ -141,9 +151,10 @@ def label_files(
     settings = {**keys, "table_key": table_key, "technology": technology, "scale": scale}
     run = partial(_run, scheduler)
     run(_embed_file, [(*pair, checkpoint, settings, device) for pair in zip(paths, items, strict=True)])
-    partition = find_partition(network, items, settle=bool(settle), n_domains=n_domains, run=run)
+    with one_thread():
+        partition = find_partition(network, items, settle=bool(settle), n_domains=n_domains, run=run)
     params = {"key_added": key_added, "n_domains": n_domains or 0, "settle": bool(settle)}
-    params |= {name: key or "" for name, key in keys.items()}
+    params |= {name: key for name, key in keys.items() if key is not None}
     run(_label_file, [(*pair, checkpoint, partition, params) for pair in zip(items, results, strict=True)])
     return results
 
@@ -188,7 +199,7 @@ def _embed_file(path: Path, item: EmbeddedFile, checkpoint: Path, settings: dict
     """Write the embeddings of one file, unless they were computed from the same file, model and settings."""
     size, mtime = stamp(path)
     source = {"path": str(path.resolve()), "size": size, "mtime": str(mtime), "model": checkpoint.stem}
-    source |= {name: value or "" for name, value in settings.items()}
+    source |= {name: value for name, value in settings.items() if value is not None}
     if item.path.exists():
         if not is_intact(item.path):
             logger.warning("%r is damaged, or of another version: the embeddings are computed anew.", str(item.path))
@@ -199,7 +210,7 @@ def _embed_file(path: Path, item: EmbeddedFile, checkpoint: Path, settings: dict
         adata = read_table(path, **{name: settings[name] for name in keys})
         build_graph(adata, **{name: settings[name] for name in ("spatial_key", "library_key", "technology", "scale")})
         network = resolve_model(checkpoint)
-        with scratch_folder(adata) as scratch, one_thread():
+        with temporary_folder() as scratch, one_thread():
             names = network.vocabulary.keys()
             slides = read_slides(adata, network.config, vocabulary=names, prefix=path.stem, scratch=scratch)
             found = embed_slides(network, slides, resolve_device(device), domains=True)
@@ -228,6 +239,7 @@ def _label_file(
     adata = AnnData(
         obs=item.read("obs"), obsm={params["spatial_key"]: item.read("obsm/coordinates")}, uns=item.read("uns/kept")
     )
+    params = {"library_key": slide_column(adata), "layer": "", **params}
     if before is not None:
         if before.obs_names.equals(adata.obs_names):  # labels under other keys, and all that was added, are kept
             before.obsm[params["spatial_key"]] = adata.obsm[params["spatial_key"]]
@@ -249,14 +261,15 @@ def _check_place(path: Path, result: Path, cache: Path, key_added: str) -> None:
         raise ValueError(
             f"{str(embedded)!r} exists, and was not written by `label_files`: choose another folder `out`."
         )
-    if not result.exists():
+    known = result.is_file() and embedded.exists() and made_here
+    if not result.exists() or (known and is_intact(result) is False):  # damaged: put aside by `_read_result`
         return
     try:
         with h5py.File(result, "r") as file:
             names = {name: list(file[name].keys()) for name in ("obs", "obsm")}
             uns = read_elem(file["uns"])
     except Exception as error:
-        if result.is_file() and embedded.exists() and made_here:
+        if known:
             return
         raise ValueError(
             f"{str(result)!r} exists, and is no result of `label_files` that can be read ({error}): choose another "
