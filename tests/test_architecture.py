@@ -32,8 +32,8 @@ ALLOWED = {
     "embed": "nn slides",
     "niches": "_compute _result nn slides",
     "train": "_files embed nn slides",
-    "tl": "_checks _compute _evidence _files _input _matrix _messages _result data embed genes graph metrics model niches "
-    "nn slides train",
+    "tl": "_checks _compute _evidence _files _input _matrix _messages _result data embed genes graph metrics model "
+    "niches nn slides train",
     "pp": "_checks _input _matrix genes graph",
     "pl": "_checks _evidence _input _matrix _result",
     "metrics": "_checks _input _matrix",
