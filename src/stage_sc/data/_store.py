@@ -47,7 +47,7 @@ from stage_sc.slides import (
 
 logger = logging.getLogger("stage_sc.data")
 
-FORMAT = "stage_sc store 1"
+FORMAT = "stage_sc store 2"
 # Header in the folder of every file, written last.
 CONTENTS = "file.json"
 # Rows per write.
@@ -249,8 +249,8 @@ def _read_contents(file: Path) -> dict[str, Any]:
             names = {*ARRAYS, *SMALL, *(path.name for name in MATRICES for path in files_of(Path(name)))}
             if lacking := names - set(header["files"]):
                 raise ValueError(f"it lacks {', '.join(sorted(lacking))}")
-            texts, (_, *sizes) = [header["name"], *header["genes"]], header["sizes"]
-            if not all(isinstance(text, str) for text in texts) or not np.isfinite(sizes).all() or len(sizes) != 3:
+            texts, (_, *sizes) = [header["name"], *header["genes"]], [*header["sizes"], header["edge"]]
+            if not all(isinstance(text, str) for text in texts) or not np.isfinite(sizes).all() or len(sizes) != 4:
                 raise ValueError("it is no header of a slide")
             if header["n_cells"] < 1 or len(set(header["genes"])) < len(header["genes"]):
                 raise ValueError("it has no cells, or a gene twice")
@@ -301,7 +301,8 @@ def _write_slide(slide: Slide, folder: Path) -> dict[str, Any]:
     for name, values in arrays.items():
         values = np.ascontiguousarray(values, SMALL.get(name) or ARRAYS[name][0])
         (folder / name).write_bytes(values.data)
-    header = {"name": slide.name, "n_cells": slide.n_cells, "genes": slide.genes, "sizes": list(slide.sizes)}
+    header = {"name": slide.name, "n_cells": slide.n_cells, "genes": slide.genes}
+    header |= {"sizes": list(slide.sizes), "edge": slide.edge}
     return header | {"files": {file.name: [file.stat().st_size, digest(file)] for file in sorted(folder.iterdir())}}
 
 
@@ -325,6 +326,7 @@ def _read_slide(folder: Path, header: dict[str, Any], config: StageConfig, known
         scale=scale,
         rows=None,
         sizes=tuple(header["sizes"]),
+        edge=float(header["edge"]),
         boxes=boxes.reshape(-1, 2, 2),
         **matrices,
         **arrays,

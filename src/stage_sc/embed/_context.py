@@ -1,29 +1,44 @@
-"""The context of cells: embedded expression, averaged over hops of the graph."""
+"""The context of cells: embedded expression, averaged over hops of the graph, by the spatial directions of the slide."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import partial
+from itertools import islice
 from weakref import WeakKeyDictionary
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from stage_sc.nn import Block, Blocks, Panel, Sparse, Stage, clean_view, embed_cells, smooth
-from stage_sc.slides import Matrix, Slide, StoredMatrix
+from stage_sc.nn import (
+    Block,
+    Blocks,
+    Directions,
+    Panel,
+    Sparse,
+    Stage,
+    StageConfig,
+    clean_view,
+    covariance,
+    embed_cells,
+    smooth,
+    spatial_directions,
+)
+from stage_sc.slides import Matrix, Slide, StoredMatrix, mix
 
 # Number of cells computed at a time: a block stays in the processor's cache.
 BLOCK = 16_384
+# Largest number of shuffles.
+MAX_SHUFFLES = 20
 
 
 @torch.no_grad()
-def hop_means(
-    slide: Slide, vectors: Tensor, hops: int, graph: Blocks | None = None, block: int = BLOCK
-) -> tuple[Tensor, Tensor]:
-    """Means of cells embedded with `vectors` over one hop and over `hops` hops (equation 17), not whitened.
+def hop_means(slide: Slide, vectors: Tensor, graph: Blocks | None = None, block: int = BLOCK) -> Iterator[Tensor]:
+    """Means of cells embedded with `vectors` over 0, 1, 2 … hops (equation 17), each ``(n, dim)`` float32.
 
     `vectors` is ``(P, dim)`` float32, for the genes of the slide; the computation is on its device. `graph` are the
-    rows of the slide's graph, `block` at a time (default: cut here). Both results are ``(n, dim)`` float32.
+    rows of the slide's graph, `block` at a time (default: cut here).
     """
     device, n_genes = vectors.device, len(slide.genes)
     graph = graph or row_blocks(slide.graph, block, device)
@@ -32,10 +47,68 @@ def hop_means(
     z = torch.empty(slide.n_cells, vectors.shape[1], device=device)
     for cells, rows in slide.blocks(block):
         z[cells] = embed_cells(Sparse(rows).to(device), panel, view, vectors)
-    one_hop = all_hops = smooth(z, graph)
-    for _ in range(hops - 1):
-        all_hops = smooth(all_hops, graph)
-    return one_hop, all_hops
+    while True:
+        yield z
+        z = smooth(z, graph)
+
+
+@torch.no_grad()
+def context_means(
+    slide: Slide,
+    vectors: Tensor,
+    config: StageConfig,
+    graph: Blocks | None = None,
+    block: int = BLOCK,
+    cells: Tensor | slice = slice(None),
+) -> tuple[Tensor, Directions]:
+    """Means of embedded cells over the hops of the context, ``(n, dim)``, and the spatial directions of a slide.
+
+    The directions are computed from some `cells`; contexts are the means mapped by them.
+    """
+    graph = graph or row_blocks(slide.graph, block, vectors.device)
+    local, context, power = context_settings(slide, config)
+    tested, found = config.test_hops, {}
+    for hop, z in enumerate(islice(hop_means(slide, vectors, graph, block), max(context, tested) + 1)):
+        if hop in (0, local, tested, context):
+            found[hop] = covariance(z[cells])
+        if hop == 0:
+            null = [covariance(one[cells]) for one in _shuffled_means(slide, z, config, graph)]
+        if hop == context:
+            means = z
+    directions = spatial_directions(
+        found[0], found[tested], null, found[local], found[context], margin=config.null_margin, power=power
+    )
+    return means, directions
+
+
+def context_settings(slide: Slide, config: StageConfig) -> tuple[int, int, float]:
+    """Number of hops of local means and of contexts, and the exponent of the variance of a direction.
+
+    A spot holds several cells, as the local mean of a section of single cells does.
+    """
+    if slide.edge >= config.spot_edge:
+        return 0, config.spot_hops, config.spot_power
+    return 1, config.context_hops, config.power
+
+
+def window_hops(slide: Slide, config: StageConfig) -> int:
+    """Number of hops around a cell from which its context, and the test of directions, are computed."""
+    return max(context_settings(slide, config)[1], config.test_hops)
+
+
+def _shuffled_means(slide: Slide, z: Tensor, config: StageConfig, graph: Blocks) -> Iterator[Tensor]:
+    """Means over the hops of the test for embedded cells `z` that are shuffled over the places.
+
+    Cells are shuffled by a hash of their counts, so that the result does not depend on their order.
+    """
+    identity = np.arange(slide.n_cells, dtype=np.uint64) if slide.identity is None else slide.identity
+    place = torch.from_numpy(np.argsort(mix(identity), kind="stable"))
+    for shuffle in range(1, 1 + min(MAX_SHUFFLES, max(1, config.null_cells // slide.n_cells))):
+        shuffled = torch.empty_like(z)
+        shuffled[place] = z[torch.from_numpy(np.argsort(mix(identity + np.uint64(shuffle)), kind="stable"))]
+        for _ in range(config.test_hops):
+            shuffled = smooth(shuffled, graph)
+        yield shuffled
 
 
 def initial_vectors(model: Stage, slide: Slide) -> Tensor:
@@ -53,13 +126,14 @@ class ContextCache:
     def of(self, model: Stage, slide: Slide, panel: Panel) -> Tensor:
         """``(n, dim)`` float32 contexts, on the CPU; those at the border of a window are not valid."""
         if slide not in self._known:
-            _, means = hop_means(slide, initial_vectors(model, slide), model.config.context_hops)
-            self._known[slide] = apply_whitening(means, panel).cpu()
+            _, hops, _ = context_settings(slide, model.config)
+            means = next(islice(hop_means(slide, initial_vectors(model, slide)), hops, None))
+            self._known[slide] = apply_map(means, panel).cpu()
         return self._known[slide]
 
 
-def apply_whitening(means: Tensor, panel: Panel) -> Tensor:
-    """Whitened means of cells; the means themselves for a panel without whitening."""
+def apply_map(means: Tensor, panel: Panel) -> Tensor:
+    """Means of cells by the spatial directions of a panel; the means themselves for a panel without them."""
     return means if panel.whitening is None else means @ panel.whitening.to(means.device)
 
 

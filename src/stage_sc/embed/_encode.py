@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 from functools import partial
+from itertools import islice
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from stage_sc.embed._context import BLOCK, apply_whitening, cut_rows, hop_means, initial_vectors, row_blocks
-from stage_sc.nn import Panel, Sparse, Stage, attend_all, smooth, whitening
+from stage_sc.embed._context import (
+    BLOCK,
+    apply_map,
+    context_means,
+    context_settings,
+    cut_rows,
+    hop_means,
+    initial_vectors,
+    row_blocks,
+)
+from stage_sc.nn import Directions, Panel, Sparse, Stage, attend_all, smooth
 from stage_sc.slides import Slide, slide_panel
 
 
@@ -20,9 +30,11 @@ class Encoded(NamedTuple):
     pooled: Tensor
     """``(n, dim)`` float32 embeddings before they are scaled to length 1."""
     context: Tensor
-    """``(n, dim)`` float32 contexts: means of whitened cells over `context_hops` hops."""
+    """``(n, dim)`` float32 contexts: means of cells over the hops of the context, by the spatial directions."""
     niche: Tensor
     """``(n, dim)`` float32 of length 1, from which niches are assigned: mean of embeddings over `smoothing` hops."""
+    directions: Directions | None = None
+    """Spatial directions, where they were computed here."""
 
     @property
     def h(self) -> Tensor:
@@ -40,10 +52,16 @@ def encode_slide(model: Stage, slide: Slide, panel: Panel | None = None, *, bloc
     """
     device = model.tree.parent.device
     graph, local = row_blocks(slide.graph, block, device), partial(cut_rows, slide.local, block, device)
-    one_hop, all_hops = hop_means(slide, initial_vectors(model, slide), model.config.context_hops, graph, block)
-    panel = _whitened_panel(model, slide, one_hop, all_hops) if panel is None else panel.to(device)
-    context = apply_whitening(all_hops, panel).cpu()
-    z = one_hop  # reuse its memory
+    vectors, directions = initial_vectors(model, slide), None
+    if panel is None and model.config.whiten:
+        means, directions = context_means(slide, vectors, model.config, graph, block)
+        panel = slide_panel(slide, model.vocabulary)._replace(whitening=directions.map.cpu())
+    else:
+        _, hops, _ = context_settings(slide, model.config)
+        means = next(islice(hop_means(slide, vectors, graph, block), hops, None))
+    panel = (slide_panel(slide, model.vocabulary) if panel is None else panel).to(device)
+    context = apply_map(means, panel).cpu()
+    z = means  # reuse its memory
     for cells, rows in slide.blocks(block):
         z[cells] = model.embed(Sparse(rows).to(device), panel)
     for layer in model.encoder.layers:
@@ -54,19 +72,14 @@ def encode_slide(model: Stage, slide: Slide, panel: Panel | None = None, *, bloc
     h = normalize(pooled, dim=1).to(device)
     for _ in range(model.config.smoothing):
         h = smooth(h, graph)
-    return Encoded(pooled, context, normalize(h, dim=1).cpu())
+    return Encoded(pooled, context, normalize(h, dim=1).cpu(), directions)
 
 
 @torch.no_grad()
 def calibrate(model: Stage, slide: Slide, cells: Tensor | slice = slice(None)) -> Panel:
-    """Panel of a slide with the whitening computed from some of its cells, on the model's device."""
-    one_hop, all_hops = hop_means(slide, initial_vectors(model, slide), model.config.context_hops)
-    return _whitened_panel(model, slide, one_hop[cells], all_hops[cells])
-
-
-def _whitened_panel(model: Stage, slide: Slide, one_hop: Tensor, all_hops: Tensor) -> Panel:
-    panel, config = slide_panel(slide, model.vocabulary), model.config
-    if config.whiten:
-        map_ = whitening(one_hop, all_hops, persistence=config.persistence, ridge=config.whitening_ridge)
-        panel = panel._replace(whitening=map_)
-    return panel.to(one_hop.device)
+    """Panel of a slide with the spatial directions computed from some of its cells, on the model's device."""
+    vectors, panel = initial_vectors(model, slide), slide_panel(slide, model.vocabulary)
+    if model.config.whiten:
+        _, directions = context_means(slide, vectors, model.config, cells=cells)
+        panel = panel._replace(whitening=directions.map.cpu())
+    return panel.to(vectors.device)

@@ -5,13 +5,14 @@ from __future__ import annotations
 import logging
 import warnings
 from functools import partial
+from itertools import combinations
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from sklearn.cluster import KMeans
 from sklearn.exceptions import ConvergenceWarning
-from sklearn.metrics import pairwise_distances_argmin_min
+from sklearn.metrics import adjusted_rand_score, pairwise_distances_argmin_min
 from torch import Tensor
 
 from stage_sc._compute import one_thread
@@ -28,6 +29,10 @@ EMPTY = 1e-6
 SAME = 1e-4
 # Maximum number of rounds of a refinement.
 MAX_ROUNDS = 200
+# Factors on the shrinkage ρ of the configuration.
+SHRINKAGES = (0.4, 1.0, 2.0, 4.0)
+# Number of different cells below which no part is drawn.
+FEW = 50
 
 
 class Domains(NamedTuple):
@@ -45,7 +50,7 @@ class Domains(NamedTuple):
 
 
 def find_domains(sample: Tensor, n_domains: int, config: StageConfig) -> Domains:
-    r"""Cluster contexts so that the determinant of their covariance within domains is minimal.
+    r"""Cluster contexts so that the determinant of their covariance within domains is minimal, by agreement.
 
     With W the covariance within domains of the r components that vary, the criterion is
 
@@ -57,28 +62,32 @@ def find_domains(sample: Tensor, n_domains: int, config: StageConfig) -> Domains
 
     .. math:: A = (1 - \rho) W_\rho^{-1} + \rho\, \tfrac{\mathrm{tr}\, W_\rho^{-1}}{r} I,
 
-    centres and covariance follow, until no cell moves. The criterion is concave in W, so no step increases it. The
-    refined solution with the lowest criterion is returned. `sample` is ``(n, d)`` float32; where fewer than `n_domains`
-    cells differ, as many domains are found, and a warning is logged.
+    centres and covariance follow, until no cell moves. The criterion is concave in W, so no step increases it.
+
+    This is done for several ρ on several random parts of the sample. All cells are assigned by each solution, and the
+    solution with the highest mean adjusted Rand index with the others is returned: many partitions fit alike, and the
+    one in the middle depends least on ρ and on the cells drawn. `sample` is ``(n, d)`` float32; where fewer than
+    `n_domains` cells differ, as many domains are found, and a warning is logged.
     """
     variance = sample.double().var(dim=0, correction=0)
     varies = variance >= EMPTY * variance.max()
     part = sample[:, varies].numpy()
-    cells = part.astype(np.float64)
     distinct = len(np.unique(part, axis=0))
     if distinct < n_domains:
         logger.warning("%d domains were asked for, but only %d cells differ.", n_domains, distinct)
         n_domains = distinct
     with one_thread():  # sums in one order on every machine
-        runs = _kmeans(part, n_domains, config.domain_starts)
-        most = max(int(domain.max()) + 1 for domain in runs)  # fewer where cells differ by rounding alone
+        shrinkages = [min(factor * config.domain_shrinkage, 1.0) for factor in SHRINKAGES]
+        solutions = [
+            solution
+            for cells in _parts(part, n_domains, config.domain_samples)
+            for solution in _solutions(cells, n_domains, list(dict.fromkeys(shrinkages)), config)
+        ]
+        most = max(len(solution.centres) for solution in solutions)  # fewer where cells differ by rounding alone
         if most < n_domains:
             logger.warning("%d domains were asked for, but cells differ enough for %d only.", n_domains, most)
-        starts = [Solution.of(cells, domain, config.domain_shrinkage) for domain in runs if domain.max() + 1 == most]
-        starts = _different(sorted(starts, key=Solution.criterion))[: config.domain_refined]
-        refined = [_refine(cells, start) for start in starts]
-        lowest = min(solution.criterion() for solution in refined)
-        best = next(solution for solution in refined if solution.criterion() <= lowest + SAME)
+        solutions = [solution for solution in solutions if len(solution.centres) == most]
+        best = solutions[_medoid([solution.assign(part) for solution in solutions])]
     metric = best.metric()
     size = np.bincount(best.domain)
     order = np.argsort(best.centres[:, 0], kind="stable")  # does not depend on the numbers of K-means
@@ -88,6 +97,38 @@ def find_domains(sample: Tensor, n_domains: int, config: StageConfig) -> Domains
     padded = torch.zeros(len(varies), metric.shape[1])
     padded[varies] = torch.from_numpy(metric).float()
     return Domains(padded, torch.from_numpy(centres).float())
+
+
+def _parts(cells: np.ndarray, n_domains: int, number: int) -> list[np.ndarray]:
+    """Random parts of the cells, each of four fifths; all cells where these are few."""
+    keys = _keys(cells)
+    drawn = [cells[mix(keys + np.uint64(part)) >= np.uint64(2**64 // 5)] for part in range(number)]
+    return [part if len(np.unique(part, axis=0)) >= max(n_domains, FEW) else cells for part in drawn]
+
+
+def _solutions(part: np.ndarray, n_domains: int, shrinkages: list[float], config: StageConfig) -> list[Solution]:
+    """Refined solution with the lowest criterion for every shrinkage."""
+    cells = part.astype(np.float64)
+    runs = _kmeans(part, n_domains, -(-config.domain_starts // config.domain_samples))
+    most = max(int(domain.max()) + 1 for domain in runs)
+    runs = [domain for domain in runs if domain.max() + 1 == most]
+    best = []
+    for shrinkage in shrinkages:
+        starts = [Solution.of(cells, domain, shrinkage) for domain in runs]
+        starts = _different(sorted(starts, key=Solution.criterion))[: config.domain_refined]
+        refined = [_refine(cells, start) for start in starts]
+        lowest = min(solution.criterion() for solution in refined)
+        best.append(next(solution for solution in refined if solution.criterion() <= lowest + SAME))
+    return best
+
+
+def _medoid(partitions: list[np.ndarray]) -> int:
+    """Position of the partition that agrees best with all others."""
+    agreement = np.eye(len(partitions))
+    for one, other in combinations(range(len(partitions)), 2):
+        agreement[one, other] = agreement[other, one] = adjusted_rand_score(partitions[one], partitions[other])
+    mean = agreement.mean(axis=1)
+    return int(np.argmax(mean >= mean.max() - SAME))
 
 
 def _kmeans(cells: np.ndarray, n_domains: int, n_starts: int) -> list[np.ndarray]:
@@ -149,6 +190,11 @@ class Solution(NamedTuple):
     def criterion(self) -> float:
         """Logarithm of the determinant of the shrunk covariance."""
         return float(np.linalg.slogdet(_shrink(self.within, self.shrinkage))[1])
+
+    def assign(self, cells: np.ndarray) -> np.ndarray:
+        """Nearest centre of every cell in the metric of the criterion's gradient."""
+        metric = self.metric()
+        return pairwise_distances_argmin_min(cells @ metric, self.centres @ metric)[0]
 
     def metric(self) -> np.ndarray:
         """Root of A: a linear map after which Euclidean distances are those of the criterion's gradient."""

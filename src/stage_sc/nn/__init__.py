@@ -3,6 +3,7 @@
 from stage_sc.nn._attention import Block, Blocks, attend_all, smooth
 from stage_sc.nn._augment import Panel, View, clean_view, draw_view
 from stage_sc.nn._config import StageConfig
+from stage_sc.nn._directions import Directions, covariance, spatial_directions
 from stage_sc.nn._embedder import embed_cells
 from stage_sc.nn._encoder import Neighbours
 from stage_sc.nn._linkage import leaf_order, weighted_ward
@@ -12,12 +13,12 @@ from stage_sc.nn._sinkhorn import sinkhorn
 from stage_sc.nn._sparse import Sparse
 from stage_sc.nn._stage import Batch, Stage, check_weights, content_digest
 from stage_sc.nn._tree import PrototypeTree
-from stage_sc.nn._whitening import whitening
 
 __all__ = [
     "Batch",
     "Block",
     "Blocks",
+    "Directions",
     "Neighbours",
     "Panel",
     "PrototypeTree",
@@ -30,6 +31,7 @@ __all__ = [
     "check_weights",
     "clean_view",
     "content_digest",
+    "covariance",
     "draw_view",
     "embed_cells",
     "leaf_order",
@@ -37,7 +39,7 @@ __all__ = [
     "reconstruction_loss",
     "sinkhorn",
     "smooth",
+    "spatial_directions",
     "swav_loss",
     "weighted_ward",
-    "whitening",
 ]

@@ -12,14 +12,14 @@ from stage_sc._checks import check_choice, check_positive
 # Numbers must be above 0, these may be 0 too.
 MAY_BE_ZERO = (
     *("n_layers", "epochs", "warmup_epochs", "smoothing", "swav_weight", "reconstruction_weight", "path_weight"),
-    *("constant_component", "noise_scale", "persistence", "min_sd", "whitening_ridge", "prior_weight"),
+    *("constant_component", "noise_scale", "power", "spot_power", "min_sd", "prior_weight"),
     "domain_shrinkage",
 )
 # At most 1.
 FRACTIONS = ("panel_fraction", "min_fraction", "selection_threshold", "domain_shrinkage")
 # Largest numbers; all others are at most 10⁹, so that sizes and products stay finite.
 AT_MOST = {
-    **{"n_layers": 100, "context_hops": 1000, "smoothing": 1000, "sinkhorn_iterations": 10_000, "dim": 10_000},
+    **{"n_layers": 100, "context_hops": 1000, "spot_hops": 1000, "test_hops": 1000, "smoothing": 1000, "sinkhorn_iterations": 10_000, "dim": 10_000},
     **{"domain_starts": 100_000, "domain_refined": 100_000, "levels": 10_000_000, "noise_rate": float("inf")},
 }
 # Smallest values of divisors.
@@ -48,18 +48,29 @@ class StageConfig:
     """Scaling of log-normalised expression per slide and gene: none, minus the mean, or z-scores."""
     min_sd: float = 1e-3
     """Lower bound of the standard deviation in z-scores."""
-    context_hops: int = 6
+    context_hops: int = 5
     """Number of hops over which embedded cells are averaged to the context of a cell."""
+    spot_hops: int = 2
+    """The same for spots, whose median edge in the graph is longer than `spot_edge`."""
+    spot_edge: float = 50.0
+    """Median edge in µm from which a place is a spot of several cells."""
     axes_cells: int = 5000
     """Maximum number of cells from which the principal axes of a slide are computed."""
     whiten: bool = True
-    """Whitening of embedded cells per slide, which makes slides of any panel and platform comparable. It is computed
-    from the initial gene vectors, in training as in inference."""
-    whitening_ridge: float = 0.01
-    """Ridge of the whitening, as a fraction of the mean variance."""
-    persistence: float = 0.5
-    """Exponent γ of the variance that persists over `context_hops`, see `stage_sc.nn.whitening`; 0: all directions have
-    equal weight."""
+    """Embedded cells by the spatial directions of their slide, see `stage_sc.nn.spatial_directions`, which makes slides
+    of any panel and platform comparable. They are computed from the initial gene vectors, in training as in
+    inference."""
+    test_hops: int = 2
+    """Number of hops over which cells are averaged to test which directions vary in space beyond chance."""
+    null_margin: float = 1.3
+    """Factor on the noise floor (the largest eigenvalue of shuffled cells) that the first direction must exceed."""
+    null_cells: int = 20_000
+    """Number of shuffled cells, in as many shuffles as this takes (1 to 20)."""
+    power: float = 1.0
+    """Exponent of the variance of a direction in contexts, in units of the mean of a cell and its neighbours; 0: all
+    directions have equal weight."""
+    spot_power: float = 0.5
+    """The same for spots, in units of single spots."""
     levels: tuple[int, ...] = (8, 64, 512)
     """Number of prototypes of every level of the tree, from the coarsest to the leaves."""
     linkage: Literal["context", "cosine"] = "context"
@@ -125,11 +136,14 @@ class StageConfig:
     domain_cells: int = 10_000
     """Approximate number of cells from which domains are found."""
     domain_starts: int = 99
-    """Number of K-means runs of the domains."""
+    """Number of K-means runs of the domains, divided among the parts of the sample."""
+    domain_samples: int = 3
+    """Number of random parts of the sample from which solutions are found."""
     domain_refined: int = 5
-    """Number of K-means solutions refined by the criterion of the domains."""
+    """Number of K-means solutions refined by the criterion of the domains, for every part and shrinkage."""
     domain_shrinkage: float = 0.25
-    """Shrinkage ρ of the covariance within domains towards a sphere; 1: K-means, 0: a free covariance."""
+    """Shrinkage ρ of the covariance within domains towards a sphere (1: K-means, 0: a free covariance); solutions are
+    found for 0.4, 1, 2 and 4 times this value."""
 
     def __post_init__(self) -> None:
         """Raise for invalid values."""

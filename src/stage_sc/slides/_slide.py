@@ -56,6 +56,8 @@ class Slide:
     """``(n, 2)`` float64 coordinates, µm."""
     sizes: tuple[str, float, float, float]
     """Mode of the neighbourhoods, size of the local one and of the view ring, σ of the weights."""
+    edge: float
+    """Median length of the edges of the graph, µm."""
     empty: np.ndarray | StoredArray
     """``(n,)`` bool, no counts."""
     isolated: np.ndarray | StoredArray
@@ -209,6 +211,7 @@ def _slide(
         local=permute(local, order),
         xy=xy[order] * float(settings["scale"]),
         sizes=(str(settings["mode"]), float(settings["local"]), float(settings["view"]), float(settings["sigma"])),
+        edge=float(np.median(lengths.data)) if lengths.nnz else 0.0,
         empty=empty,
         isolated=isolated,
         identity=expression.identity[order],

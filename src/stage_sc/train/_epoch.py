@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from stage_sc.embed import window_hops
 from stage_sc.nn import StageConfig
 from stage_sc.slides import CHUNK, Slide, chunk_cells, load_window, n_chunks
 
@@ -76,7 +77,7 @@ def epoch_batches(
             if stop > start:
                 if id(window) not in held:
                     slide, centres = slides[window.number], window.centres
-                    loaded = load_window(slide, centres, config.n_layers, config.context_hops) if slide.stored else None
+                    loaded = load_window(slide, centres, config.n_layers, window_hops(slide, config)) if slide.stored else None
                     held[id(window)] = loaded or (slide, centres)
                 slide, positions = held[id(window)]
                 centres = positions[np.searchsorted(window.centres, cells[start:stop])]

@@ -8,7 +8,7 @@ from sklearn.cluster import KMeans
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from stage_sc.embed import Encoded, calibrate, coexpression_vectors, encode_slide
+from stage_sc.embed import Encoded, calibrate, coexpression_vectors, encode_slide, window_hops
 from stage_sc.nn import Panel, SlideQueue, Stage, StageConfig
 from stage_sc.slides import Slide, load_window, sample
 
@@ -91,12 +91,14 @@ def encode_slides(model: Stage, slides: list[Slide]) -> list[Encoded]:
     for slide in slides:
         window, cells = _sampled(model, slide, slides)
         panel = calibrate(model, window, cells) if slide.stored else None
-        encoded.append(Encoded(*(part[cells] for part in encode_slide(model, window, panel))))
+        whole = encode_slide(model, window, panel)
+        encoded.append(Encoded(whole.pooled[cells], whole.context[cells], whole.niche[cells]))
     return encoded
 
 
 def _encode(model: Stage, slides: list[Slide]) -> Encoded:
-    return Encoded(*(torch.cat(parts) for parts in zip(*encode_slides(model, slides), strict=True)))
+    parts = zip(*(one[:3] for one in encode_slides(model, slides)), strict=True)
+    return Encoded(*map(torch.cat, parts))
 
 
 def _sampled(model: Stage, slide: Slide, slides: list[Slide]) -> tuple[Slide, Tensor | slice]:
@@ -106,5 +108,5 @@ def _sampled(model: Stage, slide: Slide, slides: list[Slide]) -> tuple[Slide, Te
     cells = reached = sample(slide, MAX_CELLS // sum(one.stored for one in slides))
     for _ in range(model.config.smoothing):
         reached = np.unique(slide.graph[reached].indices)
-    window, position = load_window(slide, reached, model.config.n_layers, model.config.context_hops, rings=False)
+    window, position = load_window(slide, reached, model.config.n_layers, window_hops(slide, model.config), rings=False)
     return window, torch.from_numpy(position[np.searchsorted(reached, cells)])
