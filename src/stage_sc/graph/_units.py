@@ -309,9 +309,10 @@ def _infer_scale(
 
 def _beads(spacing: float, image: float | None) -> bool:
     """Test if an irregular array has the spacing of cells: packed beads or a simulation, not printed spots."""
-    if image is None or not _within(spacing * image, SPOT_SPACING):
-        return any(_within(spacing * size, MICRON_SPACING) for size in (1.0, image or 1.0))
-    return False
+    sizes = (1.0, image or 1.0)
+    return any(_within(spacing * size, MICRON_SPACING) for size in sizes) and not _within(
+        spacing * sizes[1], SPOT_SPACING
+    )
 
 
 def _within(value: float, limits: tuple[float, float]) -> bool:
