@@ -242,7 +242,7 @@ def _warn_far_apart(
     elif layout == "cells" and distance > radius:
         logger.warning(
             "%sthe median distance to the nearest cell is %.3g µm with scale=%.4g, above radius=%g µm: most cells have "
-            "no neighbour. Correct `scale` (µm per unit of the coordinates), pass a `radius` of about %.2g, or "
+            "no neighbour. Correct `scale` (µm per unit of the coordinates), pass a `radius` of about %.3g, or "
             "technology='spatial_transcriptomics' for spots of an array.",
             *(about(slide), distance, scale, radius, 2 * distance),
         )
