@@ -40,6 +40,11 @@ def hexagonal(rows: int = 12, pitch: float = 100.0) -> np.ndarray:
     return np.c_[pitch * (column + 0.5 * (row % 2)), pitch * np.sqrt(0.75) * row]
 
 
+def printed(rows: int = 20, seed: int = 0) -> np.ndarray:
+    """Spots 200 µm apart, each up to 20 µm off its place."""
+    return squares(rows, 200.0) + np.random.default_rng(seed).uniform(-20, 20, (rows * rows, 2))
+
+
 def squares(rows: int = 12, pitch: float = 8.0) -> np.ndarray:
     return pitch * np.argwhere(np.ones((rows, rows))).astype(float)
 
@@ -267,7 +272,7 @@ class TestUnits:
         assert slide_row(built(pixels, technology="Xenium"))["scale"] == 0.2125
 
     def test_sparse_neighbourhoods_are_reported(self, caplog):
-        built(np.random.default_rng(0).uniform(0, 4000, (500, 2)), scale=1.0)
+        built(np.random.default_rng(0).uniform(0, 1500, (500, 2)), scale=1.0)
         assert "of 500 cells" in caplog.text
         assert 'mode="hops"' in caplog.text
 
@@ -312,12 +317,14 @@ class TestGrids:
 
     @pytest.mark.parametrize(
         "name",
-        "xenium merscope merfish cosmx starmap osmfish seqfish verafish slide_seq stereo_seq visium visium_hd".split()
-        + ["Slide-seq", "Visium HD", "STEREO-seq"],
+        "xenium merscope merfish cosmx starmap osmfish seqfish verafish slide_seq stereo_seq visium visium_hd "
+        "spatial_transcriptomics st".split()
+        + ["Slide-seq", "Visium HD", "STEREO-seq", "Spatial Transcriptomics"],
     )
     def test_every_technology(self, name):
         row = slide_row(built(tissue(), technology=name))
-        assert row["mode"] == ("hops" if "visium" in name.casefold() else "radius")
+        spots = name == "st" or any(word in name.casefold() for word in ("visium", "transcriptomics"))
+        assert row["mode"] == ("hops" if spots else "radius")
         assert (row["scale"] == 0.5) == ("stereo" in name.casefold())  # counts in half microns
 
     def test_arguments_win(self):
@@ -325,6 +332,109 @@ class TestGrids:
         assert (row["mode"], row["local"], row["view"], row["sigma"]) == ("radius", 150, 300, 70)
         row = slide_row(built(hexagonal(), local=2))
         assert (row["mode"], row["local"], row["view"]) == ("hops", 2, 2)
+
+
+def warnings_in(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+
+
+class TestPrintedSpots:
+    """Arrays of spots that lie near, not on, the places of a grid."""
+
+    @pytest.mark.parametrize("technology", [None, "spatial_transcriptomics", "ST"])
+    @pytest.mark.parametrize("scale", [None, 1.0])
+    @pytest.mark.parametrize("angle", [0.0, 0.7])
+    def test_recognised_in_microns_without_a_warning(self, technology, scale, angle, caplog):
+        xy = printed()
+        adata = built(rotate(xy, angle), technology=technology, scale=scale)
+        row = slide_row(adata)
+        assert (row["layout"], row["scale"], row["mode"], row["local"], row["view"]) == ("spots", 1, "hops", 1, 2)
+        assert not warnings_in(caplog)
+        assert (row["isolated"], row["no_local"]) == (0, 0)
+        assert 5 < row["mean_degree"] < 6
+        assert adata.obsp["spatial_distances"].max() <= row["radius"] < 400
+        assert_same(adata, built(xy), atol=1e-6)
+
+    def test_recorded_radius_and_a_subset(self):
+        adata = built(printed())
+        assert adata.uns["stage_graph"]["params"]["radius"] == 100
+        part = adata[adata.obsm["spatial"][:, 0] < 1000].copy()
+        read_graph(part)
+        row = slide_row(part)
+        assert (row["layout"], row["isolated"], row["radius"]) == ("spots", 0, slide_row(adata)["radius"])
+        assert slide_row(built(printed(), radius=900.0))["radius"] == 900
+
+    @pytest.mark.parametrize("factor", [1 / 200, 0.3, 5.0])
+    @pytest.mark.parametrize("technology", [None, "spatial_transcriptomics"])
+    def test_pixels_and_indices_with_a_warning(self, factor, technology, caplog):
+        row = slide_row(built(printed() * factor, technology=technology))
+        nearest = np.median(cKDTree(printed()).query(printed(), 2)[0][:, 1])
+        assert row["scale"] * factor * nearest == pytest.approx(200, rel=1e-4)
+        assert (row["layout"], row["scale_source"], row["isolated"]) == ("spots", "guess", 0)
+        (message,) = warnings_in(caplog)
+        assert "`scale`" in message
+
+    def test_pixels_of_an_image(self, caplog):
+        for pixel in (0.5, 9.0):
+            adata = cells(printed() / pixel)
+            adata.uns["spatial"] = {"a": {"scalefactors": {"microns_per_pixel": pixel}}}
+            pp.build_graph(adata)
+            row = slide_row(adata)
+            assert (row["layout"], row["scale"], row["scale_source"]) == ("spots", pixel, "pixels")
+        assert not warnings_in(caplog)
+
+    def test_holes_are_not_crossed(self):
+        xy = printed()
+        centre = np.abs(xy - 1900).max(axis=1) < 500
+        keep = ~centre & (np.random.default_rng(1).uniform(size=len(xy)) < 0.9)
+        adata = built(xy[keep])
+        row = slide_row(adata)
+        assert (row["layout"], row["scale"], row["isolated"]) == ("spots", 1, 0)
+        edges = adata.obsp["spatial_connectivities"].tocoo()
+        middle = (xy[keep][edges.row] + xy[keep][edges.col]) / 2
+        assert not (np.abs(middle - 1900).max(axis=1) < 300).any()
+
+    def test_beside_cells(self, caplog):
+        tissue_of_cells = np.random.default_rng(0).uniform(0, 400, (1500, 2))
+        adata = built(np.r_[printed(), tissue_of_cells], ["spots"] * 400 + ["cells"] * 1500)
+        assert adata.uns["stage_graph"]["slides"]["layout"].to_dict() == {"cells": "cells", "spots": "spots"}
+        assert not warnings_in(caplog)
+        of_spots = np.flatnonzero(adata.obs["slide"] == "spots")
+        assert_same(built(printed()), adata, of=of_spots)
+
+    @pytest.mark.parametrize("pitch", [100.0, 150.0, 200.0])
+    @pytest.mark.parametrize("arguments", [{}, {"scale": 1.0}, {"technology": "spatial_transcriptomics"}], ids=str)
+    def test_places_of_the_array(self, pitch, arguments, caplog):
+        row = slide_row(built(rotate(squares(pitch=pitch), 0.3), **arguments))
+        assert (row["layout"], row["scale"], row["local"], row["view"]) == ("square", 1, 1, 2)
+        assert row["isolated"] == 0
+        assert not warnings_in(caplog)
+
+    @pytest.mark.parametrize("spacing", [4.0, 10.0])
+    @pytest.mark.parametrize("scale", [None, 1.0])
+    def test_regular_cells_and_beads_are_cells(self, spacing, scale, caplog):
+        row = slide_row(built(printed() * spacing / 200, scale=scale))
+        assert (row["layout"], row["scale"], row["mode"], row["radius"]) == ("cells", 1, "radius", 100)
+        assert not warnings_in(caplog)
+
+    def test_irregular_places_too_far_apart_for_cells(self, caplog):
+        xy = np.random.default_rng(0).uniform(0, 4000, (500, 2))
+        row = slide_row(built(xy, scale=1.0))
+        assert row["layout"] == "spots"
+        assert row["isolated"] <= 50
+        (message,) = warnings_in(caplog)
+        assert "technology='spatial_transcriptomics'" in message
+        caplog.clear()
+        assert slide_row(built(xy, scale=1.0, technology="spatial_transcriptomics"))["layout"] == "spots"
+        assert not warnings_in(caplog)
+
+    def test_named_cells_beyond_the_radius(self, caplog):
+        assert slide_row(built(printed(), scale=1.0, technology="xenium"))["isolated"] == 400
+        assert "radius=100 µm" in caplog.text
+        assert "technology='spatial_transcriptomics'" in caplog.text
+        caplog.clear()
+        assert slide_row(built(printed(), scale=1.0, technology="xenium", radius=370, mode="hops"))["isolated"] == 0
+        assert not warnings_in(caplog)
 
 
 class TestBadInput:
@@ -580,6 +690,11 @@ class TestStaleGraph:
     ("path", "layout", "low", "high"),
     [
         ("dlpfc_visium/151673", "hexagonal", 1, 1),
+        ("mob_st/Rep11", "spots", 1, 1),
+        ("her2st_breast/A1", "spots", 1, 1),
+        ("her2st_breast/B1", "spots", 1, 1),
+        ("her2st_breast/C1", "spots", 1, 1),
+        ("her2st_breast/H1", "spots", 1, 1),
         ("starmap_mpfc/BZ5", "cells", 0.05, 0.07),
         ("osmfish_cortex/SScortex", "cells", 1, 1),
         ("xenium_breast_idc/IDC_crop", "cells", 1, 1),

@@ -50,24 +50,26 @@ def build_graph(
         slide per object in any case.
     technology
         Name of the platform, e.g. ``"xenium"``, ``"cosmx"`` or ``"visium_hd"`` (an error lists all), which sets the
-        pixel size of the instrument and the pitch of the grid. ``None``: regular grids are recognised from the
-        coordinates, other layouts are taken as cells.
+        pixel size of the instrument and the pitch of the grid. ``None``: regular grids, and arrays of printed spots
+        (``"spatial_transcriptomics"``), are recognised from the coordinates, other layouts are taken as cells.
     scale
         µm per unit of the coordinates, for all slides or as ``{slide: scale}``. ``None``: inferred for each slide. If
         columns of obs hold the same coordinates in a known unit (``x_centroid``, ``CenterX_global_px`` …) or the image
         in ``uns["spatial"]`` a pixel size that fits, these decide. If the median distance to the nearest cell is 2.5-30
         units, the unit is µm (with a warning from 15, where pixels are plausible too); a hexagonal grid is scaled to
-        100 µm; otherwise the distance is scaled to 10 µm, with a warning.
+        100 µm; square grids and arrays of spots are in µm at 90-220 units; otherwise the distance is scaled to 10 µm
+        (arrays of spots: 200 µm), with a warning. With a known unit, places more than 50 µm apart are taken as spots.
     radius
-        Longest edge of the Delaunay graph, µm. Long edges cross holes in the tissue. Not used for grids.
+        Longest edge of the Delaunay graph, µm. Long edges cross holes in the tissue. Not used for grids; at least twice
+        the median distance to the nearest spot on arrays of spots.
     mode
         ``"radius"``: neighbourhoods within a distance (as in the paper). ``"hops"``: within a number of steps on the
-        Delaunay graph, for tissue of very uneven density. ``None``: radius for cells, hops for grids.
+        Delaunay graph, for tissue of very uneven density. ``None``: radius for cells, hops for grids and spots.
     local
-        Size of the local neighbourhood: µm (default 25), or hops (default 2; 1 on a hexagonal grid).
+        Size of the local neighbourhood: µm (default 25), or hops (default 2; 1 on a hexagonal grid and for spots).
     view
         Outer limit of the view ring: µm (default 50 or twice `local`; the ring is all distances above `local`), or the
-        exact number of hops (default 2; 3 on square grids).
+        exact number of hops (default 2; 3 on square grids up to 50 µm).
     sigma
         Bandwidth of the weights, µm; larger values give distant cells more weight. ``None``: median edge length of the
         graph on each slide.

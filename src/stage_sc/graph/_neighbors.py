@@ -97,7 +97,7 @@ def _adjacency(xy: np.ndarray, settings: SlideSettings) -> tuple[sp.csr_matrix, 
     spatial = cKDTree(places).indices
     places, place = places[spatial], np.argsort(spatial)[place]
     graph, entry = _squidpy_graph(places, settings)
-    if settings.layout == "cells":
+    if settings.layout not in GRID_NEIGHBOURS:
         graph = _connect_lone_places(graph, places, settings.radius)
     else:
         graph = (graph + graph.T).astype(bool)
@@ -151,7 +151,7 @@ def _squidpy_graph(places: np.ndarray, settings: SlideSettings) -> tuple[sp.csr_
 
     log.addFilter(quiet)
     try:
-        if settings.layout == "cells":
+        if settings.layout not in GRID_NEIGHBOURS:
             sq.gr.spatial_neighbors_delaunay(adata, radius=settings.radius * SLACK)
         else:
             sq.gr.spatial_neighbors_grid(adata, n_neighs=min(GRID_NEIGHBOURS[settings.layout], len(places) - 1))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-Layout = Literal["cells", "hexagonal", "square"]
+Layout = Literal["cells", "hexagonal", "square", "spots"]
 Mode = Literal["radius", "hops"]
 
 
@@ -14,7 +14,7 @@ class Platform:
     """Presets of one technology; arguments of `build_graph` have precedence."""
 
     layout: Layout | None = None
-    """Cells at free positions, or a grid of spots; ``None``: recognised from the coordinates."""
+    """Cells at free positions, a grid, or spots of an irregular array; ``None``: recognised from the coordinates."""
     pitch: tuple[float, ...] = ()
     """Distances between neighbouring spots of a grid that are sold, µm, the usual one first."""
     pixel: float | None = None
@@ -37,17 +37,22 @@ PLATFORMS: dict[str, Platform] = {
     "stereo_seq": Platform(unit=0.5),
     "visium": Platform("hexagonal", pitch=(100.0,)),
     "visium_hd": Platform("square", pitch=(8.0, 16.0, 2.0)),
+    # Printed spots, 1,000 (200 µm apart) or 2,000 (150 or 200 µm) an array.
+    "spatial_transcriptomics": Platform("spots", pitch=(200.0, 100.0, 150.0)),
 }
+ALIASES = {"st": "spatialtranscriptomics"}
 
-# (mode, local, view) by layout. Cells: 25 and 50 µm as in the paper. Grids: hops, as Visium spots are 100 µm apart; on
-# square bins of 8 µm 2 hops (5 x 5 bins) correspond to 25 µm.
+# (mode, local, view) by layout. Cells: 25 and 50 µm as in the paper. Grids and spots: hops, as Visium spots are 100 µm
+# apart; on square bins of 8 µm 2 hops (5 x 5 bins) correspond to 25 µm. Squares above 50 µm are taken as spots here.
 NEIGHBOURHOODS: dict[Layout, tuple[Mode, float, float]] = {
     "cells": ("radius", 25.0, 50.0),
     "hexagonal": ("hops", 1, 2),
     "square": ("hops", 2, 3),
+    "spots": ("hops", 1, 2),
 }
 # (local, view) if the mode asked for is not the preset of the layout.
 MODE_DEFAULTS: dict[Mode, tuple[float, float]] = {"radius": (25.0, 50.0), "hops": (2, 2)}
+# Neighbours on a regular grid; on other layouts edges are those of the Delaunay graph.
 GRID_NEIGHBOURS: dict[Layout, int] = {"hexagonal": 6, "square": 8}
 
 
@@ -59,6 +64,7 @@ def find_platform(technology: str | None) -> Platform:
         raise TypeError(f"`technology` must be a string, got {type(technology).__name__}.")
     plain = {name.replace("_", ""): platform for name, platform in PLATFORMS.items()}
     key = "".join(character for character in technology.casefold() if character.isalnum())
+    key = ALIASES.get(key, key)
     if key not in plain:
         raise ValueError(
             f"Unknown `technology` {technology!r}. Valid names: {', '.join(PLATFORMS)}. "
