@@ -233,6 +233,7 @@ class Warned(logging.Handler):
 
 def judge(name: str, argument: str, value: Any) -> str:
     """Run one input; return a word for the outcome, ``fault: …`` for a fault."""
+    plt.close("all")  # of the caller
     damage = value if argument in ("damage", "second") else ""
     expected = DAMAGES[damage].outcome if damage else "error"
     if damage and (not set(DAMAGES[damage].part) & set(READS[name]) or damage in HARMLESS.get(name, ())):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import sys
 from pathlib import Path
 
@@ -13,6 +14,8 @@ import pytest
 import scipy.sparse as sp
 from scipy.spatial import Delaunay, cKDTree
 from scipy.stats import wilcoxon
+from sklearn.cluster import KMeans
+from sklearn.metrics import adjusted_rand_score
 
 import stage_sc as st
 
@@ -175,6 +178,7 @@ def test_scores_are_those_of_direct_calls(data):
         section.obs["found"] = part
         st.pp.build_graph(section)
         direct = st.metrics.evaluate(section, "found", reference="domain").loc["found"].drop("JSD")
+        assert found[f"slide{number}"].pop("patches") < 0.2
         assert found[f"slide{number}"] == pytest.approx(direct.to_dict(), abs=1e-6)
     assert found["mean"]["PAS"] == pytest.approx(np.mean([found[f"slide{i}"]["PAS"] for i in (1, 2)]), abs=1e-5)
     assert found["joint"]["JSD"] == pytest.approx(st.metrics.jsd(joined, "found", library_key="section"), abs=1e-6)
@@ -198,6 +202,62 @@ def test_half_panels_are_disjoint_halves_of_the_same_cells(data):
     ratio = np.log(changed[before > 50] / before[before > 50])
     assert np.median(ratio) == pytest.approx(np.log(0.6), abs=0.25) and ratio.std() == pytest.approx(0.5, abs=0.2)
     assert (halves[1].X.data == np.round(halves[1].X.data)).all()
+
+
+def test_patches_are_the_agreement_with_places_beyond_that_of_the_expert(data):
+    ((section, _),) = JOINT.load(data, 0)
+    known, xy = scenarios.expert(section), section.obsm["spatial"]
+    places = KMeans(known.nunique(), n_init=10, random_state=0).fit_predict(xy)
+    labels = pd.Series(places.astype(str), section.obs_names)
+    drawn = adjusted_rand_score(known.dropna(), labels[known.notna()])
+    assert scores.patches(section, labels) == pytest.approx(1 - drawn) and drawn < 0.9
+    assert scores.patches(section, known) == 0 and np.isnan(scores.patches(section, known.where(known.isna())))
+
+
+@pytest.mark.parametrize("kind", scenarios.SHUFFLED)
+def test_shuffled_sections_have_the_same_values_in_other_places(data, kind):
+    whole, shuffle = ad.read_h5ad(data / "slide1.h5ad"), scenarios.Scenario("x", kind, ("slide1.h5ad",), ())
+    ((one,),), ((again,),), ((other,),) = (shuffle.load(data, seed) for seed in (0, 0, 1))
+    values = {"shuffled-genes": lambda section: section.X.toarray(), "shuffled-places": lambda one: one.obsm["spatial"]}
+    before, changed, kept = values[kind](whole), values.pop(kind), values.popitem()[1]
+    assert (changed(one) == changed(again)).all() and (kept(one) == kept(whole)).all()
+    assert (changed(one) != before).any() and (changed(one) != changed(other)).any()
+    np.testing.assert_array_equal(np.sort(changed(one), axis=0), np.sort(before, axis=0))
+
+
+def test_sections_that_are_refused_are_counted(data, methods, tmp_path):
+    """Shuffled sections have no scores, intact ones have both."""
+    (methods / "stripes.py").write_text(STRIPES + "\ndef refused(section):\n    return section.n_obs == 200\n")
+    kinds = ("shuffled-places", "one-by-one")
+    asked = [scenarios.Scenario(kind, kind, ("*.h5ad",), ("null",) if "shuffled" in kind else ()) for kind in kinds]
+    null, intact = (execute.execute(runs.Run(one, "stripes", {}, 0), data, tmp_path, 60, methods) for one in asked)
+    assert null["refused"] == intact["refused"] == {"slide1": True, "slide2": True}
+    assert null["scores"] == {} != intact["scores"] and "refused ['slide1', 'slide2']" in command.summary(null)
+    assert runs.missing([runs.Run(asked[0], "stripes", {}, 0)], [null], retry=True) == []
+    intact["refused"]["slide2"], null["refused"]["slide2"] = False, None  # None: a version that does not say
+    table = tables.null_table([null, intact]).set_index("sections")["refused"]
+    assert table.to_dict() == {"shuffled-places": "1 of 1", "intact": "1 of 2"}
+
+
+def test_a_slide_without_directions_is_refused():
+    section = ad.AnnData(np.ones((2, 1)))
+    for slides, expected in ((None, None), ({"n_directions": [0], "noise_floor": [1.0]}, True)):
+        section.uns["stage"] = {} if slides is None else {"slides": pd.DataFrame(slides)}
+        assert stage.refused(section) is expected
+    section.uns["stage"]["slides"]["n_directions"] = 3
+    assert stage.refused(section) is False
+
+
+def test_the_floor_averages_two_hops(data, monkeypatch):
+    monkeypatch.syspath_prepend(execute.METHODS / "_shared")
+    floor = importlib.import_module("benchmarks.accuracy.methods.floor")
+    rows, columns = np.indices((6, 6)).reshape(2, -1)
+    square = ad.AnnData(np.ones((36, 1)), obsm={"spatial": np.column_stack([rows, columns]) * 200.0})
+    weights = floor.two_hops(square)
+    assert np.allclose(weights.sum(axis=1), 1) and 9 <= (weights[14] > 0).sum() <= 25 and weights[14, 35] == 0
+    (group,) = JOINT.load(data, 0)
+    labels = floor.label(group, 6, 0)
+    assert [len(part) for part in labels] == [200, 200] and len(np.unique(np.concatenate(labels))) == 6
 
 
 def test_experts_agree_and_some_methods_are_skipped(data, tmp_path):
@@ -291,6 +351,20 @@ def test_tables_have_means_over_sections_and_spread_over_seeds(lines):
     assert table.loc["stage fit settle=False temperature=0.5", "runs"] == 2
     paper = tables.paper_table(scores).set_index("Methods")
     assert paper.loc["leiden", "ASW"] == "0.5000 (± 0.0000)", "a silhouette between -1 and 1"
+
+
+def test_every_study_has_one_vote():
+    """Seeds are averaged first; a mean without one of its studies is not given."""
+    rows = [("starmap", 0.6, 0), ("starmap", 0.8, 1), ("starmap-one-by-one", 0.5, 0), ("osmfish", 0.4, 0)]
+    rows += [("xenium-breast", 0.3, 0), ("mob", 0.2, 0), ("her2", 0.3, 0), ("imc", 0.9, 0)]
+    found = [made_up("floor", 0, seed) | {"scenario": name, "scores": {"mean": {"ARI": x}}} for name, x, seed in rows]
+    joint, alone = (part.iloc[0] for part in tables.study_tables(tables.frame(found)).values())
+    assert (joint["STARmap"], alone["STARmap"], joint["MOB"], alone["MOB"]) == ("0.700", "0.500", "0.200", "0.200")
+    assert (joint["**imaging panel**"], alone["**imaging panel**"]) == ("0.467", "0.400")
+    assert joint["**proteins**"] == "0.900" and joint["**all**"] == joint["**whole-transcriptome spots**"] == "–"
+    whole = [*found, made_up("floor", 0, 0) | {"scenario": "dlpfc", "scores": {"mean": {"ARI": 0.1}}}]
+    ((_, table),) = list(tables.study_tables(tables.frame(whole)).items())[:1]
+    assert table.iloc[0]["**all**"] == f"{np.mean([0.7, 0.4, 0.3, 0.2, 0.3, 0.9, 0.1]):.3f}"
 
 
 def test_wilcoxon_pairs_sections_and_seeds(lines):

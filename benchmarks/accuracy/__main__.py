@@ -80,11 +80,12 @@ def summary(line: Line) -> str:
     what = f"{line['scenario']} {line['method']} {line['options'] or ''} seed {line['seed']}"
     if "scores" not in line:
         return f"{what}: {line.get('error') or 'skipped: ' + line['skipped']}"
-    figures = line["scores"]["mean"] | {
+    figures = line["scores"].get("mean", {}) | {
         f"joint {name}": value for name, value in line["scores"].get("joint", {}).items()
     }
     listed = ", ".join(f"{name} {value:.3f}" for name, value in figures.items() if value is not None)
-    return f"{what}: {listed}; {line.get('wall_s', 0):.0f} s"
+    refused = [name for name, said in line.get("refused", {}).items() if said]
+    return f"{what}: {listed or f'refused {refused}'}; {line.get('wall_s', 0):.0f} s"
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ import pandas as pd
 
 from .environments import Requirements, interpreter, last_line, requirements
 from .runs import Line, Run
-from .scenarios import common_genes, expert
+from .scenarios import SHUFFLED, common_genes, expert
 from .scores import score
 
 METHODS = Path(__file__).with_name("methods")
@@ -43,7 +43,12 @@ def execute(run: Run, data: Path, environments: Path, time_limit: float, methods
         groups = run.scenario.load(data, run.seed)
         results = [call(run, group, environments, time_limit, methods) for group in groups]
         labels, levels = ([result.pop(name, {}) for result in results] for name in ("labels", "levels"))
-        line = run.line | totals(results) | {"scores": score(run.scenario, groups, labels)}
+        line = run.line | totals(results)
+        if "refused" in results[0]:
+            line["refused"] = dict(zip(names(groups), flat([one["refused"] for one in results]), strict=True))
+        if run.scenario.kind in SHUFFLED:
+            return line | {"scores": {}}
+        line["scores"] = score(run.scenario, groups, labels)
         if levels[0]:
             line["levels"] = {name: score_level(run, groups, [one[name] for one in levels]) for name in levels[0]}
         return line
@@ -108,6 +113,11 @@ def flat(groups: Sequence[Sequence[T]]) -> list[T]:
     return [section for group in groups for section in group]
 
 
+def names(groups: Sequence[Sequence[ad.AnnData]]) -> list[str]:
+    """Names of all sections."""
+    return [str(section.uns["section"]) for section in flat(groups)]
+
+
 def handed_over(group: Sequence[ad.AnnData], needed: Requirements) -> list[ad.AnnData]:
     """Sections without anything that an expert said, with common genes alone where the method needs that."""
     genes = None if needed.panels == "any" else common_genes(group)
@@ -144,7 +154,8 @@ def run_limited(command: list[str], time_limit: float) -> None:
 
 def totals(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Time and memory of all calls of a run."""
-    line: dict[str, Any] = {"n_domains": results[0]["n_domains"]}
+    numbers = [result["n_domains"] for result in results]
+    line: dict[str, Any] = {"n_domains": numbers if len(set(numbers)) > 1 else numbers[0]}
     if "wall_s" in results[0]:
         line |= {name: round(sum(result[name] for result in results), 2) for name in ("wall_s", "cpu_s")}
         line |= {"peak_mb": max(result["peak_mb"] for result in results), "versions": results[0]["versions"]}

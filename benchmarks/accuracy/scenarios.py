@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,7 +14,8 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
-KINDS = ("joint", "one-by-one", "half-panels")
+SHUFFLED = ("shuffled-places", "shuffled-genes")
+KINDS = ("joint", "one-by-one", "half-panels", *SHUFFLED)
 FACTOR_SD, DEPTH = 0.5, 0.6  # of the batch effect on the second half of a panel
 
 
@@ -26,6 +28,8 @@ class Scenario:
     sections: tuple[str, ...]
     roles: tuple[str, ...]
     n_domains: int | None = None
+    study: str | None = None
+    platform: str | None = None
 
     def __post_init__(self) -> None:
         """Refuse an unknown kind."""
@@ -47,6 +51,8 @@ class Scenario:
             section.uns["section"] = path.stem if [other.stem for other in paths].count(path.stem) == 1 else str(path)
         if self.kind == "half-panels":
             return [half_panels(section, seed) for section in sections]
+        if self.kind in SHUFFLED:
+            sections = [shuffled(section, self.kind, seed) for section in sections]
         return [sections] if self.kind == "joint" else [[section] for section in sections]
 
     def number(self, group: Sequence[ad.AnnData]) -> int:
@@ -89,6 +95,19 @@ def half_panels(section: ad.AnnData, seed: int) -> list[ad.AnnData]:
     for half, name in zip(halves, "AB", strict=True):
         half.uns["section"] = f"{section.uns.get('section', 'section')}-{name}"
     return halves
+
+
+def shuffled(section: ad.AnnData, kind: str, seed: int) -> ad.AnnData:
+    """Permute the coordinates of cells, or every gene over the cells by itself: nothing varies in space any more."""
+    rng, section = np.random.default_rng(seed), section.copy()
+    if kind == "shuffled-places":
+        section.obsm["spatial"] = rng.permutation(section.obsm["spatial"])
+        return section
+    counts = sp.csc_matrix(section.X)
+    for start, end in itertools.pairwise(counts.indptr):
+        counts.indices[start:end] = rng.choice(section.n_obs, end - start, replace=False)
+    section.X = sp.csr_matrix(counts)
+    return section
 
 
 def common_genes(group: Sequence[ad.AnnData]) -> list[str]:

@@ -8,6 +8,8 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
+from sklearn.cluster import KMeans
+from sklearn.metrics import adjusted_rand_score
 
 import stage_sc as st
 
@@ -19,8 +21,8 @@ Scores = dict[str, dict[str, float | None]]
 def score(scenario: Scenario, groups: Sequence[Sequence[ad.AnnData]], labels: Sequence[Sequence[pd.Series]]) -> Scores:
     """Score the labels of all groups of sections.
 
-    Sections have ARI, NMI, FIDE, PAS and ASW; "mean" has their means. "joint" compares all cells at once (a domain must
-    keep its name across sections), and has the JSD; "between" the ARI of the two labellings of half panels;
+    Sections have ARI, NMI, FIDE, PAS, ASW and `patches`; "mean" has their means. "joint" compares all cells at once (a
+    domain must keep its name across sections), and has the JSD; "between" the ARI of the two labellings of half panels;
     "specificity" the share of cells that lie in domains of their own tissue, and "JSD within" that of one tissue's
     sections. Where nothing can be computed, there is none.
     """
@@ -31,6 +33,8 @@ def score(scenario: Scenario, groups: Sequence[Sequence[ad.AnnData]], labels: Se
         known = "expert" if adata.obs["expert"].notna().any() else None
         table = st.metrics.evaluate(adata, "label", reference=known, library_key="section").droplevel("key")
         scores |= {str(name): row.drop("JSD").to_dict() for name, row in table.iterrows() if name != "mean"}
+        for section, part in zip(group, parts, strict=True):
+            scores[str(section.uns["section"])]["patches"] = patches(section, part)
         if scenario.kind == "one-by-one":
             continue
         joint = {"JSD": table.loc["mean", "JSD"]} if len(group) > 1 else {}
@@ -74,6 +78,21 @@ def agreement(first: pd.Series, second: pd.Series) -> float:
     """ARI of two labellings of the same cells."""
     obs = pd.DataFrame({"first": np.asarray(first, dtype=object), "second": np.asarray(second, dtype=object)})
     return st.metrics.ari(ad.AnnData(obs=obs.set_axis(obs.index.astype(str))), "first", reference="second")
+
+
+def patches(section: ad.AnnData, labels: pd.Series) -> float:
+    """Agreement (ARI) of labels with k-means of the coordinates, less that of the expert's; on cells with both labels.
+
+    Domains that follow position rather than tissue are far above 0. There are as many clusters as expert labels.
+    """
+    known = expert(section)
+    both = (known.notna() & labels.notna()).to_numpy()
+    if not both.any():
+        return float("nan")
+    xy = np.asarray(section.obsm["spatial"], dtype=np.float64)
+    places = KMeans(known.nunique(), n_init=10, random_state=0).fit_predict(xy)[both]
+    found, drawn = (adjusted_rand_score(places, part[both]) for part in (labels, known))
+    return float(found - drawn)
 
 
 def by_tissue(adata: ad.AnnData) -> dict[str, float]:

@@ -21,11 +21,13 @@ from scipy.stats import wilcoxon
 from .ablations import COLUMNS, NICHES, OTHERS, ablations, ordered
 from .execute import OF_ALL
 from .runs import Line, read_lines
+from .scenarios import read_scenarios
 
-SCORES = ["ARI", "NMI", "FIDE", "PAS", "ASW"]
+SCORES = ["ARI", "NMI", "FIDE", "PAS", "ASW", "patches"]
 JOINT = {"JSD": "JSD", "ARI": "ARI, joint", "between": "ARI between halves", "specificity": "specificity"}
 OURS = "stage fit"
 CHANGES = {"config", *OTHERS}  # options of runs in which one choice was changed
+PLATFORMS = ["imaging panel", "whole-transcriptome spots", "proteins"]
 PAPER_ROLES = ("cross-platform", "replicates", "shared and specific")
 
 
@@ -39,6 +41,10 @@ def main() -> None:
     scores = frame(filter(about_domains, lines))
     for scenario, part in scores.groupby("scenario", sort=False):
         print(f"## {scenario} ({', '.join(part['roles'].iloc[0])})\n\n{markdown(summary(part))}\n")
+    for title, table in study_tables(scores).items():
+        print(f"## ARI, mean over studies: {title}\n\n{markdown(table)}\n")
+    if len(refused := null_table(lines)):
+        print(f"## Sections refused, as nothing varies in space\n\n{markdown(refused)}\n")
     print(f"## In the form of the paper's Table 1\n\n{markdown(paper_table(scores))}\n")
     if (tests := signed_ranks(scores, options.ours)) is not None:
         print(f"## {options.ours} against each method: Wilcoxon's signed-rank test\n\n{markdown(tests)}\n")
@@ -103,6 +109,46 @@ def summary(scores: pd.DataFrame) -> pd.DataFrame:
     order = groups[figures[0]].mean().sort_values(ascending=False).index
     table = pd.DataFrame({name: groups[name].agg(spread) for name in figures}).loc[order]
     return table.assign(runs=groups.size()).rename_axis("method").reset_index()
+
+
+def study_tables(scores: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """ARI by study, of sections labelled together where a study has replicates, and of every section by itself.
+
+    Sections and seeds are averaged in a study; every study has one vote in the mean of its platform and of all. Where
+    a method has not labelled all studies of a mean there is none.
+    """
+    studies = [one for one in read_scenarios().values() if one.study]
+    platforms = {one.study: one.platform for one in sorted(studies, key=lambda one: PLATFORMS.index(one.platform))}
+    means = scores[scores["section"] == "mean"].pivot_table(index="name", columns="scenario", values="ARI")
+    tables = {}
+    for title, kind in (("replicates jointly", "joint"), ("every section by itself", "one-by-one")):
+        chosen = {
+            one.study: one.name for one in sorted(studies, key=lambda one: one.kind == kind)
+        }  # the last one stays
+        table = pd.DataFrame({study: means.get(chosen[study], np.nan) for study in platforms}, index=means.index)
+        groups = {f"**{name}**": [one for one in platforms if platforms[one] == name] for name in PLATFORMS}
+        groups["**all**"] = list(platforms)
+        table = table.assign(**{name: table[part].mean(axis=1, skipna=False) for name, part in groups.items()})
+        table = table.dropna(how="all").sort_values("**all**", ascending=False)
+        if len(table):
+            tables[title] = (
+                table.map(lambda one: "–" if np.isnan(one) else f"{one:.3f}").rename_axis("method").reset_index()
+            )
+    return tables
+
+
+def null_table(lines: Iterable[Line]) -> pd.DataFrame:
+    """Number of sections that a method refused, of those for which it says so: intact and shuffled ones."""
+    rows = [
+        {"sections": line["scenario"] if "null" in line["roles"] else "intact", "method": name_of(line), "said": said}
+        for line in lines
+        for said in line.get("refused", {}).values()
+        if said is not None
+    ]
+    if not rows:
+        return pd.DataFrame()
+    said = pd.DataFrame(rows).groupby(["method", "sections"], sort=False)["said"]
+    return said.agg(lambda one: f"{one.sum()} of {len(one)}").rename("refused").reset_index()
 
 
 def paper_table(scores: pd.DataFrame) -> pd.DataFrame:

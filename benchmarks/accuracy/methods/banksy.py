@@ -6,7 +6,7 @@
 
 Counts are normalised to the median and cut to 2,000 variable genes where there are more. Several sections are laid
 side by side and their components corrected by Harmony, as in the tutorial for several samples. The resolution is
-searched for the number of domains.
+searched for the number of domains. `neighbours` 6 and `weight` 0.2 are what its authors take on Visium.
 """
 
 from __future__ import annotations
@@ -20,10 +20,12 @@ from banksy.initialize_banksy import initialize_banksy
 from banksy.main import LeidenPartition
 from sklearn.decomposition import PCA
 
-NEIGHBOURS, LAMBDA, N_COMPS, DECAY = 15, 0.8, 20, "scaled_gaussian"
+N_COMPS, DECAY = 20, "scaled_gaussian"
 
 
-def label(sections: list[ad.AnnData], n_domains: int, seed: int) -> list[np.ndarray]:
+def label(
+    sections: list[ad.AnnData], n_domains: int, seed: int, neighbours: int = 15, weight: float = 0.8
+) -> list[np.ndarray]:
     """Label every section."""
     adata = joined(sections)
     sc.pp.normalize_total(adata)
@@ -35,8 +37,8 @@ def label(sections: list[ad.AnnData], n_domains: int, seed: int) -> list[np.ndar
     adata.obsm["spatial"] = apart(sections)
     adata.obs["x"], adata.obs["y"] = adata.obsm["spatial"].T
     quiet = dict.fromkeys(("plt_edge_hist", "plt_nbr_weights", "plt_agf_angles", "plt_theta"), False)
-    weights = initialize_banksy(adata, ("x", "y", "spatial"), NEIGHBOURS, DECAY, max_m=1, **quiet)
-    _, matrix = generate_banksy_matrix(adata, weights, [LAMBDA], max_m=1, verbose=False)
+    weights = initialize_banksy(adata, ("x", "y", "spatial"), neighbours, DECAY, max_m=1, **quiet)
+    _, matrix = generate_banksy_matrix(adata, weights, [weight], max_m=1, verbose=False)
     values = np.nan_to_num(np.asarray(matrix.X, dtype=np.float64))
     adata.obsm["components"] = PCA(min(N_COMPS, values.shape[1]), random_state=seed).fit_transform(values)
     partition = LeidenPartition(harmonised(adata, "components", seed), num_nn=50, verbose=False)

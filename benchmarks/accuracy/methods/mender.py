@@ -8,9 +8,9 @@
 # ///
 """MENDER as in its tutorials: cell states by Leiden (resolution 2), six rings of neighbours, Leiden on their counts.
 
-Rings are one median nearest-neighbour distance wide (its tutorial for STARmap: 15 µm), grid rings on Visium. States of
-several sections are found on components corrected by Harmony. The distribution SOMENDER pins packages of 2023, and is
-installed without them.
+Rings are one median nearest-neighbour distance wide (its tutorial for STARmap: 15 µm), grid rings on arrays of spots.
+States of several sections are found on components corrected by Harmony. The distribution SOMENDER pins packages of
+2023, and is installed without them.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from __future__ import annotations
 import anndata as ad
 import numpy as np
 import scanpy as sc
-from _clusters import components, harmonised, joined, split
+from _clusters import components, grid, harmonised, joined, split
 from MENDER import MENDER
 from sklearn.neighbors import NearestNeighbors
 
@@ -30,11 +30,11 @@ def label(sections: list[ad.AnnData], n_domains: int, seed: int) -> list[np.ndar
     adata.obsm["X_corrected"] = harmonised(adata, "X_pca", seed)
     sc.pp.neighbors(adata, use_rep="X_corrected", random_state=seed)
     sc.tl.leiden(adata, resolution=2, key_added="ct", random_state=seed)
-    spots = all(section.uns.get("platform") == "Visium" for section in sections)
+    spots = grid(sections[0])  # 6 on Visium, 4 on squares, else None
 
     found = MENDER(adata, batch_obs="section", ct_obs="ct", random_seed=seed)
     found.prepare()
-    found.set_MENDER_para(n_scales=6, nn_mode="ring" if spots else "radius", nn_para=6 if spots else 1.0)
+    found.set_MENDER_para(n_scales=6, nn_mode="ring" if spots else "radius", nn_para=spots or 1.0)
     found.run_representation()
     found.adata_MENDER = ad.concat(found.adata_MENDER_list)
     found.run_clustering_normal(n_domains)

@@ -4,7 +4,8 @@
 # ///
 """SpatialLeiden as its manual has it: layer ratio 1.8, both resolutions searched.
 
-The spatial graph has the ten nearest cells, weighted by distance, and on Visium the six of the grid, all alike.
+The spatial graph has the ten nearest cells, weighted by distance, and on arrays of spots those of the grid, all alike:
+six on Visium, four on squares.
 Components of several sections are corrected by Harmony.
 """
 
@@ -15,7 +16,7 @@ import numpy as np
 import scanpy as sc
 import scipy.sparse as sp
 import spatialleiden as sl
-from _clusters import components, harmonised, joined, split
+from _clusters import components, grid, harmonised, joined, split
 from sklearn.neighbors import NearestNeighbors
 
 
@@ -34,9 +35,13 @@ def label(sections: list[ad.AnnData], n_domains: int, seed: int) -> list[np.ndar
 
 def near(section: ad.AnnData) -> sp.csr_matrix:
     """Spatial graph of a section."""
-    if section.uns.get("platform") != "Visium":
-        xy = section.obsm["spatial"]
+    xy, n_neighbors = section.obsm["spatial"], grid(section)
+    if n_neighbors is None:
         return sl.distance2connectivity(NearestNeighbors(n_neighbors=10).fit(xy).kneighbors_graph(mode="distance"))
-    places = NearestNeighbors(n_neighbors=6).fit(section.obsm["spatial"])
-    distance = np.median(places.kneighbors()[0][:, 0])
-    return places.radius_neighbors_graph(radius=1.2 * distance)
+    places = NearestNeighbors(n_neighbors=n_neighbors).fit(xy)
+    if n_neighbors == 6:
+        return places.radius_neighbors_graph(radius=1.2 * np.median(places.kneighbors()[0][:, 0]))
+    near = places.kneighbors_graph(mode="distance")  # positions are jittered; the rule is squidpy's for grids
+    near.data = (near.data <= 1.3 * np.median(near.data)).astype(float)
+    near.eliminate_zeros()
+    return near.maximum(near.T)

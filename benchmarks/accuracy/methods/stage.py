@@ -56,6 +56,12 @@ def label(
     return {name: [section.obs[name].to_numpy() for section in sections] for name in ("stage_domain", *levels)}
 
 
+def refused(section: ad.AnnData) -> bool | None:
+    """Tell if no direction of the section varied beyond chance; None where the version of stage_sc does not say."""
+    slides = section.uns["stage"].get("slides")
+    return None if slides is None else bool((np.asarray(slides["n_directions"]) == 0).all())
+
+
 def random_vectors(rng: np.random.Generator, slides: object, genes: list[str], dim: int, seed: int) -> np.ndarray:
     """Vectors that know nothing of co-expression."""
     return rng.normal(size=(len(genes), dim)).astype(np.float32)

@@ -1,6 +1,7 @@
 """Run one method on a folder of sections: python _call.py METHOD.py FOLDER RESULT.json
 
 A method's `label` gives labels for every section, or a dictionary of such lists, of which the first are the domains.
+Its `refused`, where there is one, tells of a section that was labelled if the method found nothing to label.
 FOLDER has the sections as 0.h5ad, 1.h5ad … and call.json with `n_domains`, `seed`, `options` and the names of the
 `packages` whose versions are wanted. Time is that of the method's function, without imports and reading; memory is the
 whole process's. Needs nothing but anndata, numpy and pandas, as it runs in every method's environment.
@@ -36,6 +37,8 @@ def main(method: Path, folder: Path, result: Path) -> None:
     used = {"wall_s": round(time.perf_counter() - wall, 2), "cpu_s": round(cpu_seconds() - cpu, 2)}
     labels, *others = [texts(one, sections) for one in (found.values() if isinstance(found, dict) else [found])]
     levels = dict(zip(list(found)[1:], others, strict=True)) if others else {}
+    if hasattr(module, "refused"):
+        used["refused"] = [module.refused(section) for section in sections]
     used["peak_mb"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if on_mac() else 2**10))
     versions = {"python": platform.python_version()} | {name: version(name) for name in call["packages"]}
     result.write_text(json.dumps({"labels": labels, "levels": levels, **used, "versions": versions}))

@@ -9,6 +9,7 @@ import numpy as np
 import scipy.sparse as sp
 
 N_TRIALS = 30
+GRIDS = {"Visium": 6, "Spatial Transcriptomics": 4}  # neighbours of a spot
 
 
 def joined(sections: list[ad.AnnData]) -> ad.AnnData:
@@ -31,6 +32,11 @@ def bare(section: ad.AnnData) -> ad.AnnData:
 def split(labels: np.ndarray, sections: list[ad.AnnData]) -> list[np.ndarray]:
     """Take the labels of `joined` apart."""
     return np.split(np.asarray(labels), np.cumsum([section.n_obs for section in sections])[:-1])
+
+
+def grid(section: ad.AnnData) -> int | None:
+    """Neighbours that a spot has on the array's grid; None where there is no array."""
+    return GRIDS.get(str(section.uns.get("platform")).partition(" (")[0])
 
 
 def components(adata: ad.AnnData, seed: int, *, n_genes: int = 2000, n_comps: int = 50) -> None:
