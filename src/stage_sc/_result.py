@@ -36,6 +36,8 @@ class Labels(NamedTuple):
     """``(n,)`` float32 in [0, 1]."""
     domain: np.ndarray | None = None
     """``(n,)`` int64, counted from 0 over all data labelled together."""
+    slides: pd.DataFrame | None = None
+    """Number of spatial directions, noise floor, and hops of the context of each slide."""
 
 
 class Columns:
@@ -124,7 +126,8 @@ def write_labels(adata: AnnData, labels: Labels, model: Stage, digest: str, para
     """Write labels under ``params["key_added"]``; columns of the previous result, and their colours, are removed."""
     key, tree = params["key_added"], model.tree
     columns, rows = Columns(key), np.argsort(labels.cells)
-    labels = Labels(**{name: values[rows] for name, values in labels._asdict().items() if values is not None})
+    arrays = {name: values[rows] for name, values in labels._asdict().items() if isinstance(values, np.ndarray)}
+    labels = Labels(**arrays, slides=labels.slides)
     order = depth_first(tree)
     names = np.array(node_names(np.arange(tree.n_nodes)), dtype=object)
     levels = [f"{columns.level_prefix}{number + 1}" for number in range(labels.nodes.shape[1])]
@@ -150,6 +153,8 @@ def write_labels(adata: AnnData, labels: Labels, model: Stage, digest: str, para
         "levels": levels,
         "tree": tree_table(model, labels.nodes),
     }
+    if labels.slides is not None and len(labels.slides):
+        adata.uns[key]["slides"] = labels.slides
 
 
 def tree_table(model: Stage, nodes: np.ndarray) -> pd.DataFrame:

@@ -92,7 +92,7 @@ def context_settings(slide: Slide, config: StageConfig) -> tuple[int, int, float
 
 
 def window_hops(slide: Slide, config: StageConfig) -> int:
-    """Number of hops around a cell from which its context, and the test of directions, are computed."""
+    """Return the number of hops around a cell from which its context, and the test of directions, are computed."""
     return max(context_settings(slide, config)[1], config.test_hops)
 
 

@@ -7,8 +7,10 @@ from copy import deepcopy
 from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
 import torch
 
+from stage_sc.embed._context import context_settings
 from stage_sc.embed._encode import encode_slide
 from stage_sc.embed._slide_context import slide_context
 from stage_sc.embed._unlike import UNLIKE, coexpression_correlation
@@ -29,12 +31,14 @@ class Embeddings(NamedTuple):
     """``(n, dim)`` float32, from which domains are found."""
     flag: np.ndarray
     """``(n,)`` int8, position in `stage_sc._result.FLAGS`."""
+    slides: pd.DataFrame
+    """Number of spatial directions, noise floor, and hops of the context of each slide."""
 
 
 def embed_slides(model: Stage, slides: list[Slide], device: torch.device, *, domains: bool) -> Embeddings:
     """Embed all cells; with `domains`, contexts are those by the principal axes of each slide."""
     network = model if device.type == "cpu" else deepcopy(model).to(device)
-    parts = []
+    parts, rows = [], {}
     for slide in slides:
         if coexpression_correlation(model, slide) < UNLIKE:
             logger.warning(
@@ -43,9 +47,20 @@ def embed_slides(model: Stage, slides: list[Slide], device: torch.device, *, dom
                 slide.name,
             )
         encoded = encode_slide(network, slide)
-        context = encoded.context
-        if domains and model.config.whiten:
-            context = slide_context(slide, context, model.config)
+        context, directions = encoded.context, encoded.directions
+        if domains and directions is not None:
+            context, directions = slide_context(slide, encoded.means @ directions.root.cpu(), model.config)
+        if directions is not None:
+            rows[slide.name] = [directions.number, directions.floor, *context_settings(slide, model.config)[1:2]]
+            if not directions.number:
+                logger.warning(
+                    "%r: no direction of gene expression varies in space beyond chance (noise floor %.2f): cells and "
+                    "their places have nothing to do with one another, or there are too few counts. No niches are "
+                    "drawn. Check that rows of `X` and of the coordinates belong together.",
+                    *(slide.name, directions.floor),
+                )
         flag = np.where(slide.empty[:], 1, np.where(slide.isolated[:], 2, 0)).astype(np.int8)
         parts.append((slide.cells, encoded.niche.numpy(), context.numpy(), flag))
-    return Embeddings(*(np.concatenate(column) for column in zip(*parts, strict=True)))
+    columns = {"n_directions": int, "noise_floor": float, "context_hops": int}
+    table = pd.DataFrame.from_dict(rows, orient="index", columns=list(columns)).astype(columns)
+    return Embeddings(*(np.concatenate(column) for column in zip(*parts, strict=True)), table)

@@ -33,6 +33,8 @@ class Encoded(NamedTuple):
     """``(n, dim)`` float32 contexts: means of cells over the hops of the context, by the spatial directions."""
     niche: Tensor
     """``(n, dim)`` float32 of length 1, from which niches are assigned: mean of embeddings over `smoothing` hops."""
+    means: Tensor
+    """``(n, dim)`` float32 means of cells over the hops of the context, from which contexts are computed."""
     directions: Directions | None = None
     """Spatial directions, where they were computed here."""
 
@@ -60,8 +62,7 @@ def encode_slide(model: Stage, slide: Slide, panel: Panel | None = None, *, bloc
         _, hops, _ = context_settings(slide, model.config)
         means = next(islice(hop_means(slide, vectors, graph, block), hops, None))
     panel = (slide_panel(slide, model.vocabulary) if panel is None else panel).to(device)
-    context = apply_map(means, panel).cpu()
-    z = means  # reuse its memory
+    context, z = apply_map(means, panel).cpu(), torch.empty_like(means)
     for cells, rows in slide.blocks(block):
         z[cells] = model.embed(Sparse(rows).to(device), panel)
     for layer in model.encoder.layers:
@@ -72,7 +73,7 @@ def encode_slide(model: Stage, slide: Slide, panel: Panel | None = None, *, bloc
     h = normalize(pooled, dim=1).to(device)
     for _ in range(model.config.smoothing):
         h = smooth(h, graph)
-    return Encoded(pooled, context, normalize(h, dim=1).cpu(), directions)
+    return Encoded(pooled, context, normalize(h, dim=1).cpu(), means.cpu(), directions)
 
 
 @torch.no_grad()

@@ -20,28 +20,26 @@ N_ITERATIONS = 7
 
 
 @torch.no_grad()
-def slide_context(slide: Slide, context: Tensor, config: StageConfig) -> tuple[Tensor, Directions]:
-    r"""Contexts by the principal axes of a slide, rotated onto its contexts by a model; ``(n, dim)`` float32 each.
+def slide_context(slide: Slide, reference: Tensor, config: StageConfig) -> tuple[Tensor, Directions]:
+    r"""Contexts by the principal axes of a slide, rotated onto those by a model; ``(n, dim)`` float32 each.
 
-    With :math:`X` the contexts by the model (on the CPU), :math:`\bar x` their mean, and :math:`Y` those by
-    `principal_axes` in place of gene vectors, by spatial directions found in the same way, and centred,
+    With the `reference` :math:`X`, means of cells by the initial vectors of the model, whitened (on the CPU), and
+    :math:`Y` the contexts by `principal_axes` in place of gene vectors, both centred,
 
-    .. math:: X' = \bar x + Y Q, \quad Q = \arg\min_{Q^\top Q = I} \|Y Q - X\|
+    .. math:: X' = Y Q, \quad Q = \arg\min_{Q^\top Q = I} \|Y Q - X\|
         = U V^\top \;\text{with}\; Y^\top X = U S V^\top
 
-    (orthogonal Procrustes). Y has the variation of the slide, X the directions common to all slides and panels.
-    Directions of Y that X lacks keep their variation in components that X does not use. Computed on the CPU, with four
-    more ``(n, dim)`` float32 arrays.
+    (orthogonal Procrustes; directions that either lacks are left out of U and V). Y has the variation of the slide, X
+    the directions common to all slides and panels. Computed on the CPU, with four more ``(n, dim)`` float32 arrays.
     """
-    means, directions = context_means(slide, principal_axes(slide, context.shape[1], config.axes_cells), config)
+    means, directions = context_means(slide, principal_axes(slide, reference.shape[1], config.axes_cells), config)
     own = means @ directions.map
     own -= own.mean(dim=0)
-    cross = sum(y.double().T @ x.double() for y, x in zip(own.split(BLOCK), context.split(BLOCK), strict=True))
+    blocks = zip(own.split(BLOCK), reference.split(BLOCK), strict=True)  # Y is centred, X need not be
+    cross = sum(y.double().T @ x.double() for y, x in blocks)
     left, shared, right = torch.linalg.svd(cross)
     kept = shared > SHARED * shared[0]
-    rotation = left[:, kept] @ right[kept]
-    rest = own.double() @ (torch.eye(len(cross)) - left[:, kept] @ left[:, kept].T)
-    return (own @ rotation.float()).add_(context.mean(dim=0)), directions
+    return own @ (left[:, kept] @ right[kept]).float(), directions
 
 
 def principal_axes(slide: Slide, dim: int, n_cells: int) -> Tensor:
@@ -55,7 +53,7 @@ def principal_axes(slide: Slide, dim: int, n_cells: int) -> Tensor:
         cells = np.sort(np.argsort(number, kind="stable")[:n_cells])
     expression = (slide.take(cells).toarray() - slide.mean) / slide.scale
     expression -= expression.mean(axis=0)
-    number = min(dim, *expression.shape)
+    number = min(dim, len(cells), len(slide.genes))
     _, _, axes = randomized_svd(
         expression, number, n_oversamples=dim, n_iter=N_ITERATIONS, power_iteration_normalizer="QR", random_state=0
     )

@@ -9,6 +9,7 @@ from itertools import starmap
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor
 
@@ -33,6 +34,9 @@ class Embedded(Protocol):
 
     @property
     def flag(self) -> np.ndarray: ...
+
+    @property
+    def slides(self) -> pd.DataFrame: ...
 
 
 class Partition(NamedTuple):
@@ -84,7 +88,7 @@ def assign_labels(model: Stage, partition: Partition, item: Embedded, device: to
     nodes, confidence = tree.assign(h, how=config.assignment, temperature=config.temperature)
     domains = partition.domains
     domain = None if domains is None else domains.nearest(torch.from_numpy(item.context)).numpy()
-    return Labels(item.cells, niche, item.flag, nodes.cpu().numpy(), confidence.cpu().numpy(), domain)
+    return Labels(item.cells, niche, item.flag, nodes.cpu().numpy(), confidence.cpu().numpy(), domain, item.slides)
 
 
 def _sample(item: Embedded, name: str, n_cells: int, size: int) -> Tensor:

@@ -17,6 +17,8 @@ class Directions(NamedTuple):
 
     map: Tensor
     """``(dim, dim)`` float32; its rank is `number`."""
+    root: Tensor
+    """``(dim, dim)`` float32, whitening of the cells, of all directions."""
     number: int
     """Number of directions that vary in space beyond chance."""
     floor: float
@@ -24,7 +26,14 @@ class Directions(NamedTuple):
 
 
 def spatial_directions(
-    cells: Tensor, tested: Tensor, null: Sequence[Tensor], local: Tensor, context: Tensor, *, margin: float, power: float
+    cells: Tensor,
+    tested: Tensor,
+    null: Sequence[Tensor],
+    local: Tensor,
+    context: Tensor,
+    *,
+    margin: float,
+    power: float,
 ) -> Directions:
     r"""Find the directions that vary in space beyond chance, and scale them; all arguments are ``(dim, dim)``.
 
@@ -54,11 +63,11 @@ def spatial_directions(
     axes = axes[:, values > floor]
     to_axes = root @ axes
     if values[-1] <= margin * floor:
-        return Directions(torch.zeros_like(cells).float(), 0, floor)
+        return Directions(torch.zeros_like(cells).float(), root.float(), 0, floor)
     unit = _inverse_root(to_axes.T @ local @ to_axes)
     values, turn = torch.linalg.eigh(unit @ to_axes.T @ context @ to_axes @ unit)
     scaled = unit @ (turn * values.clamp(min=1e-12) ** ((power - 1) / 2)) @ turn.T
-    return Directions((to_axes @ scaled @ axes.T).float(), axes.shape[1], floor)
+    return Directions((to_axes @ scaled @ axes.T).float(), root.float(), axes.shape[1], floor)
 
 
 def covariance(x: Tensor) -> Tensor:

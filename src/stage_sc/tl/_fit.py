@@ -26,7 +26,8 @@ from stage_sc.train import adapt_config, copy_model, encode_slides, new_model, t
 # Fields of the configuration that cannot change in a trained model.
 FIXED = (
     *("dim", "n_layers", "n_heads", "levels", "scaling", "min_sd"),
-    *("context_hops", "spot_hops", "spot_edge", "whiten", "test_hops", "null_margin", "null_cells", "power", "spot_power"),
+    *("context_hops", "spot_hops", "spot_edge", "whiten", "test_hops", "null_margin", "null_cells"),
+    *("power", "spot_power"),
 )
 
 

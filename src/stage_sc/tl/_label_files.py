@@ -181,6 +181,10 @@ class EmbeddedFile:
     def context(self) -> np.ndarray:
         return self.read("obsm/context")
 
+    @property
+    def slides(self) -> pd.DataFrame:
+        return self.read("uns/slides")
+
     def read(self, key: str) -> Any:
         if not is_intact(self.path):
             raise ValueError(f"{str(self.path)!r} is damaged: repeat the call, which makes it anew.")
@@ -216,7 +220,7 @@ def _embed_file(path: Path, item: EmbeddedFile, checkpoint: Path, settings: dict
             found = embed_slides(network, slides, resolve_device(device), domains=True)
     order, xy = np.argsort(found.cells), adata.obsm[settings["spatial_key"]]
     obsm = {"niche": found.niche[order], "context": found.context[order], "coordinates": xy}
-    uns: dict[str, Any] = {"source": source, "flag": found.flag[order], "kept": {}}
+    uns: dict[str, Any] = {"source": source, "flag": found.flag[order], "slides": found.slides, "kept": {}}
     columns = [settings["library_key"]]
     if "spatialdata_attrs" in adata.uns:  # the link of a table with its shapes
         attrs = uns["kept"]["spatialdata_attrs"] = adata.uns["spatialdata_attrs"]

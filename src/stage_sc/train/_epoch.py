@@ -77,7 +77,8 @@ def epoch_batches(
             if stop > start:
                 if id(window) not in held:
                     slide, centres = slides[window.number], window.centres
-                    loaded = load_window(slide, centres, config.n_layers, window_hops(slide, config)) if slide.stored else None
+                    hops = window_hops(slide, config)
+                    loaded = load_window(slide, centres, config.n_layers, hops) if slide.stored else None
                     held[id(window)] = loaded or (slide, centres)
                 slide, positions = held[id(window)]
                 centres = positions[np.searchsorted(window.centres, cells[start:stop])]

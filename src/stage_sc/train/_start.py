@@ -91,14 +91,15 @@ def encode_slides(model: Stage, slides: list[Slide]) -> list[Encoded]:
     for slide in slides:
         window, cells = _sampled(model, slide, slides)
         panel = calibrate(model, window, cells) if slide.stored else None
-        whole = encode_slide(model, window, panel)
-        encoded.append(Encoded(whole.pooled[cells], whole.context[cells], whole.niche[cells]))
+        pooled, context, niche, means = (part[cells] for part in encode_slide(model, window, panel)[:4])
+        encoded.append(Encoded(pooled, context, niche, means))
     return encoded
 
 
 def _encode(model: Stage, slides: list[Slide]) -> Encoded:
-    parts = zip(*(one[:3] for one in encode_slides(model, slides)), strict=True)
-    return Encoded(*map(torch.cat, parts))
+    parts = zip(*(one[:4] for one in encode_slides(model, slides)), strict=True)
+    pooled, context, niche, means = map(torch.cat, parts)
+    return Encoded(pooled, context, niche, means)
 
 
 def _sampled(model: Stage, slide: Slide, slides: list[Slide]) -> tuple[Slide, Tensor | slice]:
