@@ -249,7 +249,7 @@ def _read_contents(file: Path) -> dict[str, Any]:
             names = {*ARRAYS, *SMALL, *(path.name for name in MATRICES for path in files_of(Path(name)))}
             if lacking := names - set(header["files"]):
                 raise ValueError(f"it lacks {', '.join(sorted(lacking))}")
-            texts, (_, *sizes) = [header["name"], *header["genes"]], (*header["sizes"], header["edge"])
+            texts, sizes = [header["name"], *header["genes"]], [*header["sizes"][1:], header["edge"]]
             if not all(isinstance(text, str) for text in texts) or not np.isfinite(sizes).all() or len(sizes) != 4:
                 raise ValueError("it is no header of a slide")
             if header["n_cells"] < 1 or len(set(header["genes"])) < len(header["genes"]):

@@ -1,4 +1,4 @@
-"""The context of cells: embedded expression, averaged over hops of the graph, by the spatial directions of the slide."""
+"""The context of cells: embedded expression, averaged over hops of the graph, by spatial directions of the slide."""
 
 from __future__ import annotations
 
@@ -66,34 +66,30 @@ def context_means(
     The directions are computed from some `cells`; contexts are the means mapped by them.
     """
     graph = graph or row_blocks(slide.graph, block, vectors.device)
-    local, context, power = context_settings(slide, config)
+    context, power = context_settings(slide, config)
     tested, found = config.test_hops, {}
     for hop, z in enumerate(islice(hop_means(slide, vectors, graph, block), max(context, tested) + 1)):
-        if hop in (0, local, tested, context):
+        if hop in (0, tested, context):
             found[hop] = covariance(z[cells])
         if hop == 0:
             null = [covariance(one[cells]) for one in _shuffled_means(slide, z, config, graph)]
         if hop == context:
             means = z
     directions = spatial_directions(
-        found[0], found[tested], null, found[local], found[context], margin=config.null_margin, power=power
+        found[0], found[tested], null, found[context], margin=config.null_margin, power=power
     )
     return means, directions
 
 
-def context_settings(slide: Slide, config: StageConfig) -> tuple[int, int, float]:
-    """Number of hops of local means and of contexts, and the exponent of the variance of a direction.
-
-    A spot holds several cells, as the local mean of a section of single cells does.
-    """
-    if slide.edge >= config.spot_edge:
-        return 0, config.spot_hops, config.spot_power
-    return 1, config.context_hops, config.power
+def context_settings(slide: Slide, config: StageConfig) -> tuple[int, float]:
+    """Return the number of hops of contexts, and the exponent of the variance of a direction, for cells or spots."""
+    spots = slide.edge >= config.spot_edge
+    return (config.spot_hops, config.spot_power) if spots else (config.context_hops, config.power)
 
 
 def window_hops(slide: Slide, config: StageConfig) -> int:
     """Return the number of hops around a cell from which its context, and the test of directions, are computed."""
-    return max(context_settings(slide, config)[1], config.test_hops)
+    return max(context_settings(slide, config)[0], config.test_hops)
 
 
 def _shuffled_means(slide: Slide, z: Tensor, config: StageConfig, graph: Blocks) -> Iterator[Tensor]:
@@ -126,7 +122,7 @@ class ContextCache:
     def of(self, model: Stage, slide: Slide, panel: Panel) -> Tensor:
         """``(n, dim)`` float32 contexts, on the CPU; those at the border of a window are not valid."""
         if slide not in self._known:
-            _, hops, _ = context_settings(slide, model.config)
+            hops, _ = context_settings(slide, model.config)
             means = next(islice(hop_means(slide, initial_vectors(model, slide)), hops, None))
             self._known[slide] = apply_map(means, panel).cpu()
         return self._known[slide]

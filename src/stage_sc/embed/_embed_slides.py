@@ -38,7 +38,7 @@ class Embeddings(NamedTuple):
 def embed_slides(model: Stage, slides: list[Slide], device: torch.device, *, domains: bool) -> Embeddings:
     """Embed all cells; with `domains`, contexts are those by the principal axes of each slide."""
     network = model if device.type == "cpu" else deepcopy(model).to(device)
-    parts, rows = [], {}
+    parts, rows = [], dict[str, list[float]]()
     for slide in slides:
         if coexpression_correlation(model, slide) < UNLIKE:
             logger.warning(
@@ -51,7 +51,7 @@ def embed_slides(model: Stage, slides: list[Slide], device: torch.device, *, dom
         if domains and directions is not None:
             context, directions = slide_context(slide, encoded.means @ directions.root.cpu(), model.config)
         if directions is not None:
-            rows[slide.name] = [directions.number, directions.floor, *context_settings(slide, model.config)[1:2]]
+            rows[slide.name] = [directions.number, directions.floor, context_settings(slide, model.config)[0]]
             if not directions.number:
                 logger.warning(
                     "%r: no direction of gene expression varies in space beyond chance (noise floor %.2f): cells and "
@@ -63,4 +63,5 @@ def embed_slides(model: Stage, slides: list[Slide], device: torch.device, *, dom
         parts.append((slide.cells, encoded.niche.numpy(), context.numpy(), flag))
     columns = {"n_directions": int, "noise_floor": float, "context_hops": int}
     table = pd.DataFrame.from_dict(rows, orient="index", columns=list(columns)).astype(columns)
-    return Embeddings(*(np.concatenate(column) for column in zip(*parts, strict=True)), table)
+    cells, niche, contexts, flags = (np.concatenate(column) for column in zip(*parts, strict=True))
+    return Embeddings(cells, niche, contexts, flags, table)

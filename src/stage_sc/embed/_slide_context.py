@@ -53,8 +53,8 @@ def principal_axes(slide: Slide, dim: int, n_cells: int) -> Tensor:
         cells = np.sort(np.argsort(number, kind="stable")[:n_cells])
     expression = (slide.take(cells).toarray() - slide.mean) / slide.scale
     expression -= expression.mean(axis=0)
-    number = min(dim, len(cells), len(slide.genes))
+    width = min(dim, len(cells), len(slide.genes))
     _, _, axes = randomized_svd(
-        expression, number, n_oversamples=dim, n_iter=N_ITERATIONS, power_iteration_normalizer="QR", random_state=0
+        expression, width, n_oversamples=dim, n_iter=N_ITERATIONS, power_iteration_normalizer="QR", random_state=0
     )
-    return torch.nn.functional.pad(torch.from_numpy(axes.T.copy()).float(), (0, dim - number))
+    return torch.nn.functional.pad(torch.from_numpy(axes.T.copy()).float(), (0, dim - width))

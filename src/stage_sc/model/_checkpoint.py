@@ -17,18 +17,8 @@ from stage_sc._messages import naming
 from stage_sc.nn import Stage, StageConfig, check_weights, content_digest
 
 FORMAT = "stage_sc checkpoint"
-FORMAT_VERSION = 4
+FORMAT_VERSION = 5
 SUFFIX = ".safetensors"
-# Names in format 3, which is read too. Fields that it lacks were constants, equal to the present defaults.
-FORMAT_3_FIELDS = {
-    "lift": "constant_component",
-    "swap_levels": "swav_levels",
-    "swap_weight": "swav_weight",
-    "anchor_weight": "reconstruction_weight",
-    "global_weight": "path_weight",
-    "min_share": "min_fraction",
-}
-FORMAT_3_TENSORS = {"basis": "initial_vectors", "before": "init_node", "shared": "init_share"}
 HEADER = {"config", "digest", "genes", "name", "package_version", "slides"}
 
 
@@ -140,10 +130,11 @@ def load_checkpoint(path: str | os.PathLike[str]) -> Stage:
         header = dict(json.loads(metadata["stage_sc"]))
     except (TypeError, ValueError, RecursionError) as error:
         raise ValueError(f"{str(path)!r} is damaged: its header cannot be read ({error}).") from error
-    if header.get("format_version") not in (3, FORMAT_VERSION):
+    if header.get("format_version") != FORMAT_VERSION:
         raise ValueError(
             f"{str(path)!r} has checkpoint format {header.get('format_version')}, but this version of stage_sc reads "
-            f"formats 3 and {FORMAT_VERSION}. It was written by stage_sc {header.get('package_version')}: install that."
+            f"format {FORMAT_VERSION}: contexts are computed in another way. Train it again, or install stage_sc "
+            f"{header.get('package_version')}, which wrote it."
         )
     missing = sorted(HEADER - set(header))
     if missing:
@@ -159,11 +150,6 @@ def load_checkpoint(path: str | os.PathLike[str]) -> Stage:
 def _build(header: dict[str, Any], tensors: dict[str, Tensor]) -> Stage:
     """Make the model of a header and its tensors; errors of many kinds if they do not fit."""
     config = header["config"]
-    if header["format_version"] == 3:
-        config = {FORMAT_3_FIELDS.get(name, name): value for name, value in config.items()}
-        if config.get("linkage") == "content":
-            config["linkage"] = "context"
-        tensors = {FORMAT_3_TENSORS.get(name, name): value for name, value in tensors.items()}
     names = [*header["genes"], *header["slides"], header["name"], header["package_version"]]
     if not all(isinstance(name, str) for name in names):
         raise TypeError("a name in its header is not text")

@@ -11,7 +11,7 @@ from stage_sc.model._checkpoint import load_checkpoint
 from stage_sc.model._hub import PREFIX, load_from_hub
 from stage_sc.nn import Stage
 
-BUNDLED = "stage-v1.safetensors"
+BUNDLED = "stage-v2.safetensors"
 
 
 @cache

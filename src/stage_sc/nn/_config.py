@@ -49,7 +49,7 @@ class StageConfig:
     """Scaling of log-normalised expression per slide and gene: none, minus the mean, or z-scores."""
     min_sd: float = 1e-3
     """Lower bound of the standard deviation in z-scores."""
-    context_hops: int = 5
+    context_hops: int = 4
     """Number of hops over which embedded cells are averaged to the context of a cell."""
     spot_hops: int = 2
     """The same for spots, whose median edge in the graph is longer than `spot_edge`."""
@@ -68,10 +68,10 @@ class StageConfig:
     null_cells: int = 20_000
     """Number of shuffled cells, in as many shuffles as this takes (1 to 20)."""
     power: float = 1.0
-    """Exponent of the variance of a direction in contexts, in units of the mean of a cell and its neighbours; 0: all
-    directions have equal weight."""
+    """Exponent of the variance of a direction in contexts, in units of its variance in cells; 0: all directions have
+    equal weight."""
     spot_power: float = 0.5
-    """The same for spots, in units of single spots."""
+    """The same for spots."""
     levels: tuple[int, ...] = (8, 64, 512)
     """Number of prototypes of every level of the tree, from the coarsest to the leaves."""
     linkage: Literal["context", "cosine"] = "context"
@@ -140,7 +140,7 @@ class StageConfig:
     """Number of K-means runs of the domains, divided among the parts of the sample."""
     domain_samples: int = 3
     """Number of random parts of the sample from which solutions are found."""
-    domain_refined: int = 5
+    domain_refined: int = 2
     """Number of K-means solutions refined by the criterion of the domains, for every part and shrinkage."""
     domain_shrinkage: float = 0.25
     """Shrinkage ρ of the covariance within domains towards a sphere (1: K-means, 0: a free covariance); solutions are

@@ -29,7 +29,6 @@ def spatial_directions(
     cells: Tensor,
     tested: Tensor,
     null: Sequence[Tensor],
-    local: Tensor,
     context: Tensor,
     *,
     margin: float,
@@ -41,15 +40,13 @@ def spatial_directions(
     a few hops has eigenvalues :math:`\mu_j` between 0 and 1: the fraction of the variance of a direction that is
     shared with neighbours. For cells shuffled over the places all are small; the largest of them (mean over shuffles)
     is the noise floor c. Directions with :math:`\mu_j > c` span S; where none is above c by a margin, there are none.
-    In S the map is :math:`L^{-1/2} K^{(p - 1) / 2}`, where
-    L is the covariance of local means and K that of contexts, both in units of the cells and K then in units of L.
+    With K the covariance of contexts in S, in units of the cells, the map is :math:`R S K^{(p - 1) / 2} S^\top`.
     Symmetric roots move the cells least, so that components keep their meaning across slides.
 
     Parameters
     ----------
-    cells, tested, local, context
-        Covariances of the embedded cells, of their means over the hops of the test, over the local hops, and over the
-        hops of the context.
+    cells, tested, context
+        Covariances of the embedded cells, of their means over the hops of the test, and over those of the context.
     null
         Covariances of means over the hops of the test for cells shuffled over the places, one for each shuffle.
     margin
@@ -64,9 +61,8 @@ def spatial_directions(
     to_axes = root @ axes
     if values[-1] <= margin * floor:
         return Directions(torch.zeros_like(cells).float(), root.float(), 0, floor)
-    unit = _inverse_root(to_axes.T @ local @ to_axes)
-    values, turn = torch.linalg.eigh(unit @ to_axes.T @ context @ to_axes @ unit)
-    scaled = unit @ (turn * values.clamp(min=1e-12) ** ((power - 1) / 2)) @ turn.T
+    values, turn = torch.linalg.eigh(to_axes.T @ context @ to_axes)
+    scaled = (turn * values.clamp(min=1e-12) ** ((power - 1) / 2)) @ turn.T
     return Directions((to_axes @ scaled @ axes.T).float(), root.float(), axes.shape[1], floor)
 
 

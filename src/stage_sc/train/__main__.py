@@ -105,7 +105,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m stage_sc.train",
         description="Train a model on a corpus. The same command continues after an interruption.",
     )
-    parser.add_argument("recipe", type=Path, help="TOML file, such as recipes/stage-v1.toml")
+    parser.add_argument("recipe", type=Path, help="TOML file, such as recipes/stage-v2.toml")
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--data", nargs="+", type=Path, metavar="FOLDER", help="all .h5ad files below these folders")
     source.add_argument("--store", type=Path, help="instead of files: a store of `python -m stage_sc.data`")
