@@ -207,7 +207,7 @@ def _resolve_slide(
         )
     distance, radius = spacing * scale, float(options.radius)
     if platform.layout is None and layout not in GRID_NEIGHBOURS:
-        layout = "spots" if _within(distance, (MAX_CELL_SPACING, np.inf)) else "cells"
+        layout = "spots" if _within(distance, (MAX_CELL_SPACING, SPOT_SPACING[1])) else "cells"
     if layout == "spots":  # the diagonals of a square are edges, and holes are not crossed
         radius = max(radius, _rounded(2 * distance))
     _warn_far_apart(distance, scale, layout, measured, platform, radius, slide)

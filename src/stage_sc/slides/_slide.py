@@ -28,7 +28,7 @@ logger = logging.getLogger("stage_sc.data")
 
 Matrix: TypeAlias = "sp.csr_matrix | StoredMatrix"
 # Number of known genes below which a warning is logged.
-FEW_GENES = 50
+FEW_GENES = 30
 
 
 @dataclass(frozen=True, eq=False)
@@ -165,7 +165,7 @@ def _tokens(adata: AnnData, vocabulary: Collection[str] | None) -> list[str | No
         return gene_tokens(adata.var)
     match = match_genes(adata, vocabulary=vocabulary)
     is_gene = ~match.table["status"].isin(["control", "other"])
-    if match.n_matched < min(is_gene.sum(), max(0.5 * is_gene.sum(), FEW_GENES)):
+    if match.n_matched < max(0.5 * is_gene.sum(), FEW_GENES):
         logger.warning(
             "The model knows only %d of the %d genes: niches may be coarse or wrong. Check "
             "`st.pp.match_genes(adata)`, or train on this data with `st.tl.fit`.",
