@@ -91,7 +91,8 @@ def reference(model: Stage, slide: Slide) -> tuple[np.ndarray, np.ndarray]:
     share = local * torch.exp(model.encoder.score(cells).clamp(-10, 10)).T
     h = normalize(model.encoder.project(share @ cells / share.sum(dim=1, keepdim=True)), dim=1)
     vectors = model.initial_vectors[[model.vocabulary[gene] for gene in slide.genes]].double().numpy()
-    context = hop_mean(slide, 6) @ ((expression.toarray() - slide.mean) / slide.scale @ vectors)
+    hops = 2 if slide.edge >= 50 else 4
+    context = hop_mean(slide, hops) @ ((expression.toarray() - slide.mean) / slide.scale @ vectors)
     return h.numpy(), context / np.linalg.norm(vectors) @ panel.whitening.double().numpy()
 
 
