@@ -32,7 +32,9 @@ def hexagonal() -> np.ndarray:
 
 
 def read(xy: np.ndarray, **arguments: object) -> list[Slide]:
-    adata = st.datasets.simulate_tissue(260, rng=6)
+    """Domains from left to right, so that expression varies in space."""
+    adata, xy = st.datasets.simulate_tissue(260, rng=6), xy[np.argsort(xy[:, 0], kind="stable")]
+    adata = adata[np.argsort(adata.obs["domain"].cat.codes, kind="stable")].copy()
     counts = adata.X.tolil()
     counts[7] = 0
     adata.X, adata.obsm["spatial"] = counts.tocsr(), xy
@@ -164,7 +166,7 @@ class TestWholeSlides:
         encode_slide(network(stored, 2), stored, block=50)
         assert max(size for _, size in asked) == 50
         rows = {name: sum(size for other, size in asked if other == name) for name, _ in asked}
-        assert rows == {"expression": 2 * 260, "graph": (6 + 2 + 4) * 260, "local": 260}
+        assert rows == {"expression": 2 * 260, "graph": (4 + 20 * 2 + 2 + 4) * 260, "local": 260}
 
     @pytest.mark.parametrize("name", CASES)
     @pytest.mark.parametrize("hops", [0, 1, 4])

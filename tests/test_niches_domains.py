@@ -18,7 +18,7 @@ from stage_sc.niches import Domains, _domains
 from stage_sc.niches import find_domains as find_configured
 from stage_sc.slides import sort_cells, subsample
 
-CONFIG = st.model.StageConfig(domain_starts=12)
+CONFIG = st.model.StageConfig(domain_starts=12, domain_refined=5)
 find_domains = partial(find_configured, config=CONFIG)
 
 
@@ -126,6 +126,12 @@ def criterion(x: np.ndarray, labels: np.ndarray) -> float:
     return float(np.linalg.det(to_sphere(within(x, labels))))
 
 
+@pytest.fixture
+def one_shrinkage(monkeypatch):
+    monkeypatch.setattr(_domains, "SHRINKAGES", (1.0,))
+
+
+@pytest.mark.usefixtures("one_shrinkage")
 class TestFindDomains:
     def test_names_follow_the_hierarchy(self):
         """0 and 1, 10 and 11, 30 and 31 are joined first: they are neighbours, wherever the cells stand."""
@@ -171,9 +177,9 @@ class TestFindDomains:
 
     @pytest.mark.parametrize("n", [2, 3, 5])
     def test_a_fixed_point_that_is_better_than_where_it_began(self, n):
-        gains = []
+        gains, exact = [], CONFIG.replace(domain_starts=60, domain_samples=1)
         for context in (blurred(seed=seed) for seed in range(4)):
-            x, domains = context.double().numpy(), find_domains(context, n, config=CONFIG.replace(domain_starts=60))
+            x, domains = context.double().numpy(), find_domains(context, n, config=exact)
             labels = domains.nearest(context).numpy()
             means = np.stack([x[labels == k].mean(axis=0) for k in range(n)])
             np.testing.assert_allclose(centres_of(domains), means, atol=1e-3)
@@ -199,7 +205,7 @@ class TestFindDomains:
         runs = [group, group[x[:, 1].argsort().argsort().numpy()]]
         monkeypatch.setattr(_domains, "MAX_ROUNDS", 0)
         monkeypatch.setattr(_domains, "_kmeans", lambda *_: [runs[better], runs[1 - better]] * 2)
-        assert np.ptp(centres_of(find_domains(x, 3))[:, 0]) > 2.5
+        assert np.ptp(centres_of(find_domains(x, 3, config=CONFIG.replace(domain_samples=1)))[:, 0]) > 2.5
 
     def test_starts_that_are_the_same_go_on_once(self):
         (x, one), other = stretched(), np.arange(450) % 3
@@ -218,6 +224,14 @@ class TestFindDomains:
             lost += len(set(near[0])) < 12
             assert (near[1] == end.domain).all() and set(end.domain) == set(range(12))
         assert lost > 0
+
+    def test_the_partition_in_the_middle(self):
+        """That which agrees best with the others, the first of equal ones."""
+        one, other = np.repeat([0, 1, 2], 20), np.tile([0, 1, 2], 20)
+        between = one.copy()
+        between[::7] = 2
+        assert _domains._medoid([other, between, one, one]) == 2
+        assert _domains._medoid([other]) == 0
 
     def test_sample_stands_for_all(self):
         context = floats(np.random.default_rng(0).normal(size=(20_000, 3)))

@@ -54,6 +54,7 @@ CONTENTS = "file.json"
 BLOCK = 65_536
 # Files of a slide: dtype and width.
 ARRAYS = {"xy": ("<f8", 2), "cells": ("<i8", None), "empty": ("|b1", None), "isolated": ("|b1", None)}
+ARRAYS["identity"] = ("<u8", None)
 MATRICES = ("expression", "graph", "local")
 SMALL = {"mean": "<f4", "deviation": "<f4", "boxes": "<f8"}
 # Stored without limit of the sd; the configuration is applied when slides are read.
@@ -297,7 +298,7 @@ def _write_slide(slide: Slide, folder: Path) -> dict[str, Any]:
             writer.append(matrix[start : start + BLOCK])
     xy = slide.xy[:][order]
     arrays = {"xy": xy, "cells": slide.cells[order], "empty": slide.empty[order], "isolated": slide.isolated[order]}
-    arrays |= {"mean": slide.mean, "deviation": slide.scale, "boxes": boxes_of(xy)}
+    arrays |= {"identity": slide.identity[order], "mean": slide.mean, "deviation": slide.scale, "boxes": boxes_of(xy)}
     for name, values in arrays.items():
         values = np.ascontiguousarray(values, SMALL.get(name) or ARRAYS[name][0])
         (folder / name).write_bytes(values.data)

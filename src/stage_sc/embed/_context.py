@@ -97,7 +97,7 @@ def _shuffled_means(slide: Slide, z: Tensor, config: StageConfig, graph: Blocks)
 
     Cells are shuffled by a hash of their counts, so that the result does not depend on their order.
     """
-    identity = np.arange(slide.n_cells, dtype=np.uint64) if slide.identity is None else slide.identity
+    identity = slide.identity[:]
     place = torch.from_numpy(np.argsort(mix(identity), kind="stable"))
     for shuffle in range(1, 1 + min(MAX_SHUFFLES, max(1, config.null_cells // slide.n_cells))):
         shuffled = torch.empty_like(z)

@@ -49,8 +49,7 @@ def principal_axes(slide: Slide, dim: int, n_cells: int) -> Tensor:
     """
     cells = np.arange(slide.n_cells)
     if len(cells) > n_cells:  # by their counts, not by their order, which follows the last bits of the coordinates
-        number = mix(cells.astype(np.uint64) if slide.identity is None else slide.identity)
-        cells = np.sort(np.argsort(number, kind="stable")[:n_cells])
+        cells = np.sort(np.argsort(mix(slide.identity[:]), kind="stable")[:n_cells])
     expression = (slide.take(cells).toarray() - slide.mean) / slide.scale
     expression -= expression.mean(axis=0)
     width = min(dim, len(cells), len(slide.genes))

@@ -65,9 +65,11 @@ def find_domains(sample: Tensor, n_domains: int, config: StageConfig) -> Domains
     centres and covariance follow, until no cell moves. The criterion is concave in W, so no step increases it.
 
     This is done for several ρ on several random parts of the sample. All cells are assigned by each solution, and the
-    solution with the highest mean adjusted Rand index with the others is returned: many partitions fit alike, and the
-    one in the middle depends least on ρ and on the cells drawn. `sample` is ``(n, d)`` float32; where fewer than
-    `n_domains` cells differ, as many domains are found, and a warning is logged.
+    solution with the highest mean adjusted Rand index with the others is taken: many partitions fit alike, and the
+    one in the middle depends least on ρ and on the cells drawn. It is refined on the whole sample.
+
+    `sample` is ``(n, d)`` float32; where fewer than `n_domains` cells differ, as many domains are found, and a warning
+    is logged.
     """
     variance = sample.double().var(dim=0, correction=0)
     varies = variance >= EMPTY * variance.max()
@@ -87,7 +89,12 @@ def find_domains(sample: Tensor, n_domains: int, config: StageConfig) -> Domains
         if most < n_domains:
             logger.warning("%d domains were asked for, but cells differ enough for %d only.", n_domains, most)
         solutions = [solution for solution in solutions if len(solution.centres) == most]
-        best = solutions[_medoid([solution.assign(part) for solution in solutions])]
+        partitions = [solution.assign(part) for solution in solutions]
+        middle = _medoid(partitions)
+        everything = part.astype(np.float64)
+        start = Solution.of(everything, _without_gaps(partitions[middle]), solutions[middle].shrinkage)
+        best = _refine(everything, start)
+        most = len(best.centres)
     metric = best.metric()
     size = np.bincount(best.domain)
     order = np.argsort(best.centres[:, 0], kind="stable")  # does not depend on the numbers of K-means
@@ -100,7 +107,9 @@ def find_domains(sample: Tensor, n_domains: int, config: StageConfig) -> Domains
 
 
 def _parts(cells: np.ndarray, n_domains: int, number: int) -> list[np.ndarray]:
-    """Random parts of the cells, each of four fifths; all cells where these are few."""
+    """Random parts of the cells, each of four fifths; all cells where these are few, or for one part."""
+    if number == 1:
+        return [cells]
     keys = _keys(cells)
     drawn = [cells[mix(keys + np.uint64(part)) >= np.uint64(2**64 // 5)] for part in range(number)]
     return [part if len(np.unique(part, axis=0)) >= max(n_domains, FEW) else cells for part in drawn]
@@ -138,7 +147,11 @@ def _kmeans(cells: np.ndarray, n_domains: int, n_starts: int) -> list[np.ndarray
         warnings.simplefilter("ignore", ConvergenceWarning)  # of fewer clusters: `find_domains` warns once
         starts = [cells[_seeds(cells, keys, n_domains, run)] for run in range(n_starts if n_domains > 1 else 1)]
         runs = (KMeans(n_domains, init=start, n_init=1) for start in starts)
-        return [np.unique(run.fit_predict(cells), return_inverse=True)[1] for run in runs]
+        return [_without_gaps(run.fit_predict(cells)) for run in runs]
+
+
+def _without_gaps(labels: np.ndarray) -> np.ndarray:
+    return np.unique(labels, return_inverse=True)[1]
 
 
 def _keys(cells: np.ndarray) -> np.ndarray:

@@ -12,7 +12,7 @@ from stage_sc._checks import check_choice, check_positive
 # Numbers must be above 0, these may be 0 too.
 MAY_BE_ZERO = (
     *("n_layers", "epochs", "warmup_epochs", "smoothing", "swav_weight", "reconstruction_weight", "path_weight"),
-    *("constant_component", "noise_scale", "power", "spot_power", "min_sd", "prior_weight"),
+    *("constant_component", "noise_scale", "power", "spot_power", "spot_edge", "null_margin", "min_sd", "prior_weight"),
     "domain_shrinkage",
 )
 # At most 1.
@@ -139,7 +139,7 @@ class StageConfig:
     domain_starts: int = 99
     """Number of K-means runs of the domains, divided among the parts of the sample."""
     domain_samples: int = 3
-    """Number of random parts of the sample from which solutions are found."""
+    """Number of random parts of the sample from which solutions are found, four fifths each; 1: the whole sample."""
     domain_refined: int = 2
     """Number of K-means solutions refined by the criterion of the domains, for every part and shrinkage."""
     domain_shrinkage: float = 0.25

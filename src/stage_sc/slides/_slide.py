@@ -62,10 +62,10 @@ class Slide:
     """``(n,)`` bool, no counts."""
     isolated: np.ndarray | StoredArray
     """``(n,)`` bool, no neighbour."""
+    identity: np.ndarray | StoredArray
+    """``(n,)`` uint64 hash of the counts of every cell."""
     boxes: np.ndarray = field(default_factory=lambda: np.empty((0, 2, 2)))
     """Bounding boxes of the chunks of a slide on disk, see `boxes_of`."""
-    identity: np.ndarray | None = None
-    """``(n,)`` uint64 hash of the counts of every cell; ``None`` for slides from a store."""
 
     @property
     def n_cells(self) -> int:

@@ -61,7 +61,7 @@ def load_window(
         xy=slide.xy[cells],
         empty=slide.empty[cells],
         isolated=slide.isolated[cells],
-        identity=None,
+        identity=slide.identity[cells],
     )
     return window, np.searchsorted(cells, centres)
 
