@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import struct
 import subprocess
@@ -17,23 +16,11 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-import stage_sc as st
 from stage_sc.model import Stage, StageConfig, load_checkpoint, resolve_model, save_checkpoint
-from stage_sc.nn import content_digest
 
 OTHER = {
     **{"scaling": "none", "swav_levels": "leaves", "linkage": "cosine", "selection": "slide", "assignment": "top-down"},
     **{"levels": (2, 4), "whiten": False, "cells_per_slide": 1, "cells_per_epoch": 1, "warmup_epochs": 1},
-}
-# Present names and those of format 3; fields that were constants then.
-FORMAT_3 = {
-    **{"constant_component": "lift", "swav_levels": "swap_levels", "swav_weight": "swap_weight"},
-    **{"reconstruction_weight": "anchor_weight", "path_weight": "global_weight", "min_fraction": "min_share"},
-    **{"initial_vectors": "basis", "init_node": "before", "init_share": "shared"},
-}
-NOT_IN_3 = {
-    *("min_sd", "context_hops", "axes_cells", "whitening_ridge", "prior_weight", "settle_cells"),
-    *("domain_cells", "domain_starts", "domain_refined", "domain_shrinkage"),
 }
 GENES = ["alb", "cd3e", "gfap", "h2-k1", "mki67", "ünïcode"]
 
@@ -230,25 +217,14 @@ class TestRefused:
             load_checkpoint(rewritten(saved, tmp_path / "changed.safetensors", **changes))
 
 
-def test_format_3(small_model, tissue, tmp_path):
-    """Files of version 0.1, before fields and tensors had their present names: same model and labels."""
-    present, defaults = copy.deepcopy(small_model), StageConfig()
-    present.config = present.config.replace(**{name: getattr(defaults, name) for name in NOT_IN_3})
-    path, before = save_checkpoint(present, tmp_path / "now"), tmp_path / "before.safetensors"
-    head = header(path)
-    config = {FORMAT_3.get(name, name): value for name, value in head["config"].items() if name not in NOT_IN_3}
-    assert not set(config) & set(FORMAT_3)
-    head |= {"format_version": 3, "config": {**config, "linkage": "content"}}
-    tensors = {FORMAT_3.get(name, name): value for name, value in load_file(path).items()}
-    head["digest"] = content_digest(head, tensors)
-    save_file(tensors, before, metadata={"stage_sc": json.dumps(head)})
-    model = load_checkpoint(before)
-    assert (model.config, model.digest) == (present.config, present.digest)
-    one, other = (st.tl.stage_niches(tissue, model=it, n_domains=3, copy=True) for it in (present, model))
-    assert one.obs.equals(other.obs)
-    assert (one.obsm["X_stage"] == other.obsm["X_stage"]).all()
-    with pytest.raises(ValueError, match="damaged.*digest"):
-        load_checkpoint(rewritten(before, tmp_path / "a.safetensors", slides=["another"]))
+@pytest.mark.parametrize("version", [3, 4])
+def test_formats_of_before(version, saved, tmp_path):
+    """Contexts were computed in another way: refused by name, with the way out."""
+    before = rewritten(saved, tmp_path / "before.safetensors", format_version=version, package_version="0.1.0")
+    with pytest.raises(
+        ValueError, match=rf"before.safetensors.* format {version}.*Train it again, or install stage_sc 0.1.0"
+    ):
+        load_checkpoint(before)
 
 
 def test_the_model_card_tells_of_the_bundled_model():
@@ -261,5 +237,5 @@ def test_the_model_card_tells_of_the_bundled_model():
         f"{len(model.slides)} public sections",
     ):
         assert told in card
-    recipe = tomllib.loads((Path(__file__).parents[1] / "recipes" / "stage-v1.toml").read_text())
+    recipe = tomllib.loads((Path(__file__).parents[1] / "recipes" / "stage-v2.toml").read_text())
     assert {name: getattr(config, name) for name in recipe["config"]} == recipe["config"]

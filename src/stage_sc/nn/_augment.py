@@ -19,7 +19,7 @@ class Panel(NamedTuple):
     scale: Tensor
     """``(P,)`` float32, divisor of centred expression."""
     whitening: Tensor | None = None
-    """``(dim, dim)`` float32 map of embedded cells, see `stage_sc.nn.whitening`; ``None``: the identity."""
+    """``(dim, dim)`` float32 map of embedded cells, see `stage_sc.nn.spatial_directions`; ``None``: the identity."""
 
     def to(self, device: torch.device | str) -> Panel:
         """Copy to `device`."""

@@ -67,8 +67,8 @@ def stage_niches(
         Entry of ``obsm`` with the coordinates. ``None``: the one that the graph was built with.
     library_key
         Column of ``obs`` that names the slide of every cell. ``None``: the one that the graph was built with.
-        Expression is scaled, and embedded cells are whitened, on each slide by itself: name whole sections, not fields
-        of view.
+        Expression is scaled, and its spatial directions are found, on each slide by itself: name whole sections, not
+        fields of view.
     layer
         Entry of ``layers`` with the counts. ``None``: ``X``. Neither is changed.
     key_added
@@ -101,6 +101,9 @@ def stage_niches(
         Parameters; name, digest and version of the model; names of the level columns; the whole tree as a table with
         level, parent and number of cells of every node. For a model trained from another also ``init_node``, the node
         of that model with most of the node's training cells, and ``init_share``, the fraction of these cells.
+        ``"slides"``: data frame with, for each slide, number of directions of expression that vary in space beyond
+        chance (``n_directions``), noise floor (0 to 1) and hops of the context. A slide without such directions (places
+        shuffled, or too few counts) gets one niche and one domain, with a warning.
 
     Raises
     ------

@@ -81,7 +81,7 @@ def cluster_leaves(h: Tensor, n_leaves: int, rng: np.random.Generator) -> tuple[
 
 @torch.no_grad()
 def calibrate_slides(model: Stage, slides: list[Slide]) -> list[Panel]:
-    """Panels of all slides with their whitening, on the CPU; for slides on disk from a sample."""
+    """Panels of all slides with their spatial directions, on the CPU; for slides on disk from a sample."""
     return [calibrate(model, *_sampled(model, slide, slides)).to("cpu") for slide in slides]
 
 
