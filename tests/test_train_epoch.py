@@ -49,7 +49,7 @@ def loads(monkeypatch) -> list[tuple[str, tuple[int, ...]]]:
 
     def load(slide: Slide, centres: np.ndarray, n_layers: int, hops: int) -> tuple[QuickWindow, np.ndarray]:
         assert slide.stored
-        assert (n_layers, hops) == (1, 6)
+        assert (n_layers, hops) == (1, 4)
         assert (np.diff(centres) > 0).all()
         calls.append((slide.name, tuple(centres.tolist())))
         cells = np.union1d(centres, np.maximum(centres - 1, 0))
@@ -70,7 +70,8 @@ def make(n: int, number: int) -> Slide:
     expression, ones = sp.csr_matrix(rng.random((n, 2)), dtype=np.float32), np.ones(2, np.float32)
     panel = {"genes": ["a", "b"], "mean": 0 * ones, "scale": ones, "expression": expression, "rows": None}
     place = {"xy": xy, "graph": graph, "local": graph.copy(), "sizes": ("radius", 3.0, 6.0, 3.0)}
-    return Slide(name=f"slide{number}", cells=np.arange(n), **panel, **place, empty=no, isolated=no)
+    told = {"empty": no, "isolated": no, "edge": 10.0, "identity": np.arange(n, dtype=np.uint64)}
+    return Slide(name=f"slide{number}", cells=np.arange(n), **panel, **place, **told)
 
 
 @pytest.fixture(scope="module")
