@@ -155,7 +155,7 @@ class TestFindDomains:
     def test_metric_is_that_of_the_gradient(self):
         """The criterion changes with the covariance as the metric says: d log det = tr(A dW)."""
         x, group = stretched()
-        solution = _domains.Solution.of(x.double().numpy(), group, 0.25)
+        solution = _domains.Solution.of(_domains.Moments.of(x.numpy()), group, 0.25)
         step = 1e-6 * np.random.default_rng(0).normal(size=(7, 7))
         step += step.T
         change = solution._replace(within=solution.within + step).criterion() - solution.criterion()
@@ -209,7 +209,7 @@ class TestFindDomains:
 
     def test_starts_that_are_the_same_go_on_once(self):
         (x, one), other = stretched(), np.arange(450) % 3
-        solutions = [_domains.Solution.of(x.double().numpy(), labels, 0.25) for labels in (one, 2 - one, one, other)]
+        solutions = [_domains.Solution.of(_domains.Moments.of(x.numpy()), labels, 0.25) for labels in (one, 2 - one, one, other)]
         first, second = _domains._different(solutions)
         assert (first.domain == one).all() and (second.domain == other).all()
 
@@ -218,8 +218,8 @@ class TestFindDomains:
         lost = 0
         for seed in range(40):
             x, rng = blurred(60, seed=seed).double().numpy(), np.random.default_rng(seed)
-            start = _domains.Solution.of(x, rng.permutation(np.arange(60) % 12), 0.25)
-            end = _domains._refine(x, start)
+            start = _domains.Solution.of(_domains.Moments.of(x), rng.permutation(np.arange(60) % 12), 0.25)
+            end = _domains._refine(_domains.Moments.of(x), start)
             near = [pairwise_distances_argmin(x @ one.metric(), one.centres @ one.metric()) for one in (start, end)]
             lost += len(set(near[0])) < 12
             assert (near[1] == end.domain).all() and set(end.domain) == set(range(12))

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from scipy.sparse import csr_array
 from sklearn.cluster import KMeans
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.metrics import adjusted_rand_score, pairwise_distances_argmin_min
@@ -91,9 +92,9 @@ def find_domains(sample: Tensor, n_domains: int, config: StageConfig) -> Domains
         solutions = [solution for solution in solutions if len(solution.centres) == most]
         partitions = [solution.assign(part) for solution in solutions]
         middle = _medoid(partitions)
-        everything = part.astype(np.float64)
-        start = Solution.of(everything, _without_gaps(partitions[middle]), solutions[middle].shrinkage)
-        best = _refine(everything, start)
+        whole = Moments.of(part)
+        start = Solution.of(whole, _without_gaps(partitions[middle]), solutions[middle].shrinkage)
+        best = _refine(whole, start)
         most = len(best.centres)
     metric = best.metric()
     size = np.bincount(best.domain)
@@ -117,15 +118,15 @@ def _parts(cells: np.ndarray, n_domains: int, number: int) -> list[np.ndarray]:
 
 def _solutions(part: np.ndarray, n_domains: int, shrinkages: list[float], config: StageConfig) -> list[Solution]:
     """Refined solution with the lowest criterion for every shrinkage."""
-    cells = part.astype(np.float64)
+    moments = Moments.of(part)
     runs = _kmeans(part, n_domains, -(-config.domain_starts // config.domain_samples))
     most = max(int(domain.max()) + 1 for domain in runs)
-    runs = [domain for domain in runs if domain.max() + 1 == most]
+    found = [Solution.of(moments, domain, 0.0) for domain in runs if domain.max() + 1 == most]
     best = []
     for shrinkage in shrinkages:
-        starts = [Solution.of(cells, domain, shrinkage) for domain in runs]
+        starts = [solution._replace(shrinkage=shrinkage) for solution in found]
         starts = _different(sorted(starts, key=Solution.criterion))[: config.domain_refined]
-        refined = [_refine(cells, start) for start in starts]
+        refined = [_refine(moments, start) for start in starts]
         lowest = min(solution.criterion() for solution in refined)
         best.append(next(solution for solution in refined if solution.criterion() <= lowest + SAME))
     return best
@@ -181,6 +182,21 @@ def _seeds(cells: np.ndarray, keys: np.ndarray, n_domains: int, run: int) -> lis
     return seeds
 
 
+class Moments(NamedTuple):
+    """A sample of cells, and the moments that the covariances of its partitions have in common."""
+
+    cells: np.ndarray
+    """``(n, r)`` float64."""
+    second: np.ndarray
+    """``(r, r)`` mean product of two components."""
+    ridge: float
+
+    @classmethod
+    def of(cls, sample: np.ndarray) -> Moments:
+        cells = sample.astype(np.float64)
+        return cls(cells, cells.T @ cells / len(cells), max(1e-6 * cells.var(axis=0).mean(), 1e-12))
+
+
 class Solution(NamedTuple):
     """A partition of a sample of cells, with its centres and covariance."""
 
@@ -191,14 +207,14 @@ class Solution(NamedTuple):
     shrinkage: float
 
     @classmethod
-    def of(cls, cells: np.ndarray, domain: np.ndarray, shrinkage: float) -> Solution:
+    def of(cls, moments: Moments, domain: np.ndarray, shrinkage: float) -> Solution:
         """Compute centres and covariance of domains without gaps in their numbers."""
-        total = np.stack([np.bincount(domain, column) for column in cells.T], axis=1)
-        centres = total / np.bincount(domain)[:, None]
-        residual = cells - centres[domain]
-        ridge = max(1e-6 * cells.var(axis=0).mean(), 1e-12)
-        within = residual.T @ residual / len(cells) + ridge * np.eye(cells.shape[1])
-        return cls(domain, centres, within, shrinkage)
+        cells = moments.cells
+        members = csr_array((np.ones(len(cells)), domain, np.arange(len(cells) + 1)))
+        size = np.bincount(domain)
+        centres = (members.T @ cells) / size[:, None]
+        between = (centres.T * size) @ centres / len(cells)
+        return cls(domain, centres, moments.second - between + moments.ridge * np.eye(cells.shape[1]), shrinkage)
 
     def criterion(self) -> float:
         """Logarithm of the determinant of the shrunk covariance."""
@@ -231,18 +247,18 @@ def _different(solutions: list[Solution]) -> list[Solution]:
     return kept
 
 
-def _refine(cells: np.ndarray, solution: Solution) -> Solution:
+def _refine(moments: Moments, solution: Solution) -> Solution:
     """Move cells to the nearest centre in the metric of the criterion until none moves.
 
     A domain that would lose its last cell gets the cell that is farthest from its centre.
     """
     for _ in range(MAX_ROUNDS):
         metric = solution.metric()
-        domain, distance = pairwise_distances_argmin_min(cells @ metric, solution.centres @ metric)
+        domain, distance = pairwise_distances_argmin_min(moments.cells @ metric, solution.centres @ metric)
         for lost in np.setdiff1d(solution.domain, domain):
             movable = np.bincount(domain)[domain] > 1  # not the last cell of its domain
             domain[np.argmax(np.where(movable, distance, -1))] = lost
         if (domain == solution.domain).all():
             break
-        solution = Solution.of(cells, domain, solution.shrinkage)
+        solution = Solution.of(moments, domain, solution.shrinkage)
     return solution
