@@ -209,7 +209,9 @@ class TestFindDomains:
 
     def test_starts_that_are_the_same_go_on_once(self):
         (x, one), other = stretched(), np.arange(450) % 3
-        solutions = [_domains.Solution.of(_domains.Moments.of(x.numpy()), labels, 0.25) for labels in (one, 2 - one, one, other)]
+        solutions = [
+            _domains.Solution.of(_domains.Moments.of(x.numpy()), labels, 0.25) for labels in (one, 2 - one, one, other)
+        ]
         first, second = _domains._different(solutions)
         assert (first.domain == one).all() and (second.domain == other).all()
 
