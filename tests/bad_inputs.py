@@ -79,7 +79,19 @@ WRONG: dict[str, list[Any]] = {
 MEANT: dict[str, list[Any]] = {
     **dict.fromkeys(("batch_effect", "rotation", "epochs", "seed"), [0]),
     **dict.fromkeys(("n_layers", "warmup_epochs", "smoothing", "swav_weight", "reconstruction_weight"), [0]),
-    **dict.fromkeys(("path_weight", "constant_component", "noise_scale", "power", "spot_power", "min_sd"), [0]),
+    **dict.fromkeys(
+        (
+            "path_weight",
+            "constant_component",
+            "noise_scale",
+            "power",
+            "spot_power",
+            "min_sd",
+            "null_margin",
+            "spot_edge",
+        ),
+        [0],
+    ),
     **dict.fromkeys(("prior_weight", "domain_shrinkage"), [0]),
     **dict.fromkeys(("noise_rate", "radius", "local", "view", "sigma", "size"), [1e300]),
     **dict.fromkeys(("name", "version", "key_added", "table_key"), ["no such name"]),
