@@ -37,7 +37,7 @@ ALLOWED = {
     "pp": "_checks _input _matrix genes graph",
     "pl": "_checks _evidence _input _matrix _result",
     "metrics": "_checks _input _matrix",
-    "datasets": "_checks",
+    "datasets": "_checks _files",
     "stage_sc": "",
     "demo": "stage_sc",
     "data.__main__": "data",
