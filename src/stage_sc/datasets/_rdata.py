@@ -19,7 +19,7 @@ import pandas as pd
 _SYMBOL, _PAIRS, _STRING, _REFERENCE, _NULL = 1, 2, 9, 255, 254
 _VECTORS = {10: ">i4", 13: ">i4", 14: ">f8"}  # logical, integer, double
 _LISTS = (16, 19)  # strings, list
-_OPENERS = {b"BZh": bz2.open, b"\x1f\x8b\x08": gzip.open, b"\xfd7z": lzma.open}
+_OPENERS: dict[bytes, Any] = {b"BZh": bz2.open, b"\x1f\x8b\x08": gzip.open, b"\xfd7z": lzma.open}
 
 
 def read_r_matrix(path: Path) -> pd.DataFrame:
