@@ -37,8 +37,8 @@ def _parser() -> argparse.ArgumentParser:
         "input",
         nargs="?",
         type=Path,
-        help="file with counts in X and coordinates in obsm (h5ad); if left out, a public section of cortex, or without "
-        "a network a simulated one",
+        help="file with counts in X and coordinates in obsm (h5ad); if left out, a public section of cortex, or a "
+        "simulated one without a network",
     )
     parser.add_argument("--out", type=Path, default=Path("demo"), help="folder for the results (default: %(default)s)")
     parser.add_argument("--spatial-key", default="spatial", help="key of obsm with the coordinates (%(default)s)")

@@ -6,6 +6,7 @@ import hashlib
 import os
 from collections.abc import Callable
 from pathlib import Path
+from textwrap import shorten
 from typing import Any, NamedTuple
 
 import anndata as ad
@@ -98,7 +99,8 @@ def _retrieve(file: File, section: Section, folder: Path) -> Path:
             f"The download of {file.url} is broken or changed: its SHA-256 is not {file.sha256}. Try again. {way_out}"
         ) from error
     except OSError as error:  # no network, no such page, or no space
-        raise OSError(f"Cannot download {file.url} ({type(error).__name__}: {error}). {way_out}") from error
+        reason = shorten(f"{type(error).__name__}: {error}", 150)
+        raise OSError(f"Cannot download {file.url} ({reason}). {way_out}") from error
     return Path(found)
 
 
