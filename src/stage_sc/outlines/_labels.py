@@ -68,9 +68,7 @@ def read_slides(
     def slides() -> Iterator[LabelledSlide]:
         for key, part in tables.by_name.items():
             xy, slides = places[key]
-            position = np.array(
-                [names.index(str(n)) if str(n) in colors else -1 for n in labels[key].categories] + [-1]
-            )
+            position = np.array([*(number.get(str(name), -1) for name in labels[key].categories), -1])
             codes = position[labels[key].codes]
             for name, rows in slides.rows().items():
                 yield LabelledSlide(slide_name(key, name), name, part, rows, xy[rows], codes[rows])
