@@ -107,21 +107,19 @@ def run(slides: dict[str, ad.AnnData], shrinkages: list[float]) -> dict[str, dic
         return np.concatenate([part.obsm[key] for part in slides.values()])
 
     embeddings: dict[str, np.ndarray | None] = {"none": stacked("X_stage")}
-    for key in ("stage_l1", "stage_l2", "stage_l3", "stage_domain"):
+    for key, temperature in (("stage_l2", 0.03), ("stage_l2", 0.0), ("stage_domain", 0.03)):
         for shrinkage in shrinkages:
-            st.tl.correct_embedding(slides, groupby=key, shrinkage=shrinkage)
-            embeddings[f"{key}, {shrinkage:g}"] = stacked("X_stage_corrected")
+            st.tl.correct_embedding(slides, groupby=key, shrinkage=shrinkage, temperature=temperature)
+            embeddings[f"{key}, κ {shrinkage:g}, τ {temperature:g}"] = stacked("X_stage_corrected")
     embeddings["Harmony"] = harmony(embeddings["none"], code)
-    return {
-        name: measure(x[known], code[known], regions[known]) for name, x in embeddings.items() if x is not None
-    }
+    return {name: measure(x[known], code[known], regions[known]) for name, x in embeddings.items() if x is not None}
 
 
 def main() -> None:
     """Print the tables, and write them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--shrinkage", type=float, nargs="+", default=[50.0])
+    parser.add_argument("--shrinkage", type=float, nargs="+", default=[10.0])
     parser.add_argument("--out", type=Path, help="JSON of all values")
     options = parser.parse_args()
     tables: dict[str, Any] = {}

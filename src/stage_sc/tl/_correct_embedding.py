@@ -16,6 +16,8 @@ from stage_sc._result import Columns, label_keys, read_result
 from stage_sc.outlines import read_containers
 from stage_sc.tl._mixing import conservation, mixing, sample_cells
 
+BLOCK = 20_000  # cells at once
+
 
 class Shifts(NamedTuple):
     """Estimates for S slides and K labels."""
@@ -35,7 +37,8 @@ def correct_embedding(
     *,
     groupby: str | None = None,
     key_added: str = "stage",
-    shrinkage: float = 50.0,
+    shrinkage: float = 10.0,
+    temperature: float = 0.03,
     conserve: str | Sequence[str] | None = None,
     library_key: str | None = None,
 ) -> pd.DataFrame:
@@ -58,6 +61,9 @@ def correct_embedding(
         Name under which the niches were written.
     shrinkage
         Number of cells κ with which the shift of a niche and that of the slide count equally. 0: no shrinkage.
+    temperature
+        Sharpness τ of the mixture of niches around a cell, so that cells at the border of two niches move alike. 0:
+        each cell moves with its own label alone, which mixes slides more, but niches too.
     conserve
         Further columns of ``obs``, such as cell types or an expert's regions, whose conservation is measured. Cells
         without a label are left out.
@@ -111,10 +117,12 @@ def correct_embedding(
     The shift of a slide is :math:`d_s = \sum_k \lambda_{sk} n_{sk} d_{sk} / \sum_k \lambda_{sk} n_{sk}`, and a cell
     becomes
 
-    .. math:: x_i' = x_i - \lambda_{sk} d_{sk} - (1 - \lambda_{sk}) d_s,
+    .. math:: x_i' = x_i - \sum_k p_{ik} (\lambda_{sk} d_{sk} + (1 - \lambda_{sk}) d_s),
+        \qquad p_{ik} = \mathrm{softmax}_k(\cos(x_i, m_{sk}) / \tau),
 
-    scaled to length 1. A niche of one slide alone moves with its slide; so do cells without a label, with λ = 0. The
-    principle, a shift per label and batch, is that of Harmony (Korsunsky et al. 2019) with labels that are known.
+    over the niches of its slide, scaled to length 1. A niche of one slide alone moves with its slide. With τ = 0,
+    :math:`p` is 1 for the cell's own label, and cells without a label move by :math:`d_s`. The principle, a shift per
+    cluster and batch, is that of Harmony (Korsunsky et al. 2019), with labels that are known.
 
     Only means are changed: it corrects pictures, neighbours and distances over slides (the paper's Figure 9). Niches
     were decided before, and comparisons of expression need their own model of the slides. Differences between
@@ -134,6 +142,7 @@ def correct_embedding(
     """
     check_name(key_added, "key_added")
     check_positive(shrinkage, "shrinkage", zero=True)
+    check_positive(temperature, "temperature", zero=True)
     if groupby is not None:
         check_name(groupby, "groupby")
     further = [] if conserve is None else read_names(conserve, "conserve")
@@ -150,7 +159,7 @@ def correct_embedding(
     found = estimate_shifts(x, codes, slides, len(names), float(shrinkage))
     if not (found.trust > 0).any():
         raise ValueError(f"`groupby`: no label of obs[{column!r}] is on two slides, so no shift can be estimated.")
-    corrected = apply_shifts(x, codes, slides, found)
+    corrected = apply_shifts(x, codes, slides, found, float(temperature))
     sample = sample_cells(x)
     diagnostics = pd.DataFrame(
         {
@@ -159,7 +168,12 @@ def correct_embedding(
         }
     )
     result = {
-        "params": {"key_added": key_added, "groupby": column, "shrinkage": float(shrinkage)},
+        "params": {
+            "key_added": key_added,
+            "groupby": column,
+            "shrinkage": float(shrinkage),
+            "temperature": float(temperature),
+        },
         "diagnostics": diagnostics,
         "shifts": _shift_table(found, slide_names, names),
     }
@@ -192,13 +206,25 @@ def estimate_shifts(x: np.ndarray, codes: np.ndarray, slides: np.ndarray, n_labe
     return Shifts(means, counts, trust, np.concatenate([shifts, of_slide[:, None]], axis=1))
 
 
-def apply_shifts(x: np.ndarray, codes: np.ndarray, slides: np.ndarray, found: Shifts) -> np.ndarray:
-    """Subtract the shift of each cell; rows that had length 1 keep it."""
-    moved = x - found.shifts[slides, codes].astype(np.float32)
-    length = np.linalg.norm(x, axis=1, keepdims=True)
+def apply_shifts(x: np.ndarray, codes: np.ndarray, slides: np.ndarray, found: Shifts, temperature: float) -> np.ndarray:
+    """Subtract the shift of each cell, ``(n, dim)`` float32; if rows have length 1, they keep it."""
+    moved = x.copy()
+    for slide in range(len(found.counts)):
+        rows, used = np.flatnonzero(slides == slide), np.flatnonzero(found.counts[slide])
+        if not temperature or not len(used):
+            moved[rows] -= found.shifts[slide, codes[rows]].astype(np.float32)
+            continue
+        directions = found.means[slide, used]
+        directions = directions / np.maximum(np.linalg.norm(directions, axis=1, keepdims=True), 1e-12)
+        for block in np.array_split(rows, -(-len(rows) // BLOCK)):
+            cosine = x[block] @ directions.T / np.maximum(np.linalg.norm(x[block], axis=1, keepdims=True), 1e-12)
+            weight = np.exp((cosine - cosine.max(axis=1, keepdims=True)) / temperature)
+            weight /= weight.sum(axis=1, keepdims=True)
+            moved[block] -= (weight @ found.shifts[slide, used]).astype(np.float32)
+    length = np.linalg.norm(x, axis=1)
     if np.allclose(length[length > 0], 1, atol=1e-3):
         moved /= np.maximum(np.linalg.norm(moved, axis=1, keepdims=True), 1e-12)
-    return moved.astype(np.float32)
+    return moved
 
 
 def _default_level(tables: Tables, key_added: str) -> str:

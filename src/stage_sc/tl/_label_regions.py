@@ -22,7 +22,7 @@ def label_regions(
     data: Data,
     regions: Any,
     *,
-    key_added: str = "region",
+    key_added: str = "annotation",
     name_key: str | None = None,
     slide: str | None = None,
     scale: float = 1.0,
@@ -98,7 +98,7 @@ def label_regions(
     >>> adata = st.datasets.simulate_tissue(500)
     >>> drawn = GeoDataFrame({"label": ["corner"]}, geometry=[box(0, 0, 100, 100)])
     >>> st.tl.label_regions(adata, drawn)
-    >>> adata.obs["region"].cat.categories.tolist()
+    >>> adata.obs["annotation"].cat.categories.tolist()
     ['corner']
     """
     check_name(key_added, "key_added")
