@@ -74,23 +74,25 @@ def build_mesh(xy: np.ndarray, found: Delaunay | None, spacing: float, max_gap: 
 
 def _outer_places(xy: np.ndarray, found: Delaunay | None, spacing: float, max_gap: float) -> np.ndarray:
     """Places around the tissue and in its gaps, `spacing` away from the cells at its rim and no nearer to others."""
-    alone, candidates, kept = np.ones(len(xy), dtype=bool), [], np.zeros(0, dtype=bool)
+    bare, mirrored, kept = np.ones(len(xy), dtype=bool), np.empty((0, 2)), np.zeros(0, dtype=bool)
     if found is not None:
         triangles = found.simplices
         radius = np.linalg.norm(_circumcentres(xy, triangles) - xy[triangles[:, 0]], axis=1)
         kept = radius <= max_gap / 2
-        alone[triangles[kept]] = False
+        bare[triangles[kept]] = False
         across = np.roll(found.neighbors, -2, axis=1)
         rim = kept[:, None] & ((across < 0) | ~kept[across])
         start, stop = triangles[rim], np.roll(triangles, -1, axis=1)[rim]
         step = xy[stop] - xy[start]
         normal = spacing * np.c_[step[:, 1], -step[:, 0]] / np.linalg.norm(step, axis=1, keepdims=True)
-        candidates += [xy[start] + normal, xy[stop] + normal]
-        alone[start] = True
+        mirrored = np.concatenate([xy[start] + normal, xy[stop] + normal])
+        bare[start] = True
+    # All around single cells; at corners of the tissue, where mirror images are far apart.
     angle = 2 * np.pi * np.arange(DIRECTIONS) / DIRECTIONS
-    ring = spacing * np.c_[np.cos(angle), np.sin(angle)]
-    candidates.append((xy[alone][:, None] + ring).reshape(-1, 2))
-    places = np.concatenate(candidates)
+    around = (xy[bare][:, None] + spacing * np.c_[np.cos(angle), np.sin(angle)]).reshape(-1, 2)
+    if len(mirrored):
+        around = around[cKDTree(mirrored).query(around, workers=-1)[0] > 0.8 * spacing]
+    places = np.concatenate([mirrored, around])
     # Of those nearly at one place, one.
     _, first = np.unique(np.round(places * (50 / spacing)), axis=0, return_index=True)
     places = places[first]
