@@ -162,6 +162,11 @@ def _among(value: Any, meant: list[Any]) -> bool:
     return any(type(value) is type(other) and repr(value) == repr(other) for other in meant)
 
 
+def takes_a_list(name: str, function: Callable[..., Any]) -> bool:
+    """Tell functions that take a list; regions are those of one object alone."""
+    return "data" in inspect.signature(function).parameters and name != "tl.label_regions"
+
+
 def generate(number: int, seed: int) -> list[tuple[str, str, Any]]:
     """Function, and argument with a wrong value, or ``"damage"`` with its name."""
     inputs: list[tuple[str, str, Any]] = []
@@ -169,7 +174,7 @@ def generate(number: int, seed: int) -> list[tuple[str, str, Any]]:
         for parameter in inspect.signature(function).parameters.values():
             inputs += [(name, parameter.name, value) for value in wrong_values(name, parameter)]
         inputs += [(name, "damage", damage) for damage in DAMAGES if name in READS]
-        inputs += [(name, "second", damage) for damage in DAMAGES if "data" in inspect.signature(function).parameters]
+        inputs += [(name, "second", damage) for damage in DAMAGES if takes_a_list(name, function)]
     return [inputs[position] for position in np.random.default_rng(seed).permutation(len(inputs))[:number]]
 
 

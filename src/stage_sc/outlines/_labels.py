@@ -43,8 +43,8 @@ def choose_column(tables: Tables, groupby: str | None, key_added: str) -> str:
     """Column of labels: by default the domains, else the niches of level 1; a KeyError without a result."""
     if groupby is not None:
         return groupby
-    keys = label_keys(next(iter(tables.by_name.values())), key_added)
-    return Columns(key_added).domain if Columns(key_added).domain in keys else keys[0]
+    keys = [label_keys(part, key_added) for part in tables.by_name.values()]
+    return Columns(key_added).domain if Columns(key_added).domain in keys[0] else keys[0][0]
 
 
 def read_slides(

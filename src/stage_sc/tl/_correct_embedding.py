@@ -7,7 +7,6 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-from anndata import AnnData
 
 from stage_sc._checks import check_name, check_positive, read_names
 from stage_sc._input import Data, Tables, read_labels, read_slide_codes, slide_name
@@ -228,12 +227,9 @@ def apply_shifts(x: np.ndarray, codes: np.ndarray, slides: np.ndarray, found: Sh
 
 
 def _default_level(tables: Tables, key_added: str) -> str:
-    levels = [key for key in label_keys(_first(tables), key_added) if Columns(key_added).is_level(key)]
+    found = [label_keys(part, key_added) for part in tables.by_name.values()]
+    levels = [key for key in found[0] if Columns(key_added).is_level(key)]
     return levels[max(len(levels) - 2, 0)]
-
-
-def _first(tables: Tables) -> AnnData:
-    return next(iter(tables.by_name.values()))
 
 
 def _read_embeddings(tables: Tables, key_added: str) -> np.ndarray:

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
-from stage_sc._checks import check_name, check_positive
+from stage_sc._checks import check_name, check_scale
 from stage_sc._input import Data, read_coordinates, read_slide_codes, slide_name
 from stage_sc._messages import element_name, naming
 from stage_sc.outlines import Regions, find_regions, read_containers, read_regions
@@ -105,7 +105,7 @@ def label_regions(
     if "/" in key_added:
         raise ValueError(f"`key_added` must not contain '/', which is a folder inside a file, got {key_added!r}.")
     check_name(spatial_key, "spatial_key")
-    check_positive(scale, "scale")
+    check_scale(scale)
     for value, name in ((name_key, "name_key"), (slide, "slide")):
         if value is not None:
             check_name(value, name)
@@ -120,6 +120,8 @@ def label_regions(
             xy.append(read_coordinates(part, spatial_key)[:, :2])
             for own, rows in read_slide_codes(part, library_key).rows().items():
                 places[slide_name(key, own)] = number, rows
+    if not places or not sum(part.n_obs for part in parts.values()):
+        raise ValueError("`data` has no cells.")
     drawn = _slides_of(areas, list(places), slide)
     found = [np.full(part.n_obs, -1) for part in parts.values()]
     touched = [np.zeros(part.n_obs, dtype=bool) for part in parts.values()]

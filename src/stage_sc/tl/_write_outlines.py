@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from anndata import AnnData
 
-from stage_sc._checks import check_name, check_positive
+from stage_sc._checks import check_name, check_scale
 from stage_sc._files import file_to_write, write_whole
 from stage_sc._input import check_anndata, read_labels, read_tables
 from stage_sc.outlines import category_colors, cell_groups, choose_column, read_outlines, to_geojson, to_selections
@@ -74,7 +74,7 @@ def write_outlines(
     """
     if slide is not None and not isinstance(slide, str):
         check_name(slide, "slide")
-    check_positive(scale, "scale")
+    check_scale(scale)
     chosen, file = read_outlines(outlines, slide), file_to_write(path, "path")
     kind = file.suffix.lower()
     if kind not in (".geojson", ".json", ".csv"):
