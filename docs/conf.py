@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import shutil
 from importlib.metadata import metadata
+from pathlib import Path
 
 from sphinx.application import Sphinx
 
@@ -48,7 +50,17 @@ suppress_warnings = ["sphinx_autodoc_typehints.forward_reference", "sphinx_autod
 
 myst_enable_extensions = ["colon_fence", "deflist", "dollarmath"]
 myst_heading_anchors = 3
-nb_execution_mode = "off"
+# Notebooks, which links between pages must find below this folder.
+root = Path(__file__).parents[1]
+shutil.copytree(root / "tutorials", root / "docs" / "tutorials", dirs_exist_ok=True)
+# Tutorials are executed where the real sections are at hand; elsewhere pages have their stored outputs.
+sections = root.parent / "shared" / "data"
+if sections.is_dir():
+    os.environ.setdefault("STAGE_SC_DATA", str(sections))
+nb_execution_mode = "force" if os.environ.get("STAGE_SC_DATA") else "off"
+nb_execution_timeout = 600
+nb_execution_raise_on_error = True
+nb_output_stderr = "remove"
 copybutton_prompt_text = r">>> |\.\.\. |\$ "
 copybutton_prompt_is_regexp = True
 

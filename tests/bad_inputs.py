@@ -65,6 +65,7 @@ WRONG: dict[str, list[Any]] = {
     "StageConfig": [3, "paper", {}, {"dim": 8}, object(), st.model.StageConfig],
     "Callable[[pd.DataFrame], None]": [3, "print", [print], {}],
     "Stage": [3, "bundled", object(), {}],
+    "GeoDataFrame": [3, "file", {}, pd.DataFrame({"slide": ["a"]}), object(), []],
     "Stage | pd.DataFrame": [3, "bundled", object(), {}, pd.DataFrame(), pd.DataFrame({"loss": ["a"]})],
     "tuple[int, ...]": [3, "ab", [], [0], [2, 3], [2.5, 9], ["a"], [None], (NAN,), (True, 4), object()],
     **dict.fromkeys(("Literal['none', 'center', 'standardize']", "Literal['leaves', 'all']"), TEXT),
@@ -72,8 +73,8 @@ WRONG: dict[str, list[Any]] = {
         ("Literal['context', 'cosine']", "Literal['prototype', 'slide']", "Literal['path', 'top-down']"), TEXT
     ),
     "Any": [3, 1.5, "no such name", object(), [], {}],
-    **dict.fromkeys(("AnnData", "Data", "AnnData | Sequence[AnnData] | Mapping[str, AnnData]"), DATA),
-    "AnnData | Sequence[AnnData] | Mapping[str, AnnData] | Store": DATA,
+    **dict.fromkeys(("AnnData", "Data", "Data | Store"), DATA),
+    "Errors": TEXT,
 }
 # Right values among the wrong ones, by the argument (of one function, or of all).
 MEANT: dict[str, list[Any]] = {
@@ -94,13 +95,23 @@ MEANT: dict[str, list[Any]] = {
     ),
     **dict.fromkeys(("prior_weight", "domain_shrinkage"), [0]),
     **dict.fromkeys(("noise_rate", "radius", "local", "view", "sigma", "size"), [1e300]),
-    **dict.fromkeys(("name", "version", "key_added", "table_key"), ["no such name"]),
+    **dict.fromkeys(("name", "version", "key_added"), ["no such name"]),
     **dict.fromkeys(("lesion",), [[]]),
     "model.Stage.slides": [[], ["a", "a"]],
     "library_key": [""],
+    "tl.label_files.table_key": ["no such name"],
+    **dict.fromkeys(("shrinkage", "temperature", "simplify"), [0]),
+    "micrometres": [],
     "scheduler": [None],
     "title": ["", "no such name"],
     "pp.build_graph.scale": [{}],
+    **dict.fromkeys(
+        ("tl.outline_niches.max_gap", "tl.outline_niches.simplify", "tl.correct_embedding.shrinkage"), [1e300]
+    ),
+    "tl.correct_embedding.temperature": [0, 1e300],
+    "tl.write_outlines.path": [FILE],
+    "tl.write_cell_groups.path": [FILE],
+    "tl.label_regions.key_added": ["no such name"],
     "data.build_store.path": [FOLDER, FOLDER / "none" / "none"],
     "tl.label_files.out": [FOLDER / "none" / "none"],
     "model.save_checkpoint.path": [FILE],
@@ -119,10 +130,14 @@ def targets() -> dict[str, tuple[Callable[..., Any], dict[str, Any]]]:
     adata.write_h5ad(FILE)
     model_file = st.model.save_checkpoint(model, FOLDER / "model")
     st.data.build_store([FILE], FOLDER / "corpus", library_key="slide", progress=False)
+    outlines = st.tl.outline_niches(adata, groupby="expert", library_key="slide")
     good: dict[str, dict[str, Any]] = {
         "tl.stage_niches": {"model": model, "n_domains": 3},
         "tl.fit": {"config": config, "progress": False},
         "tl.panel_agreement": {"model": model, "n_splits": 1},
+        "tl.label_regions": {"regions": outlines},
+        "tl.write_outlines": {"outlines": outlines, "path": FOLDER / "o.csv", "slide": outlines["slide"].iloc[0]},
+        "tl.write_cell_groups": {"path": FOLDER / "groups.csv"},
         "tl.label_files": {"files": [FILE], "out": FOLDER / "out", "model": model},
         "data.build_store": {"files": [FILE], "path": FOLDER / "store", "progress": False},
         "data.Store": {"path": FOLDER / "corpus"},
@@ -160,6 +175,11 @@ def _among(value: Any, meant: list[Any]) -> bool:
     return any(type(value) is type(other) and repr(value) == repr(other) for other in meant)
 
 
+def takes_a_list(name: str, function: Callable[..., Any]) -> bool:
+    """Tell functions that take a list; regions are those of one object alone."""
+    return "data" in inspect.signature(function).parameters and name != "tl.label_regions"
+
+
 def generate(number: int, seed: int) -> list[tuple[str, str, Any]]:
     """Function, and argument with a wrong value, or ``"damage"`` with its name."""
     inputs: list[tuple[str, str, Any]] = []
@@ -167,7 +187,7 @@ def generate(number: int, seed: int) -> list[tuple[str, str, Any]]:
         for parameter in inspect.signature(function).parameters.values():
             inputs += [(name, parameter.name, value) for value in wrong_values(name, parameter)]
         inputs += [(name, "damage", damage) for damage in DAMAGES if name in READS]
-        inputs += [(name, "second", damage) for damage in DAMAGES if "data" in inspect.signature(function).parameters]
+        inputs += [(name, "second", damage) for damage in DAMAGES if takes_a_list(name, function)]
     return [inputs[position] for position in np.random.default_rng(seed).permutation(len(inputs))[:number]]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -24,10 +25,15 @@ if TYPE_CHECKING:  # torch takes seconds to import
 EMPTY, ISOLATED = 7, 9
 
 
+SECTIONS = Path(__file__).parents[1] / ".." / "shared" / "data"
+if SECTIONS.is_dir():
+    os.environ.setdefault("STAGE_SC_DATA", str(SECTIONS.resolve()))
+
+
 @pytest.fixture(scope="session")
 def dev_data() -> Path:
     """Folder of the real sections with expert labels; its tests are skipped where it is absent."""
-    folder = Path(__file__).parents[1] / ".." / "shared" / "data" / "dev"
+    folder = SECTIONS / "dev"
     if not folder.is_dir():
         pytest.skip(f"no real sections at {folder}")
     return folder

@@ -43,11 +43,24 @@ def test_with_expert_labels(slide, tmp_path):
     assert set(slide.obs) <= set(labelled.obs)
 
 
-def test_without_a_file(tmp_path, capsys):
+def test_without_a_file(tmp_path, capsys, monkeypatch):
+    def unreachable():
+        raise OSError("Cannot download.")
+
+    monkeypatch.setattr(st.datasets, "osmfish_cortex", unreachable)
     main(["--out", str(tmp_path / "new" / "folder")])
-    assert re.search(r"simulated.*^cells +4,000$", capsys.readouterr().out, flags=re.MULTILINE | re.DOTALL)
+    said = capsys.readouterr().out
+    assert said.startswith("No real section: Cannot download.")
+    assert re.search(r"simulated.*^cells +4,000$", said, flags=re.MULTILINE | re.DOTALL)
     written = sorted(path.name for path in (tmp_path / "new" / "folder").iterdir())
     assert written == ["labelled.h5ad", "tissue.png", "tree.png"]
+
+
+def test_real_section_where_it_can_be_had(dev_data, tmp_path, capsys):
+    main(["--out", str(tmp_path)])
+    said = capsys.readouterr().out
+    assert re.search(r"real section.*Codeluppi.*^cells +4,839$", said, flags=re.MULTILINE | re.DOTALL)
+    assert ad.read_h5ad(tmp_path / "labelled.h5ad").obs["stage_domain"].nunique() == 11
 
 
 @pytest.mark.parametrize("labels", [None, np.linspace(0, 1, 400), np.arange(400) % 3, "a"], ids=["-", "x", "n", "one"])

@@ -17,7 +17,7 @@ EXPERT = "domain"
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Label the cells of a file, or of simulated tissue, with niches; write pictures and the labelled data."""
+    """Label the cells of a file, or of a section of cortex, with niches; write pictures and the labelled data."""
     options = _parser().parse_args(argv)
     try:
         with warnings.catch_warnings():
@@ -37,7 +37,8 @@ def _parser() -> argparse.ArgumentParser:
         "input",
         nargs="?",
         type=Path,
-        help="file with counts in X and coordinates in obsm (h5ad); simulated tissue if left out",
+        help="file with counts in X and coordinates in obsm (h5ad); if left out, a public section of cortex, or a "
+        "simulated one without a network",
     )
     parser.add_argument("--out", type=Path, default=Path("demo"), help="folder for the results (default: %(default)s)")
     parser.add_argument("--spatial-key", default="spatial", help="key of obsm with the coordinates (%(default)s)")
@@ -50,9 +51,8 @@ def _parser() -> argparse.ArgumentParser:
 
 def _run(options: argparse.Namespace) -> None:
     if options.input is None:
-        print("Input: simulated cortex (two slides, no measured data).")
-        adata = st.datasets.simulate_tissue(2000, n_slides=2, lesion="slide2", batch_effect=0.3)
-        library_key = options.library_key or "slide"
+        adata, library_key = _section()
+        library_key = options.library_key or library_key
     else:
         if not options.input.is_file():
             raise FileNotFoundError(f"there is no file {options.input}")
@@ -98,6 +98,17 @@ Written to {options.out}:
   tissue.png      the tissue, coloured by {", ".join(shown)}
   tree.png        the tree of niches, sized by their cells
   labelled.h5ad   the data with its niches""")
+
+
+def _section() -> tuple[ad.AnnData, str | None]:
+    """Take a real section where it can be had, else simulated tissue; the object and the column of its slides."""
+    try:
+        adata = st.datasets.osmfish_cortex()
+    except OSError as error:
+        print(f"No real section: {error}\n\nInput: simulated cortex (two slides, no measured data).")
+        return st.datasets.simulate_tissue(2000, n_slides=2, lesion="slide2", batch_effect=0.3), "slide"
+    print(f"Input: a real section of mouse cortex, measured with osmFISH ({adata.uns['citation']}).")
+    return adata, None
 
 
 def _has_expert(adata: ad.AnnData) -> bool:

@@ -13,14 +13,16 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
 from stage_sc._checks import check_bool, check_choice, check_positive, read_names
+from stage_sc._palette import MISSING_COLOR
 from stage_sc._result import Columns, label_keys
 from stage_sc.pl._cells import Cells, read_cells
 from stage_sc.pl._figure import CATEGORY, check_palette, fitting_size, read_output, shown, text_width
 from stage_sc.pl._grid import HIGHEST, best_columns, panel_size, place_panels
-from stage_sc.pl._palette import MISSING_COLOR
+from stage_sc.pl._lines import draw_lines, read_lines
 from stage_sc.pl._points import add_scale_bar, cell_spacing, draw_cells, frame_tissue, write_names
 
 if TYPE_CHECKING:
+    from geopandas import GeoDataFrame
     from matplotlib.figure import Figure
 
     from stage_sc._input import Data
@@ -40,6 +42,7 @@ def spatial_domains(
     library_key: str | None = None,
     libraries: str | Sequence[str] | None = None,
     groups: str | Sequence[str] | None = None,
+    outlines: GeoDataFrame | None = None,
     palette: Mapping[str, str] | None = None,
     size: float = 1.0,
     ncols: int | None = None,
@@ -79,6 +82,8 @@ def spatial_domains(
     groups
         Categories to draw in colour; all other cells are grey, below. Keys without any of them are left out unless
         `keys` is given.
+    outlines
+        Result of ``st.tl.outline_niches`` for these coordinates, drawn over the cells of each slide as thin lines.
     palette
         Colours by name of category; the others keep theirs.
     size
@@ -147,7 +152,7 @@ def spatial_domains(
     output = read_output(
         "spatial_domains", ax=ax, figsize=figsize, show=show, save=save, dpi=dpi, return_fig=return_fig
     )
-    palette = check_palette(palette)
+    palette, lines = check_palette(palette), read_lines(outlines)
     check_positive(size, "size")
     check_bool(frameon, "frameon")
     if ncols is not None:
@@ -210,6 +215,7 @@ def spatial_domains(
             rows = slides[slide]
             frame_tissue(on, xy[rows], spacings[slide])
             draw_cells(on, xy[rows], values[key][rows], colors[key], size=size, spacing=spacings[slide])
+            draw_lines(on, lines.get(slide))
             on.spines[:].set_visible(frameon)
             if i < columns or not grid:
                 text = shown(slide) if by_slide and not grid else titles[key]
