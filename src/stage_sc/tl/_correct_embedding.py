@@ -264,7 +264,8 @@ def _read_codes(tables: Tables, column: str, argument: str) -> tuple[np.ndarray,
 
 def _read_slides(tables: Tables, key_added: str, library_key: str | None) -> tuple[np.ndarray, list[str]]:
     """Slide of every cell as its position in the names."""
-    codes, names = [], []
+    codes: list[np.ndarray] = []
+    names: list[str] = []
     for key, part in tables.by_name.items():
         with naming(element_name("data", key), repr(key)):
             params = read_result(part, key_added).get("params", {})
