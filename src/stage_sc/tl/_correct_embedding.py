@@ -127,7 +127,7 @@ def correct_embedding(
     were decided before, and comparisons of expression need their own model of the slides. Differences between
     conditions within a niche are shifts too, and are removed: compare conditions by ``obsm["X_stage"]`` or counts.
 
-    Time is linear in the cells: 2 s for a million, and up to 10 s for the diagnostics.
+    Time is linear in the cells: about 13 s for a million, with the diagnostics of a sample.
 
     Examples
     --------
