@@ -272,7 +272,7 @@ def judge(name: str, argument: str, value: Any) -> str:
         expected = "right"
     if argument == "second" and expected == "same":
         expected = "right"
-    if argument == "second" and name.startswith(("metrics", "pl")) and damage in ALONE:
+    if argument == "second" and name.startswith(("metrics", "pl", "tl.outline")) and damage in ALONE:
         expected = "any"
     usual(name)
     try:

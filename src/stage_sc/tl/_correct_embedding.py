@@ -127,7 +127,7 @@ def correct_embedding(
     were decided before, and comparisons of expression need their own model of the slides. Differences between
     conditions within a niche are shifts too, and are removed: compare conditions by ``obsm["X_stage"]`` or counts.
 
-    Time is linear in the cells: 2 s for a million, and up to 10 s for the diagnostics.
+    Time is linear in the cells: about 13 s for a million, with the diagnostics of a sample.
 
     Examples
     --------
@@ -264,7 +264,8 @@ def _read_codes(tables: Tables, column: str, argument: str) -> tuple[np.ndarray,
 
 def _read_slides(tables: Tables, key_added: str, library_key: str | None) -> tuple[np.ndarray, list[str]]:
     """Slide of every cell as its position in the names."""
-    codes, names = [], []
+    codes: list[np.ndarray] = []
+    names: list[str] = []
     for key, part in tables.by_name.items():
         with naming(element_name("data", key), repr(key)):
             params = read_result(part, key_added).get("params", {})

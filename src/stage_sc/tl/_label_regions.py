@@ -88,7 +88,7 @@ def label_regions(
 
     Notes
     -----
-    Every region is compared with the cells in its bounding box, found by a tree: about 5 s for a million cells.
+    Every region is compared with the cells in its bounding box, found by a tree: about 15 s for a million cells.
 
     Examples
     --------

@@ -118,7 +118,7 @@ def outline_niches(
     the diagram as a whole, so that nothing is intersected or joined numerically. Of several cells at one place the
     first label in order counts.
 
-    Time and memory are near linear in the cells: about a minute and 3 GB for a million on one core, nearly all for two
+    Time and memory are near linear in the cells: about a minute and 2 GB for a million on one core, nearly all for two
     Delaunay triangulations. The order of the cells does not matter.
 
     Examples
