@@ -12,8 +12,8 @@ from matplotlib.colors import is_color_like, to_hex
 
 from stage_sc._input import Tables, planar_coordinates, read_labels, read_tables, slide_name
 from stage_sc._messages import element_name, naming
-from stage_sc._palette import distinct_colors, label_colors
-from stage_sc._result import Columns, label_keys, read_result
+from stage_sc._palette import distinct_colors
+from stage_sc._result import Columns, label_colors, label_keys, read_result
 
 
 class LabelledSlide(NamedTuple):

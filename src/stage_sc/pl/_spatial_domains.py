@@ -40,6 +40,7 @@ def spatial_domains(
     key_added: str = "stage",
     spatial_key: str | None = None,
     library_key: str | None = None,
+    table_key: str | Sequence[str] | None = None,
     libraries: str | Sequence[str] | None = None,
     groups: str | Sequence[str] | None = None,
     outlines: GeoDataFrame | None = None,
@@ -77,6 +78,8 @@ def spatial_domains(
         Key of ``obsm`` with the coordinates, x and y first. Default: the one of the niches, or "spatial".
     library_key
         Column of ``obs`` that names the slide of each cell. Default: the one of the niches.
+    table_key
+        Tables of a SpatialData, or the modality of a MuData, as in `stage_sc.pp.build_graph`.
     libraries
         Slides to draw, in this order. Default: all, up to 400 panels.
     groups
@@ -159,7 +162,7 @@ def spatial_domains(
         check_positive(ncols, "ncols", integer=True)
     if legend_loc is not None:
         check_choice(legend_loc, "legend_loc", ["right margin", "on data"])
-    cells = read_cells(data, key_added, library_key, spatial_key)
+    cells = read_cells(data, key_added, library_key, spatial_key, table_key)
     xy, slides = cells.coordinates(), cells.choose(libraries)
     chosen = _choose_keys(cells, keys, groups, n_slides=len(slides))
     if libraries is None and len(slides) * len(chosen) > MOST_PANELS:
