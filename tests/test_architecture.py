@@ -40,6 +40,8 @@ ALLOWED = {
     "datasets": "_checks",
     "stage_sc": "",
     "demo": "stage_sc",
+    "_command": "stage_sc",
+    "__main__": "_command",
     "data.__main__": "data",
     "train.__main__": "_files stage_sc train",
 }
