@@ -72,8 +72,8 @@ WRONG: dict[str, list[Any]] = {
         ("Literal['context', 'cosine']", "Literal['prototype', 'slide']", "Literal['path', 'top-down']"), TEXT
     ),
     "Any": [3, 1.5, "no such name", object(), [], {}],
-    **dict.fromkeys(("AnnData", "Data", "AnnData | Sequence[AnnData] | Mapping[str, AnnData]"), DATA),
-    "AnnData | Sequence[AnnData] | Mapping[str, AnnData] | Store": DATA,
+    **dict.fromkeys(("AnnData", "Data", "Data | Store"), DATA),
+    "Errors": TEXT,
 }
 # Right values among the wrong ones, by the argument (of one function, or of all).
 MEANT: dict[str, list[Any]] = {
@@ -82,10 +82,11 @@ MEANT: dict[str, list[Any]] = {
     **dict.fromkeys(("path_weight", "constant_component", "noise_scale", "power", "spot_power", "min_sd"), [0]),
     **dict.fromkeys(("prior_weight", "domain_shrinkage"), [0]),
     **dict.fromkeys(("noise_rate", "radius", "local", "view", "sigma", "size"), [1e300]),
-    **dict.fromkeys(("name", "version", "key_added", "table_key"), ["no such name"]),
+    **dict.fromkeys(("name", "version", "key_added"), ["no such name"]),
     **dict.fromkeys(("lesion",), [[]]),
     "model.Stage.slides": [[], ["a", "a"]],
     "library_key": [""],
+    "tl.label_files.table_key": ["no such name"],
     "scheduler": [None],
     "title": ["", "no such name"],
     "pp.build_graph.scale": [{}],

@@ -584,13 +584,13 @@ class TestSeveral:
         one, xy = cells(tissue(), slide="x"), change(tissue(200))
         bad = cells(xy, slide=(["x", "y"] * 100)[: len(xy)])
         with unchanged(one, bad), pytest.raises(ValueError, match=f"'{names[1]}{name}'"):
-            pp.build_graph(container(one, bad), library_key=library)
+            pp.build_graph(container(one, bad), library_key=library, errors="raise")
 
     def test_one_that_is_refused_late(self, container, names, unchanged):
         """When its pairs are counted, after the graph of the other was built."""
         parts = cells(tissue()), cells(np.random.default_rng(0).uniform(0, 1000, (3000, 2)))
         with unchanged(*parts), pytest.raises(ValueError, match="`scale`"):
-            pp.build_graph(container(*parts), scale={names[0]: 1.0, names[1]: 0.01})
+            pp.build_graph(container(*parts), scale={names[0]: 1.0, names[1]: 0.01}, errors="raise")
 
 
 def put(adata: ad.AnnData, change: Callable[[np.ndarray], np.ndarray]) -> ad.AnnData:

@@ -17,6 +17,7 @@ logger = logging.getLogger("stage_sc")
 
 # Words in names of columns that hold the slide, the field of view or the individual of a cell.
 FIELD_WORDS = frozenset("fov fovs field tile scene acquisition capture roi".split())
+VIEW_WORDS = frozenset("fov fovs tile tiles".split())
 SLIDE_WORDS = FIELD_WORDS | frozenset(
     "library libraries sample samples slide slides section sections slice region regions batch donor patient subject "
     "individual animal mouse specimen tissue biopsy replicate rep core tma puck chip block image img run experiment "
@@ -56,6 +57,8 @@ def slide_column(adata: AnnData, *, graph: bool = True) -> str:
     if isinstance(known, str) and known and known in adata.obs:
         return known
     key = region_column(adata.uns)
+    if words_in(key) & VIEW_WORDS:
+        return ""  # fields of view are parts of a section
     if key and key in adata.obs and adata.obs[key].nunique() > 1:
         logger.info("`uns['spatialdata_attrs']` names obs[%r] as the region of a cell: regions are slides.", key)
         return key

@@ -1,48 +1,48 @@
 """One way in: any container of slides as named AnnData objects, and the columns read from these.
 
-To support another container, extend `read_tables` and `Tables.like`, which returns results in the same form.
+Objects are named in `_tables.py`; to support another container, extend `_containers.py`, which opens one.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Sequence
 from numbers import Real
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
 import anndata as ad
 import numpy as np
 import pandas as pd
 from anndata import AnnData
 
+from stage_sc._containers import check_anndata
 from stage_sc._coordinates import check_array_indices, suggest_coordinates
 from stage_sc._evidence import slide_column, warn_overlap
 from stage_sc._matrix import read_pairs
 from stage_sc._messages import element_name, naming
+from stage_sc._tables import Attempts, Data, Errors, Tables, check_errors, read_tables, slide_name
+
+__all__ = [
+    "Attempts",
+    "Data",
+    "Errors",
+    "SlideCodes",
+    "Tables",
+    "about",
+    "check_anndata",
+    "check_columns",
+    "check_errors",
+    "join_tables",
+    "planar_coordinates",
+    "read_coordinates",
+    "read_labels",
+    "read_slide_codes",
+    "read_tables",
+    "slide_name",
+    "warn_if_overlapping",
+]
 
 logger = logging.getLogger("stage_sc")
-
-Data: TypeAlias = "AnnData | Sequence[AnnData] | Mapping[str, AnnData]"
-
-
-class Tables(NamedTuple):
-    """The AnnData objects of a container."""
-
-    by_name: dict[str, AnnData]
-    """Objects by their keys in a dictionary or positions in a list, or ``""`` for a single object."""
-    given: Any
-    """The container."""
-
-    def like(self, parts: Sequence[AnnData]) -> Any:
-        """Put one object for each of `by_name` into a container of the same kind."""
-        if isinstance(self.given, AnnData):
-            return parts[0]
-        return dict(zip(self.given, parts, strict=True)) if isinstance(self.given, Mapping) else list(parts)
-
-    def copy(self) -> Tables:
-        """Copy every object into memory."""
-        copies = [part.to_memory() if part.isbacked else part.copy() for part in self.by_name.values()]
-        return Tables(dict(zip(self.by_name, copies, strict=True)), self.like(copies))
 
 
 class SlideCodes(NamedTuple):
@@ -56,46 +56,6 @@ class SlideCodes(NamedTuple):
     def rows(self) -> dict[str, np.ndarray]:
         """Row numbers of the cells of each slide, by its name."""
         return {name: np.flatnonzero(self.codes == code) for code, name in enumerate(self.names)}
-
-
-def read_tables(data: Any, name: str = "data") -> Tables:
-    """Name the AnnData objects of a container: an AnnData, or a list or a dictionary of these.
-
-    `name` is that of the argument, for error messages.
-    """
-    if isinstance(data, Mapping):
-        named = [(str(key), part) for key, part in data.items()]
-    elif isinstance(data, Sequence) and not isinstance(data, str):
-        named = [(str(position), part) for position, part in enumerate(data)]
-    else:
-        named = [("", data)]
-    if not named:
-        raise ValueError(f"`{name}` is empty.")
-    tables = dict(named)
-    if len(tables) < len(named):
-        raise ValueError(f"Two keys of `{name}` have the same text: {[key for key, _ in named]}. Rename one.")
-    for key, part in tables.items():
-        check_anndata(part, f"{name}[{key!r}]" if key else name)
-    return Tables(tables, data)
-
-
-def check_anndata(adata: Any, name: str = "adata") -> None:
-    """Raise a TypeError that says how to get an AnnData in memory unless `adata` is one."""
-    if isinstance(adata, AnnData):
-        if not isinstance(adata.obs, pd.DataFrame):
-            raise TypeError(
-                f"`{name}.obs` is a {type(adata.obs).__name__}, not read from disk yet. Read all but the "
-                f"expression: `AnnData({name}.X, obs={name}.obs.to_memory(), var={name}.var.to_memory(), "
-                f"obsm=dict({name}.obsm))`."
-            )
-        return
-    hint = "Read a file with `scanpy.read_h5ad(path)`."
-    if hasattr(adata, "tables"):
-        tables = ", ".join(repr(key) for key in adata.tables) or "none"
-        hint = f'Pass one of its tables, e.g. `sdata.tables["table"]` (tables here: {tables}).'
-    elif isinstance(adata, list | tuple | dict):
-        hint = 'Join the slides first: `anndata.concat(slides, label="slide", join="outer")`, and pass `library_key`.'
-    raise TypeError(f"`{name}` must be an AnnData object, got {type(adata).__name__}. {hint}")
 
 
 def read_slide_codes(adata: AnnData, library_key: str | None = None) -> SlideCodes:
@@ -273,8 +233,8 @@ def join_tables(
     A single object is returned as it is. `library_key` names the slides of objects with several; the entries `obsm` and
     `obsp` are joined.
     """
-    if isinstance(tables.given, AnnData):
-        return tables.given
+    if tables.is_one_object:
+        return tables.by_name[""]
     parts, xy = {}, {}
     for name, part in tables.by_name.items():
         check_columns(part, f"data[{name!r}]")
@@ -293,11 +253,6 @@ def join_tables(
         if len(set(widths.values())) > 1:
             raise ValueError(f"`obsm[{key!r}]` of the objects must have one number of columns, got {widths}.")
     return ad.concat(parts, join="outer", index_unique="/", pairwise=True)
-
-
-def slide_name(prefix: str, name: str) -> str:
-    """Name of a slide: ``"object/slide"``, or either where the other is empty."""
-    return f"{prefix}/{name}".strip("/")
 
 
 def about(slide: str) -> str:

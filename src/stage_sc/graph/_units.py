@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -141,20 +141,24 @@ def resolve_settings(
     names: Sequence[str] | None = None,
     adata: AnnData | None = None,
     spatial_key: str = "spatial",
+    *,
+    pitch: float | None = None,
+    strict: bool = False,
 ) -> list[SlideSettings]:
     """Choose unit, layout and neighbourhoods of every slide, and log guesses.
 
     `xy` is in the unit of the data, `scales` are µm per unit of each slide (``None``: inferred), and `names` those of
     the slides in messages. `adata` may tell the unit, by the metadata of images or columns with coordinates. A
     ValueError if `local` and `view` of `options` do not fit the mode of a slide, or if very many cells share a place.
+    `pitch` is the size of bins of a grid, µm. With `strict`, a given scale that cannot be right is refused.
     """
     settings: list[SlideSettings] = []
     for (own, cells), scale, name in zip(slides.rows().items(), scales, names or slides.names, strict=True):
         places = _separate_places(xy[cells], name, spatial_key)
-        told = _Metadata()
+        told = _Metadata(pitch=pitch)
         if adata is not None and scale is None:
-            told = _Metadata(known_scale(adata.obs, cells, xy[cells]), image_scale(adata.uns, own))
-        settings.append(_resolve_slide(places, options, scale, told, name))
+            told = _Metadata(known_scale(adata.obs, cells, xy[cells]), image_scale(adata.uns, own), pitch)
+        settings.append(_resolve_slide(places, options, scale, told, name, strict))
     return settings
 
 
@@ -165,6 +169,8 @@ class _Metadata(NamedTuple):
     """By columns of obs with the same coordinates in a known unit."""
     image: float | None = None
     """Per pixel of the image."""
+    pitch: float | None = None
+    """Distance of neighbouring bins, µm."""
 
 
 def _separate_places(xy: np.ndarray, slide: str, spatial_key: str) -> np.ndarray:
@@ -187,9 +193,11 @@ def _separate_places(xy: np.ndarray, slide: str, spatial_key: str) -> np.ndarray
 
 
 def _resolve_slide(
-    places: np.ndarray, options: GraphOptions, given: float | None, told: _Metadata, slide: str
+    places: np.ndarray, options: GraphOptions, given: float | None, told: _Metadata, slide: str, strict: bool
 ) -> SlideSettings:
     platform = find_platform(options.technology)
+    if told.pitch is not None:
+        platform = replace(platform, layout="square", pitch=(told.pitch,))
     spacing, measured = measure_spacing(places)
     layout = platform.layout or measured
     if layout == "spots" and measured in GRID_NEIGHBOURS:
@@ -200,11 +208,14 @@ def _resolve_slide(
     else:
         scale, source = float(given), "given"
     if given is not None and not SANE_SPACING[0] <= spacing * scale <= SANE_SPACING[1]:
-        logger.warning(
-            "%sthe median distance to the nearest cell is %.3g µm with scale=%.4g, outside %g-%g µm: `scale` should be "
-            "the µm per unit of the coordinates.",
-            *(about(slide), spacing * scale, scale, *SANE_SPACING),
+        message = (
+            f"{about(slide)}the median distance to the nearest cell is {spacing * scale:.3g} µm with "
+            f"scale={scale:.4g}, outside {SANE_SPACING[0]:g}-{SANE_SPACING[1]:g} µm: `scale` should be the µm per unit "
+            "of the coordinates."
         )
+        if strict:
+            raise ValueError(message)
+        logger.warning(message)
     distance, radius = spacing * scale, float(options.radius)
     if platform.layout is None and layout not in GRID_NEIGHBOURS:
         layout = "spots" if _within(distance, (MAX_CELL_SPACING, SPOT_SPACING[1])) else "cells"
@@ -276,6 +287,9 @@ def _infer_scale(
             return 1.0, "µm"
     if pitches:
         scale = _rounded(pitches[0] / spacing)
+        if told.pitch is not None:
+            logger.info("%sbins of %g µm: scale=%g.", about(slide), told.pitch, scale)
+            return scale, "grid"
         kind = "an array of spots" if layout == "spots" else f"a {layout} grid"
         logger.warning(
             "%s%s with a spacing of %.4g units, taken as %g µm: scale=%g. Pass `scale` if that is wrong.",

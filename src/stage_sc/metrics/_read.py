@@ -47,7 +47,7 @@ def read(
     adata = join_tables(tables, library_key, obsm=obsm, obsp=obsp)
     if library_key is None and at_once:
         return adata, {"": np.arange(adata.n_obs)}
-    return adata, read_slide_codes(adata, library_key if adata is data else "slide").rows()
+    return adata, read_slide_codes(adata, library_key if tables.is_one_object else "slide").rows()
 
 
 def label_codes(adata: AnnData, key: str, argument: str = "key") -> np.ndarray:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 import torch
-from anndata import AnnData
 
 from stage_sc._checks import check_bool, check_name, check_positive, read_rng
 from stage_sc._compute import one_thread, resolve_device
@@ -23,6 +23,9 @@ from stage_sc.nn import Stage, StageConfig
 from stage_sc.slides import read_slides, scratch_folder, subsample
 from stage_sc.train import adapt_config, copy_model, encode_slides, new_model, trace_niches, train
 
+if TYPE_CHECKING:
+    from stage_sc._input import Data
+
 # Fields of the configuration that cannot change in a trained model.
 FIXED = (
     *("dim", "n_layers", "n_heads", "levels", "scaling", "min_sd"),
@@ -32,9 +35,10 @@ FIXED = (
 
 
 def fit(
-    data: AnnData | Sequence[AnnData] | Mapping[str, AnnData] | Store,
+    data: Data | Store,
     *,
     library_key: str | None = None,
+    table_key: str | Sequence[str] | None = None,
     init: Stage | str | os.PathLike[str] | None = None,
     config: StageConfig | None = None,
     epochs: int | None = None,
@@ -64,10 +68,13 @@ def fit(
     Parameters
     ----------
     data
-        Cells with counts, coordinates and the graph of `stage_sc.pp.build_graph`, of one or several slides; or a list
-        or a dictionary of these, whose panels may differ. Or a `stage_sc.data.Store`, for more data than memory holds.
+        Cells with counts, coordinates and the graph of `stage_sc.pp.build_graph`, of one or several slides: an AnnData,
+        a SpatialData, a MuData, the path of one, or a list or a dictionary of these, whose panels may differ. Or a
+        `stage_sc.data.Store`, for more data than memory holds.
     library_key
         Column of ``obs`` that names the slide of every cell. ``None``: the one that the graph was built with.
+    table_key
+        Tables of a SpatialData, or the modality of a MuData, as in `stage_sc.pp.build_graph`.
     init
         Model to start from: as in `stage_niches`, or ``"bundled"``. Nodes of its tree keep their numbers and parents,
         and move with the data. Genes unknown to it are left out. ``None``: from scratch, with all genes of `data`.
@@ -151,9 +158,10 @@ def fit(
     >>> len(model.history)
     2
     """
-    tables = {} if isinstance(data, Store) else read_tables(data).by_name
+    tables = {} if isinstance(data, Store) else read_tables(data, table_key=table_key).by_name
     keys = {"spatial_key": spatial_key, "library_key": library_key, "layer": layer}
-    if not tables and (given := [key for key, value in keys.items() if value is not None]):
+    choices = {**keys, "table_key": table_key}
+    if not tables and (given := [key for key, value in choices.items() if value is not None]):
         raise TypeError(f"A store has its own `{given[0]}`: pass it to `st.data.build_store`, not here.")
     if patience is not None:
         check_positive(patience, "patience", integer=True)

@@ -3,37 +3,41 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 from anndata import AnnData
 
 from stage_sc._checks import check_bool, check_positive
 from stage_sc._compute import one_thread, resolve_device
-from stage_sc._input import read_tables
-from stage_sc._messages import element_name, naming
+from stage_sc._input import Attempts, Tables, check_errors, read_tables
 from stage_sc._result import check_key, write_labels
 from stage_sc.embed import embed_slides
-from stage_sc.graph import copy_graph, graph_view
+from stage_sc.graph import build_graph, copy_graph, graph_view
 from stage_sc.model import resolve_model
 from stage_sc.niches import assign_labels, find_partition
 from stage_sc.nn import Stage
 from stage_sc.slides import read_slides, scratch_folder
 
+if TYPE_CHECKING:
+    from stage_sc._input import Data, Errors
+
 
 def stage_niches(
-    data: AnnData | Sequence[AnnData] | Mapping[str, AnnData],
+    data: Data,
     *,
     model: Stage | str | os.PathLike[str] | None = None,
     n_domains: int | None = None,
     settle: bool = True,
     spatial_key: str | None = None,
     library_key: str | None = None,
+    table_key: str | Sequence[str] | None = None,
     layer: str | None = None,
     key_added: str = "stage",
     device: str = "auto",
+    errors: Errors = "skip",
     copy: bool = False,
-) -> AnnData | list[AnnData] | dict[str, AnnData] | None:
+) -> Any:
     r"""Label every cell with a niche at every level of a model's tree.
 
     Nothing is trained: genes are matched with the vocabulary of the model, every cell is embedded with its
@@ -44,9 +48,11 @@ def stage_niches(
     Parameters
     ----------
     data
-        Cells with counts, coordinates and the graph of `stage_sc.pp.build_graph`, of one or several slides; or a list
-        or a dictionary of these, whose panels may differ. Their slides are called ``"key/slide"``, with the key or the
-        position of the object.
+        Cells with counts, coordinates and the graph of `stage_sc.pp.build_graph`, of one or several slides: an AnnData,
+        a SpatialData, a MuData (its modality of RNA), the path of one (``.h5ad``, ``.h5mu``, zarr folders), or a list
+        or a dictionary of these, mixed, whose panels may differ. Slides of several objects are called ``"key/slide"``,
+        with the key, the position, the stem of the path or the table. Objects read from files get a graph where they
+        have none. Larger cohorts in files are labelled by `label_files`.
     model
         A model from `fit`, the path of a checkpoint, or a file on the Hugging Face hub as
         ``hf://OWNER/REPO@COMMIT/FILE.safetensors``, optionally with ``#DIGEST``. ``None``: the bundled model.
@@ -69,6 +75,8 @@ def stage_niches(
         Column of ``obs`` that names the slide of every cell. ``None``: the one that the graph was built with.
         Expression is scaled, and its spatial directions are found, on each slide by itself: name whole sections, not
         fields of view.
+    table_key
+        Tables of a SpatialData, or the modality of a MuData, as in `stage_sc.pp.build_graph`.
     layer
         Entry of ``layers`` with the counts. ``None``: ``X``. Neither is changed.
     key_added
@@ -76,12 +84,17 @@ def stage_niches(
     device
         ``"cpu"`` or ``"cuda"``; ``"auto"`` takes a GPU where there is one. Most of the time is for reading and the
         graph, on the CPU.
+    errors
+        Of several objects, ``"skip"`` leaves out those that are refused or cannot be read, with a warning about each:
+        they get no labels. ``"raise"`` stops at the first. A single object always raises.
     copy
         Return a labelled copy instead of writing into `data`.
 
     Returns
     -------
-    ``None``, or with `copy` a labelled copy of `data`. Written are, for `key_added` ``"stage"``:
+    ``None``, or with `copy` a labelled copy of `data`. If `data` has paths, the container with the objects that were
+    read; files are not changed. Written (into the tables of a SpatialData, whose ``write`` keeps them) are, for
+    `key_added` ``"stage"``:
 
     ``obs["stage_l1"]``, ``obs["stage_l2"]`` …
         Categorical. Niche at every level, from the coarsest to the finest, as ``"N12"``.
@@ -158,11 +171,12 @@ def stage_niches(
     >>> adata.obs["stage_domain"].cat.categories.tolist()
     ['D1', 'D2', 'D3', 'D4']
     """
-    tables = read_tables(data)
     if n_domains is not None:
         check_positive(n_domains, "n_domains", integer=True)
     check_bool(settle, "settle")
     check_bool(copy, "copy")
+    check_errors(errors)
+    tables = read_tables(data, table_key=table_key, skip=errors == "skip")
     if not copy and any(part.isbacked and part.is_view for part in tables.by_name.values()):
         raise ValueError(
             "`data` is a view of a backed object, and results cannot be written to it. Pass `copy=True`, or label the "
@@ -171,24 +185,24 @@ def stage_niches(
     check_key(tables.by_name, key_added)
     where, network = resolve_device(device), resolve_model(model)
     tables = tables.copy() if copy else tables
-    parts = list(tables.by_name.values())
-    views = []  # stale graphs are rebuilt in these
-    for key, part in tables.by_name.items():
-        with naming(element_name("data", key), repr(key)):
-            views.append(graph_view(part))
+    attempts = Attempts(tables, errors)
+    views, embedded = {}, {}  # stale graphs are rebuilt in these views
     reading: dict[str, Any] = {"spatial_key": spatial_key, "library_key": library_key, "layer": layer}
     reading["vocabulary"] = network.vocabulary.keys()
-    embedded = []
     with one_thread():
-        for (prefix, part), view in zip(tables.by_name.items(), views, strict=True):
-            with naming(element_name("data", prefix), repr(prefix)), scratch_folder(part, layer) as scratch:
-                slides = read_slides(part, network.config, prefix=prefix, view=view, scratch=scratch, **reading)
-                embedded.append(embed_slides(network, slides, where, domains=n_domains is not None))
-        partition = find_partition(network, embedded, settle=settle, n_domains=n_domains)
-        labels = [assign_labels(network, partition, one, where) for one in embedded]
+        for name, part in tables.by_name.items():
+            with attempts.on(name), scratch_folder(part, layer) as scratch:
+                views[name] = _view_with_graph(part, tables, name, spatial_key, library_key)
+                slides = read_slides(part, network.config, prefix=name, view=views[name], scratch=scratch, **reading)
+                embedded[name] = embed_slides(network, slides, where, domains=n_domains is not None)
+        attempts.finish()
+        chosen = list(embedded.values())
+        partition = find_partition(network, chosen, settle=settle, n_domains=n_domains)
+        labels = [assign_labels(network, partition, one, where) for one in chosen]
     digest = network.digest
-    for part, view, given in zip(parts, views, labels, strict=True):
-        if view.uns["stage_graph"] is not part.uns["stage_graph"]:  # rebuilt
+    for (name, part), given in zip(attempts.good.items(), labels, strict=True):
+        view = views[name]
+        if view.uns["stage_graph"] is not part.uns.get("stage_graph"):  # rebuilt
             copy_graph(view, part)
         graph = part.uns["stage_graph"]["params"]
         params = {
@@ -200,4 +214,14 @@ def stage_niches(
             "settle": bool(settle),
         }
         write_labels(part, given, network, digest, params)
-    return tables.given if copy else None
+    return tables.given if copy or tables.from_files else None
+
+
+def _view_with_graph(
+    part: AnnData, tables: Tables, name: str, spatial_key: str | None, library_key: str | None
+) -> AnnData:
+    """Copy of an object without expression, with its graph; objects from files get one where they have none."""
+    if name in tables.from_files and "stage_graph" not in part.uns:
+        one = tables._replace(by_name={name: part}, problems={})
+        build_graph(one, spatial_key=spatial_key or "spatial", library_key=library_key)
+    return graph_view(part)
