@@ -45,6 +45,8 @@ ALLOWED = {
     "datasets": "_checks _files",
     "stage_sc": "",
     "demo": "stage_sc",
+    "_command": "stage_sc",
+    "__main__": "_command",
     "data.__main__": "data",
     "train.__main__": "_files stage_sc train",
 }

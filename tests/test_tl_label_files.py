@@ -147,7 +147,7 @@ def test_error_keeps_the_results_before_it(files, tmp_path):
     bad.write_h5ad(tmp_path / "bad.h5ad")
     results, before = st.tl.label_files(files[:1], out), times(out)
     with pytest.raises(ValueError, match="negative"):
-        st.tl.label_files([files[0], tmp_path / "bad.h5ad"], out)
+        st.tl.label_files([files[0], tmp_path / "bad.h5ad"], out, errors="raise")
     assert times(out) == before and st.tl.label_files(files[:1], out) == results
 
 

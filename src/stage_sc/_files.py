@@ -49,12 +49,13 @@ def read_table(
     library_key: str | None = None,
     layer: str | None = None,
     table_key: str | None = None,
+    finite: bool = True,
 ) -> AnnData:
     """Read annotations, coordinates and genes of the cells with coordinates; ``X`` is a dask array, not read yet.
 
     `path` is an .h5ad file, a zarr folder of AnnData, or a zarr folder of SpatialData, of which `table_key` names the
-    table (default: the only one). `spatial_key`, `library_key` and `layer` name coordinates, slide and counts. Errors
-    name the file.
+    table (default: the only one). `spatial_key`, `library_key` and `layer` name coordinates, slide and counts.
+    ``finite=False`` reads cells without coordinates too. Errors name the file.
     """
     with naming(repr(str(path)), path.name), warnings.catch_warnings():
         warnings.simplefilter("ignore", ad.OldFormatWarning)  # of categories of anndata 0.7
@@ -67,8 +68,13 @@ def read_table(
         obs, var = read_elem(group["obs"]), read_elem(group["var"])  # by anndata, which knows old forms of categories
         obs.index = obs.index.astype(str)
         adata = ad.AnnData(X, obs=obs, var=var, obsm={spatial_key: xy}, uns=_read_uns(group))
-        finite = np.isfinite(xy.astype(np.float64)).all(axis=1)
-        return adata if finite.all() else adata[finite].copy()
+        return with_coordinates(adata, spatial_key)[0] if finite else adata
+
+
+def with_coordinates(adata: AnnData, spatial_key: str) -> tuple[AnnData, np.ndarray]:
+    """Return the cells with finite coordinates, and their positions among all, ``(n,)`` int64."""
+    finite = np.isfinite(adata.obsm[spatial_key].astype(np.float64)).all(axis=1)
+    return (adata if finite.all() else adata[finite].copy()), np.flatnonzero(finite)
 
 
 def _read_uns(group: Any) -> dict[str, Any]:
@@ -128,6 +134,17 @@ def folder_to_write(value: Any, name: str) -> Path:
     return path
 
 
+@contextmanager
+def open_table(path: Path, table_key: str | None = None) -> Iterator[Any]:
+    """Open the AnnData of a file or folder as a group of h5py or zarr, to read from."""
+    root = _open(path)
+    try:
+        yield _table(root, path, table_key)
+    finally:
+        if path.is_file():
+            root.close()
+
+
 def _open(path: Path) -> Any:
     existing([path])
     try:
@@ -170,9 +187,27 @@ def _get(group: Any, keys: tuple[str, ...], path: Path) -> Any:
     return group
 
 
-def stamp(path: Path) -> tuple[int, int]:
-    """Size of a file, or of all files in a folder, and time of the last change in ns."""
-    stats = [one.stat() for one in (path.rglob("*") if path.is_dir() else [path]) if one.is_file()]
+def table_folder(path: Path, table_key: str | None) -> Path:
+    """Folder with the AnnData of a zarr folder: the folder itself, or that of a table of SpatialData."""
+    tables = path / "tables"
+    if not tables.is_dir():
+        return path
+    present = [one.name for one in tables.iterdir() if one.is_dir() and not one.name.startswith(".")]
+    return tables / (table_key or min(present, default="table"))
+
+
+def stamp(path: Path, table_key: str | None = None) -> tuple[int, int]:
+    """Size of a file, or of all files in a folder, and time of the last change in ns.
+
+    Of SpatialData, images, other tables than `table_key` and the metadata of the whole are left out.
+    """
+    if not path.is_dir():
+        stats = [path.stat()]
+    elif (table := table_folder(path, table_key)) == path:
+        stats = [one.stat() for one in path.rglob("*") if one.is_file()]
+    else:
+        parts = [one for one in path.iterdir() if one.is_dir() and one.name not in ("images", "tables")]
+        stats = [one.stat() for part in (*parts, table) for one in part.rglob("*") if one.is_file()]
     return sum(one.st_size for one in stats), max((one.st_mtime_ns for one in stats), default=0)
 
 

@@ -1,0 +1,169 @@
+"""``stage-sc label FILES --out FOLDER`` and ``stage-sc summary FILES``: functions of the package as a command."""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+import logging
+import re
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import stage_sc as st
+
+COMMANDS = {
+    "label": "label slides in files that need not fit into memory together",
+    "summary": "tell what is in files, and what is wrong with them, without labelling",
+}
+STATUS = "Exit status: 0, or 1 after an error, 2 for wrong options, 3 if files were left out or have a problem."
+LEFT_OUT = 3
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command, and return its exit status; `argv` are the arguments (default: those of the process)."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    options = vars(_parser(argv).parse_args(argv))
+    command, debug = options.pop("command"), options.pop("debug")
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    try:
+        return {"label": _label, "summary": _summary}[command](options)
+    except KeyboardInterrupt:
+        _say("interrupted. The same command continues.")
+        return 130
+    except Exception as error:
+        if debug:
+            raise
+        text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error) or repr(error)
+        _say(f"error: {' '.join(text.split())}")
+        return 1
+
+
+def _say(text: str) -> None:
+    print(f"stage-sc: {text}", file=sys.stderr)
+
+
+def _label(options: dict[str, Any]) -> int:
+    files, workers = options.pop("files"), options.pop("workers")
+    with _cluster(workers, options):
+        results = st.tl.label_files(files, **options)
+    for result in results:
+        print(result)
+    return LEFT_OUT if len(results) < len(files) else 0
+
+
+def _summary(options: dict[str, Any]) -> int:
+    files, save = options.pop("files"), options.pop("csv")
+    table = _summarize()(files, **options)
+    if save is None:
+        print(table.to_string())
+    else:
+        table.to_csv(save)
+    return LEFT_OUT if table["problem"].fillna("").astype(bool).any() else 0
+
+
+def _summarize() -> Callable[..., Any]:
+    function: Callable[..., Any] = st.pp.summarize  # type: ignore[attr-defined]
+    return function
+
+
+@contextmanager
+def _cluster(workers: int | None, options: dict[str, Any]) -> Iterator[None]:
+    """Start worker processes, or connect to a scheduler that is named by its address."""
+    address = options.get("scheduler") or ""
+    if workers is None and "://" not in address:
+        yield
+        return
+    if workers is not None and address:
+        raise ValueError("`--workers` starts workers on this machine: leave `--scheduler` away.")
+    if workers is not None and workers < 1:
+        raise ValueError(f"`--workers` must be at least 1, got {workers}.")
+    try:
+        from distributed import Client, LocalCluster
+    except ImportError as error:
+        raise ImportError("Workers need distributed: run `pip install distributed`.") from error
+    options["scheduler"] = None
+    if workers is None:
+        with Client(address):
+            yield
+        return
+    with LocalCluster(n_workers=workers, threads_per_worker=1, dashboard_address=None) as cluster, Client(cluster):
+        yield
+
+
+def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:
+    """Parser of all commands, with the options of the one that is asked for: the others need not be imported."""
+    parser = argparse.ArgumentParser(
+        prog="stage-sc", description="Spatial niches of tissue.", epilog="More: stage-sc COMMAND --help"
+    )
+    parser.add_argument("--version", action="version", version=f"stage-sc {st.__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, text in COMMANDS.items():
+        command = commands.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.", epilog=STATUS)
+        command.add_argument("--debug", action="store_true", help="show where an error comes from")
+        if name in argv:
+            {"label": _add_label, "summary": _add_summary}[name](command)
+    return parser
+
+
+def _add_label(parser: argparse.ArgumentParser) -> None:
+    _add_options(parser, st.tl.label_files)
+    parser.add_argument(
+        "--workers", type=int, metavar="N", help="label N files at a time, in processes on this machine (by dask)"
+    )
+
+
+def _add_summary(parser: argparse.ArgumentParser) -> None:
+    _add_options(parser, _summarize())
+    parser.add_argument("--csv", type=Path, metavar="FILE", help="write the table to a file instead of printing it")
+
+
+def _add_options(parser: argparse.ArgumentParser, function: Callable[..., Any]) -> None:
+    """Add the arguments of a function, with the help of its docstring; the first one are the files."""
+    described = read_parameters(inspect.getdoc(function) or "")
+    described["scheduler"] = 'Scheduler of dask: "threads", "processes", or the address of a cluster such as tcp://….'
+    for position, (name, parameter) in enumerate(inspect.signature(function).parameters.items()):
+        text, kind = described.get(name, ""), str(parameter.annotation)
+        if position == 0:
+            parser.add_argument("files", nargs="+", metavar="FILE", help=text)
+            continue
+        flag, default = f"--{name.replace('_', '-')}", parameter.default
+        if default is inspect.Parameter.empty:
+            parser.add_argument(flag, required=True, metavar="FOLDER", help=text)
+        elif kind == "bool":
+            parser.add_argument(flag, action=argparse.BooleanOptionalAction, default=default, help=text)
+        elif kind.startswith("Literal["):
+            choices = re.findall(r"""['"]([^'"]*)['"]""", kind)
+            parser.add_argument(flag, choices=choices, default=default, help=text)
+        else:
+            number = {"int": int, "float": float}.get(kind.split(" ")[0])
+            parser.add_argument(flag, type=number or str, default=default, metavar=name.upper(), help=text)
+
+
+def read_parameters(doc: str) -> dict[str, str]:
+    """Descriptions of the parameters in a docstring, as plain text for `argparse`."""
+    section = re.search(r"^Parameters\n-+\n(.*?)(?=^\w[\w ,]*\n-+$|\Z)", doc, flags=re.MULTILINE | re.DOTALL)
+    parts = re.split(r"^(\w+(?:, \w+)*)$", section[1] if section else "", flags=re.MULTILINE)
+    names_of_all = {name for names in parts[1::2] for name in names.split(", ")}
+    return {
+        name: _as_plain(text, names_of_all)
+        for names, text in zip(parts[1::2], parts[2::2], strict=True)
+        for name in names.split(", ")
+    }
+
+
+def _as_plain(text: str, names: set[str]) -> str:
+    """Text of a docstring without markup, with options in place of arguments."""
+
+    def plain(found: re.Match[str]) -> str:
+        word = found[1] or found[2]
+        if word == "None":
+            return "Default"
+        switch = re.fullmatch(r"(\w+)=(True|False)", word)
+        name = switch[1] if switch else word
+        option = f"--{'no-' if switch and switch[2] == 'False' else ''}{name.replace('_', '-')}"
+        return option if name in names else word
+
+    return re.sub(r":\w+:`~?([^`]*)`|`+([^`]*)`+", plain, " ".join(text.split())).replace("%", "%%")

@@ -1,0 +1,315 @@
+"""Tasks of `label_files`, one for each file: embed it, label it, write the labels back."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+from anndata.io import read_elem
+
+from stage_sc._compute import one_thread, resolve_device
+from stage_sc._evidence import slide_column
+from stage_sc._files import (
+    FULL,
+    is_intact,
+    read_table,
+    stamp,
+    temporary_folder,
+    with_coordinates,
+    write_h5ad,
+)
+from stage_sc._messages import naming
+from stage_sc._result import FLAGS, Columns, check_key, write_labels, written_names
+from stage_sc.embed import embed_slides
+from stage_sc.graph import build_graph
+from stage_sc.model import resolve_model
+from stage_sc.niches import Partition, assign_labels
+from stage_sc.nn import Stage
+from stage_sc.slides import read_slides
+from stage_sc.tl._file_results import Record, read_back, read_sources, source_digest
+from stage_sc.tl._write_back import Change, read_outline, write_back
+
+logger = logging.getLogger("stage_sc.tl")
+
+
+@dataclass(frozen=True)
+class EmbeddedFile:
+    """Embeddings of the cells of a file, kept in another file (see `stage_sc.embed.Embeddings`); every access reads."""
+
+    path: Path
+
+    @property
+    def flag(self) -> np.ndarray:
+        return self.read("uns/flag")
+
+    @property
+    def cells(self) -> np.ndarray:
+        return np.arange(len(self.flag))
+
+    @property
+    def niche(self) -> np.ndarray:
+        return self.read("obsm/niche")
+
+    @property
+    def context(self) -> np.ndarray:
+        return self.read("obsm/context")
+
+    @property
+    def slides(self) -> pd.DataFrame:
+        return self.read("uns/slides")
+
+    def read(self, key: str) -> Any:
+        if not is_intact(self.path):
+            raise ValueError(f"{str(self.path)!r} is damaged: repeat the call, which makes it anew.")
+        with h5py.File(self.path, "r") as file:
+            return read_elem(file[key])
+
+
+@dataclass(frozen=True)
+class FileTask:
+    """A file to label, and all that the result depends on but the partition."""
+
+    path: Path
+    item: EmbeddedFile
+    result: Path
+    checkpoint: Path
+    reading: dict[str, str | None]
+    """Names of keys, layer and table."""
+    graph: dict[str, Any]
+    device: str
+    errors: str
+
+    @property
+    def state(self) -> str:
+        """Size and time of the last change of the file, as text."""
+        return "-".join(map(str, stamp(self.path, self.reading["table_key"])))
+
+    @property
+    def source(self) -> dict[str, str]:
+        """Description of the input in the present state of the file."""
+        settings = {**self.reading, **self.graph}
+        source = {"path": str(self.path.resolve()), "state": self.state, "model": self.checkpoint.stem}
+        return source | {name: value for name, value in settings.items() if value is not None}
+
+    def known_source(self) -> dict[str, str] | None:
+        """Return the description of the input of the embeddings on disk, if the file would give the same now."""
+        if not self.item.path.exists():
+            return None
+        if not is_intact(self.item.path):
+            path = str(self.item.path)
+            logger.warning("%r is damaged, or of another version: the embeddings are computed anew.", path)
+            return None
+        stored, source = self.item.read("uns/source"), self.source
+        known = Record(self.item.path, stored).knows(source["state"])
+        return stored if known and {**stored, "state": ""} == {**source, "state": ""} else None
+
+    def summary(self, problem: Exception | None) -> dict[str, Any]:
+        """Row of the summary: what is known of the file."""
+        text = "" if problem is None else self.explain(problem)
+        row: dict[str, Any] = {"file": str(self.path), "result": "", "problem": text, "warnings": ""}
+        if problem is None:
+            flags = np.bincount(self.item.flag, minlength=len(FLAGS))
+            numbers = {name: int(number) for name, number in zip(FLAGS[1:], flags[1:], strict=True)}
+            row |= {"result": str(self.result), "warnings": self.item.read("uns/warnings")}
+            row |= self.item.read("uns/facts") | {"labelled": int(flags.sum())} | numbers
+        return row
+
+    def explain(self, problem: Exception) -> str:
+        """Message of an error about the file, without its name; that of a KeyError without quotes."""
+        text = str(problem.args[0]) if isinstance(problem, KeyError) and problem.args else str(problem)
+        return text.removeprefix(f"{self.path}: ")
+
+
+@lru_cache(maxsize=2)
+def _network(checkpoint: Path) -> Stage:
+    """Read a model once per process; the name of its file has the digest."""
+    return resolve_model(checkpoint)
+
+
+def check_file(path: Path, table_key: str | None, key_added: str) -> None:
+    """Raise unless results can be written into a file without replacing anything else; unreadable ones are left."""
+    place = path.resolve()
+    for one in (place, place.parent):
+        if not os.access(one, os.W_OK):
+            raise PermissionError(
+                f"`write_back`: no permission to write {str(one)!r}. Leave it away, or copy the files."
+            )
+    try:
+        there = read_outline(path, table_key, key_added)
+    except Exception:  # noqa: BLE001 (the error that tells more comes when the file is embedded)
+        return
+    check_key({str(path): there}, key_added, "files")
+
+
+def embed_file(task: FileTask) -> Exception | None:
+    """Write the embeddings of one file, unless they were computed from the same file, model and settings.
+
+    With ``errors="skip"``, the error about a file that cannot be labelled is returned.
+    """
+    source = None
+    try:
+        if task.known_source() is not None:
+            return None
+        source = task.source
+        with naming(str(task.path)), _collected() as said:
+            found = _embed(task)
+    except Exception as error:
+        if task.errors == "raise" or not is_about_file(error):
+            raise
+        return portable(error)
+    found.uns |= {"source": source, "warnings": "\n".join(said)}
+    write_h5ad(task.item.path, found)
+    return None
+
+
+def is_about_file(error: Exception) -> bool:
+    """Tell if an error is about one file, and others can go on: not about memory, a full disk or a missing package."""
+    return not (isinstance(error, MemoryError | ImportError) or getattr(error, "errno", None) in FULL)
+
+
+def portable(error: Exception) -> Exception:
+    """Return an error of a kind that every process can read."""
+    return error if type(error).__module__ == "builtins" else ValueError(f"{type(error).__name__}: {error}")
+
+
+@contextmanager
+def _collected() -> Iterator[list[str]]:
+    """Collect the warnings that this thread logs."""
+    said: list[str] = []
+    handler, thread = logging.Handler(logging.WARNING), threading.get_ident()
+
+    def emit(record: logging.LogRecord) -> None:
+        if record.thread == thread:
+            said.append(record.getMessage())
+
+    handler.emit = emit  # type: ignore[method-assign]
+    package = logging.getLogger("stage_sc")
+    package.addHandler(handler)
+    try:
+        yield said
+    finally:
+        package.removeHandler(handler)
+
+
+def _embed(task: FileTask) -> AnnData:
+    """Embed the cells of a file that have coordinates; of its annotations, only slides and regions are kept."""
+    reading, library_key = task.reading, task.reading["library_key"]
+    spatial_key = str(reading["spatial_key"])
+    everything = read_table(task.path, **reading, finite=False)  # type: ignore[arg-type]
+    adata, rows = with_coordinates(everything, spatial_key)
+    build_graph(adata, spatial_key=spatial_key, library_key=library_key, **task.graph)
+    network = _network(task.checkpoint)
+    with temporary_folder() as scratch, one_thread():
+        names = network.vocabulary.keys()
+        slides = read_slides(adata, network.config, vocabulary=names, prefix=task.path.stem, scratch=scratch)
+        found = embed_slides(network, slides, resolve_device(task.device), domains=True)
+    order = np.argsort(found.cells)
+    graph: pd.DataFrame = adata.uns["stage_graph"]["slides"]
+    facts = {
+        "slides": len(slides),
+        "cells": everything.n_obs,
+        "genes": adata.n_vars,
+        "genes_matched": max(len(slide.genes) for slide in slides),
+        "scale": ", ".join(sorted({f"{value:g}" for value in graph["scale"]})),
+        "unit": ", ".join(sorted(set(graph["scale_source"].astype(str)))),
+    }
+    uns: dict[str, Any] = {"flag": found.flag[order], "slides": found.slides, "kept": {}, "rows": rows, "facts": facts}
+    columns = [library_key]
+    if "spatialdata_attrs" in adata.uns:  # the link of a table with its shapes
+        attrs = uns["kept"]["spatialdata_attrs"] = adata.uns["spatialdata_attrs"]
+        columns += [attrs.get("region_key"), attrs.get("instance_key")]
+    obs = adata.obs[[column for column in dict.fromkeys(columns) if column in adata.obs]]
+    obsm = {"niche": found.niche[order], "context": found.context[order], "coordinates": adata.obsm[spatial_key]}
+    return AnnData(obs=obs, obsm=obsm, uns=uns)
+
+
+def label_file(task: FileTask, partition: Partition, params: dict[str, Any], into_file: bool) -> Exception | None:
+    """Write the labels of one file, unless they were computed from the same embeddings and partition.
+
+    With `into_file` they are written into the file too; errors about this are raised or returned as in `embed_file`.
+    """
+    source = {**task.item.read("uns/source"), "partition": partition.digest}
+    _write_result(task, partition, params, source)
+    if into_file:
+        try:
+            with naming(str(task.path)):
+                _write_into_file(task, params, source)
+        except Exception as error:
+            if task.errors == "raise" or not is_about_file(error):
+                raise
+            return portable(error)
+    return None
+
+
+def _write_result(task: FileTask, partition: Partition, params: dict[str, Any], source: dict[str, Any]) -> None:
+    key, item, result, network = params["key_added"], task.item, task.result, _network(task.checkpoint)
+    before = read_back(result)
+    if before is not None and read_sources(before).get(key) == source:
+        return
+    with one_thread():
+        labels = assign_labels(network, partition, item, resolve_device("cpu"))
+    spatial_key = params["spatial_key"]
+    adata = AnnData(obs=item.read("obs"), obsm={spatial_key: item.read("obsm/coordinates")}, uns=item.read("uns/kept"))
+    params = {"library_key": slide_column(adata), "layer": "", **params}
+    if before is not None:
+        if before.obs_names.equals(adata.obs_names):  # labels under other keys, and all that was added, are kept
+            before.obsm[spatial_key] = adata.obsm[spatial_key]
+            before.obs = before.obs.assign(**adata.obs)
+            adata = before
+        elif others := sorted(set(read_sources(before)) - {key}):
+            logger.warning("%r held labels %s of other cells, which are replaced.", str(result), ", ".join(others))
+    check_key({str(result): adata}, key, "out")
+    write_labels(adata, labels, network, network.digest, params)
+    adata.uns[key]["source"] = source
+    write_h5ad(result, adata)
+
+
+def _write_into_file(task: FileTask, params: dict[str, Any], source: dict[str, Any]) -> None:
+    """Write a result into the file, unless it is there; cells without coordinates have none."""
+    key, digest, state = params["key_added"], source_digest(source), task.state
+    record = Record(task.item.path, task.item.read("uns/source"))
+    if record.has(state, key, digest):
+        return
+
+    def check() -> None:
+        if not record.knows(task.state):
+            raise ValueError(
+                "the file was changed while it was labelled, so its labels were not written into it: repeat the call."
+            )
+
+    def about_to_finish(changed: Path) -> None:
+        if not changed.is_dir():
+            check()
+        record.add("-".join(map(str, stamp(changed, task.reading["table_key"]))), key, digest, after=state)
+
+    check()
+    result = read_back(task.result)
+    assert result is not None  # written before
+    there = read_outline(task.path, task.reading["table_key"], key)
+    check_key({"": there}, key)
+    write_back(task.path, task.reading["table_key"], _change(task, result, there, key), about_to_finish)
+
+
+def _change(task: FileTask, result: AnnData, there: AnnData, key: str) -> Change:
+    """Entries of a result for all cells of the file, and those of the result that is `there`."""
+    rows, n_cells, embedding = task.item.read("uns/rows"), task.item.read("uns/facts/cells"), Columns(key).embedding
+    position = np.full(n_cells, -1)
+    position[rows] = np.arange(len(rows))
+    obs = result.obs[written_names(result, key)].reset_index(drop=True).reindex(position)
+    values = np.full((n_cells, result.obsm[embedding].shape[1]), np.nan, np.float32)
+    values[rows] = result.obsm[embedding]
+    before = written_names(there, key)
+    removed = [*(f"obs/{name}" for name in before), *(f"uns/{name}_colors" for name in before)]
+    uns = {name: value for name, value in result.uns[key].items() if name != "source"}
+    return Change(obs, {embedding: values}, {key: uns}, removed)
