@@ -11,6 +11,7 @@ from anndata import AnnData
 from stage_sc._checks import check_bool, check_scale
 from stage_sc._evidence import slide_column, warn_background, warn_overlap, warn_parts
 from stage_sc._input import SlideCodes, Tables, about, planar_coordinates, read_tables, slide_name
+from stage_sc._stack import check_stacks, split_stacks
 from stage_sc.graph._platforms import Mode
 from stage_sc.graph._state import copy_graph, graph_view, write_graph
 from stage_sc.graph._units import GraphOptions, resolve_settings
@@ -21,6 +22,7 @@ def build_graph(
     *,
     spatial_key: str = "spatial",
     library_key: str | None = None,
+    z_key: str | None = None,
     technology: str | None = None,
     scale: float | Mapping[str, float] | None = None,
     radius: float = 100.0,
@@ -36,6 +38,10 @@ def build_graph(
     local neighbourhood. In training a second view of the same niche is drawn from the view ring around it, of which
     only the size is stored. Slides are never connected. The result does not depend on the order of the cells.
 
+    With `z_key` a slide is a stack of aligned serial sections: each section has the graph that it would have alone, and
+    every cell is joined with its three nearest cells in the sections above and below, so that niches and domains are
+    consistent along z.
+
     Parameters
     ----------
     data
@@ -48,6 +54,12 @@ def build_graph(
         Column of ``adata.obs`` with the slide (whole section) of each cell. ``None``: the regions of a SpatialData
         table that has several, else one slide per object, with a warning if pieces named in obs overlap. ``""``: one
         slide per object in any case.
+    z_key
+        Height of the section of every cell: a column of ``adata.obs``, in µm, or the name of `spatial_key` for the
+        third column of the coordinates, in their unit. A slide is then a whole stack: ``library_key=""`` for a single
+        one, or the column that names the stacks. Sections must be aligned (the same x and y are the same place in all)
+        and flat (one height each); a warning names adjacent sections that hardly lie above each other, or farther apart
+        than `radius`. Expression is standardised over the stack. ``None``: no stacks.
     technology
         Name of the platform, e.g. ``"xenium"``, ``"cosmx"`` or ``"visium_hd"`` (an error lists all), which sets the
         pixel size of the instrument and the pitch of the grid. ``None``: regular grids, and arrays of printed spots
@@ -60,8 +72,8 @@ def build_graph(
         100 µm; square grids and arrays of spots are in µm at 90-220 units; otherwise the distance is scaled to 10 µm
         (arrays of spots: 200 µm), with a warning. With a known unit, places more than 50 µm apart are taken as spots.
     radius
-        Longest edge of the Delaunay graph, µm. Long edges cross holes in the tissue. Not used for grids; at least twice
-        the median distance to the nearest spot on arrays of spots.
+        Longest edge of the graph, µm, within sections and between those of a stack. Long edges cross holes in the
+        tissue. Not used within grids; at least twice the median distance to the nearest spot on arrays of spots.
     mode
         ``"radius"``: neighbourhoods within a distance (as in the paper). ``"hops"``: within a number of steps on the
         Delaunay graph, for tissue of very uneven density. ``None``: radius for cells, hops for grids and spots.
@@ -81,7 +93,8 @@ def build_graph(
     ``None``, or the changed copy if ``copy=True``. Sets the following fields:
 
     ``adata.obsp["spatial_connectivities"]``, ``adata.obsp["spatial_distances"]``
-        csr float32 and float64: Delaunay graph of squidpy and its edge lengths in µm; 0 between cells at one place.
+        csr float32 and float64: Delaunay graph of squidpy and its edge lengths in µm; 0 between cells at one place. In
+        stacks also the pairs of cells of adjacent sections, with their distance in space.
     ``adata.obsp["local_connectivities"]``
         csr float32: weights of the local neighbourhoods, 1 on the diagonal.
     ``adata.uns["spatial_neighbors"]``
@@ -94,13 +107,14 @@ def build_graph(
     Raises
     ------
     KeyError
-        If the coordinates or the slide column do not exist.
+        If the coordinates, the slide column or the heights do not exist.
     TypeError
         If `data` holds no AnnData or an argument has the wrong type.
     ValueError
         For NaN or infinite coordinates, a slide with fewer than 4 cells or with all cells on one line, missing slides,
-        varying third coordinates, array indices instead of coordinates, more than 1,000 cells at one place or within
-        reach of a cell, or an invalid argument. Nothing is written in these cases.
+        varying third coordinates without `z_key`, heights of single cells, slides of one height with `z_key`, array
+        indices instead of coordinates, more than 1,000 cells at one place or within reach of a cell, or an invalid
+        argument. Nothing is written in these cases.
 
     Notes
     -----
@@ -129,9 +143,12 @@ def build_graph(
         slide_column(part, graph=False) if library_key is None else library_key for part in tables.by_name.values()
     ]
     read = [
-        planar_coordinates(part, spatial_key, column, prefix=key)
+        planar_coordinates(part, spatial_key, column, z_key=z_key, prefix=key)
         for (key, part), column in zip(tables.by_name.items(), columns, strict=True)
     ]
+    if z_key is not None:
+        for key, (xyz, slides) in zip(tables.by_name, read, strict=True):
+            check_stacks(xyz, slides.rows(), z_key, about(key))
     names = [
         [slide_name(key, name) for name in slides.names] for key, (_, slides) in zip(tables.by_name, read, strict=True)
     ]
@@ -140,9 +157,9 @@ def build_graph(
         resolve_settings(xy, slides, options, [scales[name] for name in part], part, adata, spatial_key)
         for (xy, slides), part, adata in zip(read, names, tables.by_name.values(), strict=True)
     ]
-    _warn_of_evidence(tables, read, names, spatial_key, library_key)
+    _warn_of_evidence(tables, read, names, spatial_key, library_key, z_key)
     tables = tables.copy() if copy else tables
-    params = {"spatial_key": spatial_key, **asdict(options)}
+    params = {"spatial_key": spatial_key, "z_key": z_key, **asdict(options)}
     views = [graph_view(part) for part in tables.by_name.values()]  # nothing is written before all graphs are built
     for view, (xy, slides), chosen, column in zip(views, read, settings, columns, strict=True):
         write_graph(view, xy, slides, chosen, {**params, "library_key": column})
@@ -157,14 +174,16 @@ def _warn_of_evidence(
     names: Sequence[Sequence[str]],
     spatial_key: str,
     library_key: str | None,
+    z_key: str | None,
 ) -> None:
-    """Warn of background spots, and of slides that are several pieces of tissue or parts of one."""
+    """Warn of background spots, and of slides (or sections) that are several pieces of tissue or parts of one."""
     cells: dict[str, np.ndarray] = {}
     for (key, part), (xy, slides), own in zip(tables.by_name.items(), read, names, strict=True):
         warn_background(part, about(key))
         if library_key != "":
-            warn_overlap(part, xy, slides.rows(), spatial_key, about(key))
-        cells |= {name: xy[rows] for name, rows in zip(own, slides.rows().values(), strict=True)}
+            pieces = slides.rows() if z_key is None else split_stacks(xy, slides.rows(), z_key)
+            warn_overlap(part, np.ascontiguousarray(xy[:, :2]), pieces, spatial_key, about(key))
+        cells |= {name: xy[rows, :2] for name, rows in zip(own, slides.rows().values(), strict=True)}
     warn_parts(cells, library_key)
 
 

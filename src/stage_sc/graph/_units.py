@@ -14,6 +14,7 @@ from scipy.spatial import cKDTree
 from stage_sc._checks import check_choice, check_positive
 from stage_sc._coordinates import image_scale, known_scale
 from stage_sc._input import SlideCodes, about
+from stage_sc._stack import largest_section
 from stage_sc.graph._platforms import (
     GRID_NEIGHBOURS,
     MODE_DEFAULTS,
@@ -145,15 +146,18 @@ def resolve_settings(
     """Choose unit, layout and neighbourhoods of every slide, and log guesses.
 
     `xy` is in the unit of the data, `scales` are µm per unit of each slide (``None``: inferred), and `names` those of
-    the slides in messages. `adata` may tell the unit, by the metadata of images or columns with coordinates. A
-    ValueError if `local` and `view` of `options` do not fit the mode of a slide, or if very many cells share a place.
+    the slides in messages. `adata` may tell the unit, by the metadata of images or columns with coordinates. Of a stack
+    the largest section is measured. A ValueError if `local` and `view` of `options` do not fit the mode of a slide, or
+    if very many cells share a place.
     """
     settings: list[SlideSettings] = []
     for (own, cells), scale, name in zip(slides.rows().items(), scales, names or slides.names, strict=True):
-        places = _separate_places(xy[cells], name, spatial_key)
+        cells = largest_section(xy, cells)
+        plane = xy[cells, :2]
+        places = _separate_places(plane, name, spatial_key)
         told = _Metadata()
         if adata is not None and scale is None:
-            told = _Metadata(known_scale(adata.obs, cells, xy[cells]), image_scale(adata.uns, own))
+            told = _Metadata(known_scale(adata.obs, cells, plane), image_scale(adata.uns, own))
         settings.append(_resolve_slide(places, options, scale, told, name))
     return settings
 
