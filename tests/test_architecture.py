@@ -36,7 +36,7 @@ ALLOWED = {
     "tl": "_checks _compute _evidence _files _input _matrix _messages _result data embed genes graph metrics model "
     "niches nn slides train",
     "pp": "_checks _input _matrix genes graph",
-    "pl": "_checks _evidence _input _matrix _result",
+    "pl": "_checks _evidence _input _matrix _result _stack",
     "metrics": "_checks _input _matrix",
     "datasets": "_checks",
     "stage_sc": "",

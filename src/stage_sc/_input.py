@@ -19,7 +19,7 @@ from stage_sc._coordinates import check_array_indices, suggest_coordinates
 from stage_sc._evidence import slide_column, warn_overlap
 from stage_sc._matrix import read_pairs
 from stage_sc._messages import element_name, naming
-from stage_sc._stack import add_heights, split_stacks
+from stage_sc._stack import add_heights, known_sections, split_stacks
 
 logger = logging.getLogger("stage_sc")
 
@@ -222,7 +222,8 @@ def planar_coordinates(
 def warn_if_overlapping(adata: AnnData, spatial_key: str, library_key: str | None, name: str = "") -> None:
     """Warn if pieces of tissue lie on one place within a slide of the object `name`, as no graph tells."""
     slides, xy = read_slide_codes(adata, library_key), read_coordinates(adata, spatial_key)
-    warn_overlap(adata, np.ascontiguousarray(xy[:, :2]), slides.rows(), spatial_key, about(name))
+    pieces = known_sections(adata, xy, slides.rows(), spatial_key)
+    warn_overlap(adata, np.ascontiguousarray(xy[:, :2]), pieces, spatial_key, about(name))
 
 
 def read_labels(adata: AnnData, key: str, *, integers: bool = True, argument: str = "key") -> pd.Categorical:

@@ -91,9 +91,13 @@ def in_micrometres(xyz: np.ndarray, scale: float | np.ndarray, params: Mapping[s
     return scaled
 
 
-def stack_key(uns: Mapping[str, Any]) -> str | None:
-    """`z_key` of the graph in ``uns["stage_graph"]``, or ``None``."""
-    state = uns.get("stage_graph")
+def known_sections(
+    adata: AnnData, xy: np.ndarray, rows: Mapping[str, np.ndarray], spatial_key: str
+) -> Mapping[str, np.ndarray]:
+    """Cells of every section of every slide if the graph of `adata` is that of stacks, else `rows`."""
+    state = adata.uns.get("stage_graph")
     params = state.get("params") if isinstance(state, Mapping) else None
-    key = params.get("z_key") if isinstance(params, Mapping) else None
-    return key if isinstance(key, str) and key else None
+    z_key = params.get("z_key") if isinstance(params, Mapping) else None
+    if not isinstance(z_key, str) or not (z_key in adata.obs or (z_key == spatial_key and xy.shape[1] == 3)):
+        return rows
+    return split_stacks(add_heights(adata, xy, spatial_key, z_key), rows, z_key)

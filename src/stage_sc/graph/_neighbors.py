@@ -64,7 +64,8 @@ def ring(
     """View rings of some cells (equations 2 and 19), ``(B, n)`` float32 Gaussian weights (equation 20), rows sorted.
 
     `xy` is ``(n, 2 or 3)`` float64 in µm, `tree` its index, `adjacency` the ``(n, n)`` pattern of the graph, and
-    `sizes` are mode, local and view size, and σ. Rings are not stored: they include most pairs and are used in training only.
+    `sizes` are mode, local and view size, and σ. Rings are not stored: they include most pairs and are used in training
+    only.
     """
     mode, local, view, sigma = sizes
     if mode == "hops":
