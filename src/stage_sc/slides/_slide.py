@@ -18,9 +18,9 @@ from scipy.spatial import cKDTree
 from stage_sc._input import about, slide_name
 from stage_sc._matrix import find_counts, read_matrix
 from stage_sc._stack import in_micrometres
-from stage_sc.genes import gene_tokens, match_genes
+from stage_sc.genes import gene_tokens, match_genes, match_proteins, protein_tokens, refuse_proteins
 from stage_sc.graph import gaussian_weights, graph_coordinates, graph_view, lengths_in_plane, permute, read_graph
-from stage_sc.nn import StageConfig
+from stage_sc.nn import Modality, StageConfig
 from stage_sc.slides._canonical import canonical_order
 from stage_sc.slides._expression import Expression, plan_columns, read_expression
 from stage_sc.slides._stored import StoredArray, StoredMatrix
@@ -114,7 +114,7 @@ def read_slides(
     adata
         Cells with a graph.
     config
-        `scaling` and `min_sd` decide how genes are scaled on each slide.
+        `modality` decides how values are read, `scaling` and `min_sd` how genes are scaled on each slide.
     vocabulary
         Tokens of the model. ``None``: all genes of the data.
     spatial_key, library_key
@@ -135,7 +135,9 @@ def read_slides(
     ValueError
         If no gene is in the vocabulary, if expression is negative, NaN or infinite, or if coordinates are refused.
     """
-    columns = plan_columns(_tokens(adata, vocabulary), lambda name: vocabulary is None or name in vocabulary)
+    columns = plan_columns(
+        _tokens(adata, vocabulary, config.modality), lambda name: vocabulary is None or name in vocabulary
+    )
     view = view or graph_view(adata)
     graph = read_graph(view, spatial_key=spatial_key, library_key=library_key)
     state = view.uns["stage_graph"]
@@ -147,7 +149,8 @@ def read_slides(
         len(codes.names),
         scratch,
         names=[slide_name(prefix, key) for key in codes.names],
-        advice=partial(find_counts, adata, layer),
+        proteins=config.modality == "protein",
+        advice=partial(_advise, adata, layer, config.modality),
     )
     slides = []
     for (key, cells), expression in zip(codes.rows().items(), expressions, strict=True):
@@ -161,8 +164,18 @@ def read_slides(
     return slides
 
 
-def _tokens(adata: AnnData, vocabulary: Collection[str] | None) -> list[str | None]:
-    """Token of every column, ``None`` for features that are no genes."""
+def _advise(adata: AnnData, layer: str | None, modality: Modality) -> str:
+    """Sentence about values that are refused."""
+    if modality == "rna":
+        return find_counts(adata, layer)
+    return "Pass intensities as measured; set those below 0, of subtracted background, to 0: `np.maximum(X, 0)`."
+
+
+def _tokens(adata: AnnData, vocabulary: Collection[str] | None, modality: Modality) -> list[str | None]:
+    """Token of every column, ``None`` for features that are of another modality, or controls."""
+    if modality == "protein":
+        return protein_tokens(adata.var) if vocabulary is None else match_proteins(adata.var, vocabulary)
+    refuse_proteins(adata.var)
     if vocabulary is None:
         return gene_tokens(adata.var)
     match = match_genes(adata, vocabulary=vocabulary)
