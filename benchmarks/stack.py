@@ -1,7 +1,7 @@
 """Domains of simulated stacks of serial sections, against the truth: section by section, as slides, and as stacks.
 
-``python benchmarks/stack.py``: cells of a thick piece of simulated cortex are dealt to six sections at random; x and y are
-shrunk to the density of a single section. Two minutes.
+``python benchmarks/stack.py``: cells of a thick piece of simulated cortex are dealt to six sections at random; x and y
+are shrunk to the density of a single section. Two minutes.
 """
 
 from __future__ import annotations

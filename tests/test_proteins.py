@@ -16,7 +16,7 @@ CONFIG = st.model.StageConfig(modality="protein")
 
 @pytest.fixture(scope="module")
 def section():
-    adata = simulate_panel(33, n_cells=1500)
+    adata = simulate_panel(33, n_cells=600)
     st.pp.build_graph(adata)
     return adata
 
@@ -24,6 +24,13 @@ def section():
 @pytest.fixture(scope="module")
 def model(section):
     return st.tl.fit(section, modality="protein", epochs=2, progress=False)
+
+
+@pytest.fixture(scope="module")
+def labelled(section, model):
+    adata = section.copy()
+    st.tl.stage_niches(adata, model=model, n_domains=6)
+    return adata
 
 
 @pytest.fixture(scope="module")
@@ -68,46 +75,44 @@ class TestValues:
 
     def test_zeros_do_not_shift_the_cofactor(self, section):
         sparse = section.copy()
-        sparse.X[:1000, 0] = 0
+        sparse.X[:400, 0] = 0
         (slide,) = read_slides(sparse, CONFIG)
         column = slide.genes.index("protein0")
         found = slide.take(np.argsort(slide.cells))[:, column].toarray().ravel()
-        kept = section.X[1000:, 0].astype(np.float64)
-        assert np.allclose(found[1000:], np.arcsinh(kept / (3 * np.median(kept))), atol=0.02)
+        kept = section.X[400:, 0].astype(np.float64)
+        assert np.allclose(found[400:], np.arcsinh(kept / (3 * np.median(kept))), atol=0.02)
 
     @pytest.mark.parametrize("form", [sp.csr_matrix, sp.csc_matrix])
-    def test_form_of_the_matrix_changes_nothing(self, section, model, form):
+    def test_form_of_the_matrix_changes_nothing(self, section, form):
         other = section.copy()
         other.X = form(other.X)
-        assert domains(other, model).tolist() == domains(section.copy(), model).tolist()
+        one, two = (read_slides(adata, CONFIG)[0] for adata in (section, other))
+        assert (one.expression != two.expression).nnz == 0 and np.array_equal(one.cells, two.cells)
 
-    def test_units_of_proteins_change_nothing(self, section, model):
+    def test_units_of_proteins_change_nothing(self, section):
         other = section.copy()
         other.X = other.X * np.exp2(np.random.default_rng(0).integers(-8, 9, other.n_vars)).astype(np.float32)
-        st.tl.stage_niches(other, model=model, n_domains=6)
-        found = section.copy()
-        st.tl.stage_niches(found, model=model, n_domains=6)
-        assert np.abs(other.obsm["X_stage"] - found.obsm["X_stage"]).max() < 1e-3
-        both = ad.AnnData(obs=pd.DataFrame({"one": other.obs["stage_domain"], "two": found.obs["stage_domain"]}))
-        assert st.metrics.ari(both, "one", "two") > 0.98
+        one, two = (
+            slide.take(np.argsort(slide.cells)).toarray()
+            for adata in (section, other)
+            for slide in read_slides(adata, CONFIG)
+        )
+        assert np.abs(one - two).max() < 1e-5
 
-    def test_order_of_cells_and_proteins_changes_nothing(self, section, model):
+    def test_order_of_cells_and_proteins_changes_nothing(self, section, model, labelled):
         rng = np.random.default_rng(0)
         cells, proteins = rng.permutation(section.n_obs), rng.permutation(section.n_vars)
         other = section[cells, proteins].copy()
-        assert domains(other, model).tolist() == domains(section.copy(), model).to_numpy()[cells].tolist()
-        assert st.tl.fit(other, modality="protein", epochs=0, progress=False).digest == (
-            st.tl.fit(section, modality="protein", epochs=0, progress=False).digest
-        )
+        assert domains(other, model).tolist() == labelled.obs["stage_domain"].to_numpy()[cells].tolist()
+        assert st.tl.fit(other, modality="protein", epochs=2, progress=False).digest == model.digest
 
 
 class TestModels:
-    def test_training_and_labels(self, section, model, tmp_path):
+    def test_training_and_labels(self, section, model, labelled, tmp_path):
         assert model.config.modality == "protein" and np.isfinite(model.history["loss"]).all()
-        adata = section.copy()
-        domains(adata, model)
+        adata = labelled
         assert adata.uns["stage"]["model"]["modality"] == "protein"
-        assert st.metrics.ari(adata, "domain", "stage_domain") > 0.35
+        assert st.metrics.ari(adata, "domain", "stage_domain") > 0.3
         path = st.model.save_checkpoint(model, tmp_path / "proteins")
         loaded = st.model.load_checkpoint(path)
         other = section.copy()
@@ -117,7 +122,7 @@ class TestModels:
         assert ad.read_h5ad(tmp_path / "labels.h5ad").uns["stage"]["model"]["modality"] == "protein"
 
     def test_nine_proteins_and_panels_that_differ(self):
-        slides = {str(size): simulate_panel(size, n_cells=800, seed=size) for size in (9, 15)}
+        slides = {str(size): simulate_panel(size, n_cells=400, seed=size) for size in (9, 15)}
         st.pp.build_graph(slides)
         model = st.tl.fit(slides, modality="protein", epochs=2, progress=False)
         st.tl.stage_niches(slides, model=model, n_domains=6)
@@ -139,7 +144,7 @@ class TestModels:
 class TestRefusals:
     def test_a_model_of_proteins_refuses_rna(self, rna, model):
         with pytest.raises(ValueError, match="knows none of the"):
-            st.tl.stage_niches(rna, model=model)
+            st.tl.stage_niches(rna.copy(), model=model)
         named = rna[:, :33].copy()
         named.var_names = model.genes
         with pytest.raises(ValueError, match="counts of RNA, but `modality` is 'protein'"):

@@ -13,8 +13,8 @@ from stage_sc._input import about
 SHIFT, BINS = 18, 8160
 # Cofactor of a protein in units of its median intensity.
 COFACTOR = 3.0
-# Fraction of zeros from which on whole numbers are counts of RNA.
-MOST = 0.5
+# Whole numbers of which at least half are below this are counts of RNA.
+FEW = 4
 
 
 class Intensities:
@@ -36,12 +36,13 @@ class Intensities:
     def __init__(self, name: str, n_proteins: int) -> None:
         self.name, self.n_proteins = name, n_proteins
         self.histogram = np.zeros(n_proteins * BINS, dtype=np.int32)
-        self.number = self.entries = 0
+        self.number = self.entries = self.above = 0
         self.whole = True
 
     def add(self, block: sp.csr_matrix) -> None:
         """Add rows in the form of `to_csr`."""
         self.number += block.nnz
+        self.above += int((block.data >= FEW).sum())
         self.entries += block.shape[0] * block.shape[1]
         self.whole = self.whole and np.array_equal(block.data, np.rint(block.data))
         bins = (block.data.view(np.uint32) >> SHIFT).astype(np.int64)
@@ -63,11 +64,11 @@ class Intensities:
 
     def normalizer(self) -> Callable[[sp.csr_matrix, int], np.ndarray]:
         """Return the transformation of the stored values of a block of rows; a ValueError for counts of RNA."""
-        if self.number and self.whole and self.number < (1 - MOST) * self.entries:
+        if self.number and self.whole and self.above < 0.5 * self.entries:
             raise ValueError(
-                f"{about(self.name)}the values are whole numbers, and {100 - 100 * self.number / self.entries:.0f} % "
-                "are 0: counts of RNA, but `modality` is 'protein'. Use a model of RNA (leave out `modality` in "
-                "`st.tl.fit`), or pass the intensities of the proteins."
+                f"{about(self.name)}the values are whole numbers, and {100 - 100 * self.above / self.entries:.0f} % "
+                f"are below {FEW}: counts of RNA, but `modality` is 'protein'. Use a model of RNA (leave out `modality` "
+                "in `st.tl.fit`), or pass the intensities of the proteins."
             )
         cofactors = self.cofactors()
         return lambda block, start: np.arcsinh(block.data / cofactors[block.indices]).astype(np.float32)

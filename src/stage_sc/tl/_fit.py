@@ -129,9 +129,9 @@ def fit(
         If an argument is of another type, or a key is given for a store, which was built with its own.
     ValueError
         If `data` or `init` are of another `modality`, if expression has negative, NaN or infinite values, if no cell
-        has counts, if no gene is known to `init`, if `init` is no model, its address has another form or its digest differs, if `config` and `init` differ in network
-        or tree, if `config` has more leaves than there are cells, if this machine has no such `device`, or if
-        `checkpoint` holds another training.
+        has counts, if no gene is known to `init`, if `init` is no model, its address has another form or its digest
+        differs, if `config` and `init` differ in network or tree, if `config` has more leaves than there are cells, if
+        this machine has no such `device`, or if `checkpoint` holds another training.
 
     See Also
     --------
