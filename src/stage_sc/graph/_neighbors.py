@@ -118,7 +118,7 @@ def _adjacency(xy: np.ndarray, settings: SlideSettings) -> tuple[sp.csr_matrix, 
 def _stack_adjacency(xyz: np.ndarray, settings: SlideSettings) -> tuple[sp.csr_matrix, dict[str, Any]]:
     """Adjacency within every section, and of cells of adjacent sections."""
     section = np.unique(xyz[:, 2], return_inverse=True)[1]
-    parts, entry = [], {}
+    parts, entry = [], dict[str, Any]()
     for number in range(section.max() + 1):
         cells = np.flatnonzero(section == number)
         graph, entry = _adjacency(xyz[cells, :2], settings)

@@ -67,8 +67,8 @@ class Intensities:
         if self.number and self.whole and self.above < 0.5 * self.entries:
             raise ValueError(
                 f"{about(self.name)}the values are whole numbers, and {100 - 100 * self.above / self.entries:.0f} % "
-                f"are below {FEW}: counts of RNA, but `modality` is 'protein'. Use a model of RNA (leave out `modality` "
-                "in `st.tl.fit`), or pass the intensities of the proteins."
+                f"are below {FEW}: counts of RNA, but `modality` is 'protein'. Use a model of RNA (leave out `modality`"
+                " in `st.tl.fit`), or pass the intensities of the proteins."
             )
         cofactors = self.cofactors()
         return lambda block, start: np.arcsinh(block.data / cofactors[block.indices]).astype(np.float32)
