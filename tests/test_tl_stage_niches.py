@@ -168,7 +168,7 @@ class TestWhatIsWritten:
 
     def test_parameters_and_model(self, adata, small_model):
         params = {"key_added": "stage", "spatial_key": "spatial", "library_key": "", "layer": ""}
-        model = {"name": "custom", "digest": small_model.digest, "version": st.__version__}
+        model = {"name": "custom", "digest": small_model.digest, "version": st.__version__, "modality": "rna"}
         assert adata.uns["stage"]["params"] == {**params, "n_domains": 4, "settle": True}
         assert (adata.uns["stage"]["model"], adata.uns["stage"]["levels"]) == (model, LEVELS)
 

@@ -20,6 +20,7 @@ from stage_sc._coordinates import check_array_indices, suggest_coordinates
 from stage_sc._evidence import slide_column, warn_overlap
 from stage_sc._matrix import read_pairs
 from stage_sc._messages import element_name, naming
+from stage_sc._stack import add_heights, known_sections, split_stacks
 from stage_sc._tables import Attempts, Data, Errors, Tables, check_errors, read_tables, slide_name
 
 __all__ = [
@@ -133,18 +134,23 @@ def _as_numbers(stored: Any) -> np.ndarray:
 
 
 def planar_coordinates(
-    adata: AnnData, spatial_key: str, library_key: str | None, *, prefix: str = ""
+    adata: AnnData, spatial_key: str, library_key: str | None, *, z_key: str | None = None, prefix: str = ""
 ) -> tuple[np.ndarray, SlideCodes]:
     """Read coordinates, ``(n_cells, 2)`` float64 as stored, and slides; refuse slides that cannot be triangulated.
 
     These have fewer than 4 cells, all cells on one line, or a varying third coordinate; one that is constant on each
-    slide is dropped. `prefix` is the name of the object, put before the names of its slides in messages.
+    slide is dropped. With `z_key` slides are stacks of sections, each as above, and heights are the third column of the
+    result. `prefix` is the name of the object, put before the names of its slides in messages.
     """
     xy = read_coordinates(adata, spatial_key)
     slides = read_slide_codes(adata, library_key)
     if adata.n_obs == 0:
         raise ValueError(f"{about(prefix)}`adata` has no cells.")
-    for name, rows in slides.rows().items():
+    pieces = slides.rows()
+    if z_key is not None:
+        xy = add_heights(adata, xy, spatial_key, z_key)
+        pieces = split_stacks(xy, pieces, z_key)
+    for name, rows in pieces.items():
         plane, depth, where = xy[rows, :2], xy[rows, 2:], about(slide_name(prefix, name))
         if len(plane) < 4:
             raise ValueError(
@@ -153,7 +159,8 @@ def planar_coordinates(
         if depth.size and np.ptp(depth) > 0:
             raise ValueError(
                 f"{where}the third coordinate in `adata.obsm[{spatial_key!r}]` varies from {depth.min():g} to "
-                f"{depth.max():g}. Graphs are built in the plane: name the sections with `library_key`, or keep two "
+                f"{depth.max():g}. Graphs are built in the plane: pass `z_key={spatial_key!r}` for aligned serial "
+                "sections, name sections that are not aligned with `library_key`, or keep two "
                 f'columns: `adata.obsm["xy"] = adata.obsm[{spatial_key!r}][:, :2]` and `spatial_key="xy"`.'
             )
         check_array_indices(adata.obs, rows, plane, spatial_key, where)
@@ -165,6 +172,8 @@ def planar_coordinates(
                 f"{where}all {len(plane)} cells lie {place} (`adata.obsm[{spatial_key!r}]`), but a graph needs "
                 "coordinates in a plane. Are these the coordinates of the cells?"
             )
+    if z_key is not None:
+        return np.ascontiguousarray(xy), slides
     if xy.shape[1] == 3:
         logger.info("The third coordinate is constant on each slide and was left out.")
     return np.ascontiguousarray(xy[:, :2]), slides
@@ -173,7 +182,8 @@ def planar_coordinates(
 def warn_if_overlapping(adata: AnnData, spatial_key: str, library_key: str | None, name: str = "") -> None:
     """Warn if pieces of tissue lie on one place within a slide of the object `name`, as no graph tells."""
     slides, xy = read_slide_codes(adata, library_key), read_coordinates(adata, spatial_key)
-    warn_overlap(adata, np.ascontiguousarray(xy[:, :2]), slides.rows(), spatial_key, about(name))
+    pieces = known_sections(adata, xy, slides.rows(), spatial_key)
+    warn_overlap(adata, np.ascontiguousarray(xy[:, :2]), pieces, spatial_key, about(name))
 
 
 def read_labels(adata: AnnData, key: str, *, integers: bool = True, argument: str = "key") -> pd.Categorical:

@@ -164,7 +164,12 @@ def write_labels(adata: AnnData, labels: Labels, model: Stage, digest: str, para
     adata.obsm[columns.embedding] = labels.embedding
     adata.uns[key] = {
         "params": params,
-        "model": {"name": model.name, "digest": digest, "version": model.version},
+        "model": {
+            "name": model.name,
+            "digest": digest,
+            "version": model.version,
+            "modality": model.config.modality,
+        },
         "levels": levels,
         "tree": tree_table(model, labels.nodes),
     }

@@ -40,7 +40,8 @@ def embed_slides(model: Stage, slides: list[Slide], device: torch.device, *, dom
     network = model if device.type == "cpu" else deepcopy(model).to(device)
     parts, rows = [], dict[str, list[float]]()
     for slide in slides:
-        if coexpression_correlation(model, slide) < UNLIKE:
+        # Vectors of no more genes than dimensions do not show coexpression.
+        if model.config.modality == "rna" and coexpression_correlation(model, slide) < UNLIKE:
             logger.warning(
                 "%r is unlike the slides that the model was trained on: its genes are coexpressed in other ways. "
                 "Niches may be meaningless; compare with a model trained on your slides (`st.tl.fit`).",

@@ -2,5 +2,14 @@
 
 from stage_sc.genes._features import is_control
 from stage_sc.genes._match import GeneMatch, gene_tokens, match_genes
+from stage_sc.genes._proteins import match_proteins, protein_tokens, refuse_proteins
 
-__all__ = ["GeneMatch", "gene_tokens", "is_control", "match_genes"]
+__all__ = [
+    "GeneMatch",
+    "gene_tokens",
+    "is_control",
+    "match_genes",
+    "match_proteins",
+    "protein_tokens",
+    "refuse_proteins",
+]

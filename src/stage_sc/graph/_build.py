@@ -23,6 +23,7 @@ from stage_sc._input import (
     read_tables,
     slide_name,
 )
+from stage_sc._stack import check_stacks, split_stacks
 from stage_sc.graph._platforms import Mode
 from stage_sc.graph._state import copy_graph, graph_view, write_graph
 from stage_sc.graph._units import GraphOptions, SlideSettings, resolve_settings
@@ -40,6 +41,7 @@ def build_graph(
     library_key: str | None = None,
     table_key: str | Sequence[str] | None = None,
     coordinate_system: str | None = None,
+    z_key: str | None = None,
     technology: str | None = None,
     scale: float | Mapping[str, float] | None = None,
     radius: float = 100.0,
@@ -55,6 +57,10 @@ def build_graph(
     The encoder passes messages along the Delaunay graph (edges up to `radius`). The niche of a cell is derived from its
     local neighbourhood. In training a second view of the same niche is drawn from the view ring around it, of which
     only the size is stored. Slides are never connected. The result does not depend on the order of the cells.
+
+    With `z_key` a slide is a stack of aligned serial sections: each section has the graph that it would have alone, and
+    every cell is joined with its three nearest cells in the sections above and below, so that niches and domains are
+    consistent along z.
 
     Parameters
     ----------
@@ -80,6 +86,12 @@ def build_graph(
         ``obsm[f"{spatial_key}_{coordinate_system}"]``. ``None``: ``obsm[spatial_key]`` where it exists, else the system
         called ``"microns"`` or ``"um"``, ``"global"``, the one named like the element, or the only one. Coordinates are
         in µm in a system called so; in another one the scale follows from such a system, if there is one.
+    z_key
+        Height of the section of every cell: a column of ``adata.obs``, in µm, or the name of `spatial_key` for the
+        third column of the coordinates, in their unit. A slide is then a whole stack: ``library_key=""`` for a single
+        one, or the column that names the stacks. Sections must be aligned (the same x and y are the same place in all)
+        and flat (one height each); a warning names adjacent sections that hardly lie above each other, or farther apart
+        than `radius`. Expression is standardised over the stack. ``None``: no stacks.
     technology
         Name of the platform, e.g. ``"xenium"``, ``"cosmx"`` or ``"visium_hd"`` (an error lists all), which sets the
         pixel size of the instrument and the pitch of the grid. ``None``: the platform that a SpatialData names (read
@@ -94,8 +106,8 @@ def build_graph(
         100 µm; square grids and arrays of spots are in µm at 90-220 units; otherwise the distance is scaled to 10 µm
         (arrays of spots: 200 µm), with a warning. With a known unit, places more than 50 µm apart are taken as spots.
     radius
-        Longest edge of the Delaunay graph, µm. Long edges cross holes in the tissue. Not used for grids; at least twice
-        the median distance to the nearest spot on arrays of spots.
+        Longest edge of the graph, µm, within sections and between those of a stack. Long edges cross holes in the
+        tissue. Not used within grids; at least twice the median distance to the nearest spot on arrays of spots.
     mode
         ``"radius"``: neighbourhoods within a distance (as in the paper). ``"hops"``: within a number of steps on the
         Delaunay graph, for tissue of very uneven density. ``None``: radius for cells, hops for grids and spots.
@@ -119,7 +131,8 @@ def build_graph(
     files are not changed. Sets the following fields:
 
     ``adata.obsp["spatial_connectivities"]``, ``adata.obsp["spatial_distances"]``
-        csr float32 and float64: Delaunay graph of squidpy and its edge lengths in µm; 0 between cells at one place.
+        csr float32 and float64: Delaunay graph of squidpy and its edge lengths in µm; 0 between cells at one place. In
+        stacks also the pairs of cells of adjacent sections, with their distance in space.
     ``adata.obsp["local_connectivities"]``
         csr float32: weights of the local neighbourhoods, 1 on the diagonal.
     ``adata.uns["spatial_neighbors"]``
@@ -132,13 +145,14 @@ def build_graph(
     Raises
     ------
     KeyError
-        If the coordinates or the slide column do not exist.
+        If the coordinates, the slide column or the heights do not exist.
     TypeError
         If `data` holds no AnnData or an argument has the wrong type.
     ValueError
         For NaN or infinite coordinates, a slide with fewer than 4 cells or with all cells on one line, missing slides,
-        varying third coordinates, array indices instead of coordinates, more than 1,000 cells at one place or within
-        reach of a cell, or an invalid argument. Nothing is written in these cases.
+        varying third coordinates without `z_key`, heights of single cells, slides of one height with `z_key`, array
+        indices instead of coordinates, more than 1,000 cells at one place or within reach of a cell, or an invalid
+        argument. Nothing is written in these cases.
 
     Notes
     -----
@@ -172,15 +186,15 @@ def build_graph(
     inputs: dict[str, _Input] = {}
     for name, part in tables.by_name.items():
         with attempts.on(name):
-            inputs[name] = _read(part, tables.owners[name], name, spatial_key, library_key, coordinate_system)
+            inputs[name] = _read(part, tables.owners[name], name, spatial_key, library_key, z_key, coordinate_system)
     scales = _scale_of_each_slide(scale, inputs, bool(attempts.problems))
     settings = {}
     for name, one in inputs.items():
         with attempts.on(name):
             settings[name] = _settings(one, options, [scales[slide] for slide in one.names], attempts.skip)
-    _warn_of_evidence({name: inputs[name] for name in settings}, library_key)
+    _warn_of_evidence({name: inputs[name] for name in settings}, library_key, z_key)
     tables = tables.copy() if copy else tables
-    params = {"spatial_key": spatial_key, **asdict(options)}
+    params = {"spatial_key": spatial_key, "z_key": z_key, **asdict(options)}
     built = {}  # nothing is written before all graphs are built
     for name, chosen in settings.items():
         one = inputs[name]
@@ -208,6 +222,7 @@ class _Input(NamedTuple):
     column: str
     """Column of obs with the slides."""
     xy: np.ndarray
+    """``(n, 2)``, or ``(n, 3)`` of stacks."""
     slides: SlideCodes
 
     @property
@@ -221,7 +236,13 @@ class _Input(NamedTuple):
 
 
 def _read(
-    part: AnnData, owner: Any, name: str, spatial_key: str, library_key: str | None, coordinate_system: str | None
+    part: AnnData,
+    owner: Any,
+    name: str,
+    spatial_key: str,
+    library_key: str | None,
+    z_key: str | None,
+    coordinate_system: str | None,
 ) -> _Input:
     """Read coordinates and slides of one object."""
     place = locate(part, owner, spatial_key, coordinate_system, name)
@@ -229,7 +250,10 @@ def _read(
     if place.xy is not None:
         view.obsm[place.key] = place.xy
     column = slide_column(part, graph=False) if library_key is None else library_key
-    return _Input(name, view, place, column, *planar_coordinates(view, place.key, column, prefix=name))
+    xy, slides = planar_coordinates(view, place.key, column, z_key=z_key, prefix=name)
+    if z_key is not None:
+        check_stacks(xy, slides.rows(), z_key, about(name))
+    return _Input(name, view, place, column, xy, slides)
 
 
 def _settings(one: _Input, options: GraphOptions, scales: Sequence[float | None], strict: bool) -> list[SlideSettings]:
@@ -245,15 +269,16 @@ def _settings(one: _Input, options: GraphOptions, scales: Sequence[float | None]
     )
 
 
-def _warn_of_evidence(inputs: Mapping[str, _Input], library_key: str | None) -> None:
-    """Warn of background spots, and of slides that are several pieces of tissue or parts of one."""
+def _warn_of_evidence(inputs: Mapping[str, _Input], library_key: str | None, z_key: str | None) -> None:
+    """Warn of background spots, and of slides (or sections) that are several pieces of tissue or parts of one."""
     cells: dict[str, np.ndarray] = {}
     for key, one in inputs.items():
         rows = one.slides.rows()
         warn_background(one.view, about(key))
         if library_key != "":
-            warn_overlap(one.view, one.xy, rows, one.place.key, about(key))
-        cells |= {name: one.xy[own] for name, own in zip(one.names, rows.values(), strict=True)}
+            pieces = rows if z_key is None else split_stacks(one.xy, rows, z_key)
+            warn_overlap(one.view, np.ascontiguousarray(one.xy[:, :2]), pieces, one.place.key, about(key))
+        cells |= {name: one.xy[own, :2] for name, own in zip(one.names, rows.values(), strict=True)}
     warn_parts(cells, library_key)
 
 

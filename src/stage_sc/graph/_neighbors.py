@@ -12,8 +12,10 @@ import scipy.sparse as sp
 from anndata import AnnData
 from scipy.spatial import cKDTree
 
+from stage_sc.graph._places import distinct_places, sorted_places
 from stage_sc.graph._platforms import GRID_NEIGHBOURS
-from stage_sc.graph._units import SlideSettings, distinct_places, sorted_places
+from stage_sc.graph._stack import join_sections
+from stage_sc.graph._units import SlideSettings
 
 # Factor on radii, so that rounding after a rotation or shift moves no pair across the boundary.
 SLACK = 1 + 1e-9
@@ -35,11 +37,13 @@ class SlideGraph(NamedTuple):
 def slide_graph(xy: np.ndarray, settings: SlideSettings) -> SlideGraph:
     """Delaunay (or grid) graph and local neighbourhoods (equations 1 and 18 of the paper) of one slide.
 
-    `xy` is ``(n, 2)`` float64 in µm. O(n log n) time; memory is that of the pairs.
+    `xy` is ``(n, 2)`` float64 in µm, or ``(n, 3)`` with the heights of the sections of a stack, whose cells are also
+    joined with the nearest in the sections above and below. σ is the median edge within sections. O(n log n) time;
+    memory is that of the pairs.
     """
-    adjacency, entry = _adjacency(xy, settings)
+    adjacency, entry = _adjacency(xy, settings) if xy.shape[1] == 2 else _stack_adjacency(xy, settings)
     edges = _lengths(adjacency, xy)
-    sigma = settings.sigma or _median_edge(edges.data)
+    sigma = settings.sigma or _median_edge(lengths_in_plane(edges, xy))
     if settings.mode == "radius":
         local = _within_radius(xy, settings.local, settings.view, sigma)
     else:
@@ -60,8 +64,9 @@ def ring(
 ) -> sp.csr_matrix:
     """View rings of some cells (equations 2 and 19), ``(B, n)`` float32 Gaussian weights (equation 20), rows sorted.
 
-    `xy` is ``(n, 2)`` float64 in µm, `tree` its index, `adjacency` the ``(n, n)`` pattern of the graph, and `sizes` are
-    mode, local and view size, and σ. Rings are not stored: they include most pairs and are used in training only.
+    `xy` is ``(n, 2 or 3)`` float64 in µm, `tree` its index, `adjacency` the ``(n, n)`` pattern of the graph, and
+    `sizes` are mode, local and view size, and σ. Rings are not stored: they include most pairs and are used in training
+    only.
     """
     mode, local, view, sigma = sizes
     if mode == "hops":
@@ -109,6 +114,35 @@ def _adjacency(xy: np.ndarray, settings: SlideSettings) -> tuple[sp.csr_matrix, 
     graph.eliminate_zeros()
     graph.sort_indices()
     return graph.astype(bool), entry
+
+
+def _stack_adjacency(xyz: np.ndarray, settings: SlideSettings) -> tuple[sp.csr_matrix, dict[str, Any]]:
+    """Adjacency within every section, and of cells of adjacent sections."""
+    section = np.unique(xyz[:, 2], return_inverse=True)[1]
+    parts, entry = [], dict[str, Any]()
+    for number in range(section.max() + 1):
+        cells = np.flatnonzero(section == number)
+        graph, entry = _adjacency(xyz[cells, :2], settings)
+        parts.append((cells, graph))
+    return (assemble(parts) + join_sections(xyz, section, settings.radius, SLACK)).astype(bool), entry
+
+
+def lengths_in_plane(edges: sp.csr_matrix, xy: np.ndarray) -> np.ndarray:
+    """Lengths of the edges between cells of one section; all of them for coordinates without heights."""
+    if xy.shape[1] == 2:
+        return edges.data
+    rows = np.repeat(np.arange(edges.shape[0]), np.diff(edges.indptr))
+    return edges.data[xy[rows, 2] == xy[edges.indices, 2]]
+
+
+def assemble(parts: list[tuple[np.ndarray, sp.csr_matrix]]) -> sp.csr_matrix:
+    """Join square matrices of parts of the cells; explicit zeros stay."""
+    if len(parts) == 1:
+        return parts[0][1]
+    n = sum(len(cells) for cells, _ in parts)
+    rows = np.concatenate([np.repeat(cells, np.diff(matrix.indptr)) for cells, matrix in parts])
+    cols = np.concatenate([cells[matrix.indices] for cells, matrix in parts])
+    return sorted_csr(rows, cols, np.concatenate([matrix.data for _, matrix in parts]), (n, n))
 
 
 def _connect_lone_places(graph: sp.csr_matrix, places: np.ndarray, radius: float) -> sp.csr_matrix:
@@ -168,7 +202,7 @@ def _squidpy_graph(places: np.ndarray, settings: SlideSettings) -> tuple[sp.csr_
 def _within_radius(xy: np.ndarray, local: float, view: float, sigma: float) -> sp.csr_matrix:
     """Weights of all pairs within `local`, and 1 on the diagonal."""
     tree = cKDTree(xy)
-    sample = sorted_places(xy)
+    sample = sorted_places(xy) if xy.shape[1] == 2 else np.unique(xy, axis=0)
     sample = sample[:: max(1, len(sample) // 512)]
     mean = float(np.mean(tree.query_ball_point(sample, view * SLACK, return_length=True)))
     if mean > MAX_MEAN_NEIGHBOURS:
@@ -235,4 +269,5 @@ def _median_edge(lengths: np.ndarray) -> float:
 
 
 def _distances(xy: np.ndarray, rows: np.ndarray, cols: np.ndarray) -> np.ndarray:
-    return np.hypot(xy[rows, 0] - xy[cols, 0], xy[rows, 1] - xy[cols, 1])
+    length = np.hypot(xy[rows, 0] - xy[cols, 0], xy[rows, 1] - xy[cols, 1])
+    return length if xy.shape[1] == 2 else np.hypot(length, xy[rows, 2] - xy[cols, 2])

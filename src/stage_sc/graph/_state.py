@@ -15,9 +15,10 @@ from anndata import AnnData
 
 from stage_sc._checks import check_name
 from stage_sc._evidence import overlapping, warn_overlap
-from stage_sc._input import SlideCodes, planar_coordinates, read_slide_codes
+from stage_sc._input import SlideCodes, planar_coordinates, read_coordinates, read_slide_codes
 from stage_sc._matrix import read_pairs
-from stage_sc.graph._neighbors import SlideGraph, slide_graph, sorted_csr
+from stage_sc._stack import add_heights, in_micrometres
+from stage_sc.graph._neighbors import SlideGraph, assemble, slide_graph
 from stage_sc.graph._units import GraphOptions, SlideSettings, resolve_settings
 
 logger = logging.getLogger("stage_sc.pp")
@@ -44,11 +45,11 @@ def write_graph(
     """Build the graphs of all slides and write them; `adata` is changed only after all of them succeeded."""
     parts, rows = [], []
     for (name, cells), chosen in zip(slides.rows().items(), settings, strict=True):
-        part = slide_graph(xy[cells] * chosen.scale, chosen)
+        part = slide_graph(in_micrometres(xy[cells], chosen.scale, params), chosen)
         rows.append(_describe(name, chosen, part, len(cells)))
         parts.append((cells, part))
-    distances = _assemble([(cells, part.edges) for cells, part in parts])
-    local = _assemble([(cells, part.local) for cells, part in parts])
+    distances = assemble([(cells, part.edges) for cells, part in parts])
+    local = assemble([(cells, part.local) for cells, part in parts])
     ones = np.ones(distances.nnz, np.float32)
     spatial = sp.csr_matrix((ones, distances.indices, distances.indptr), shape=distances.shape, copy=False)
     table = pd.DataFrame(rows).set_index("slide")
@@ -80,20 +81,23 @@ def read_graph(adata: AnnData, *, spatial_key: str | None = None, library_key: s
     params = dict(state["params"])
     params["spatial_key"] = spatial_key or params["spatial_key"]
     params["library_key"] = library_key or params["library_key"]
-    xy, slides = planar_coordinates(adata, params["spatial_key"], params["library_key"])
+    stacked = params.get("z_key") is not None
+    if stacked and params["z_key"] == state["params"]["spatial_key"]:
+        params["z_key"] = params["spatial_key"]
+    xy, slides = planar_coordinates(adata, params["spatial_key"], params["library_key"], z_key=params.get("z_key"))
     table = state["slides"]
     spatial, distances, local = (read_pairs(adata, key) for key in KEYS)
-    lengths_agree = _lengths_agree(distances, xy, slides, table)
+    lengths_agree = _lengths_agree(distances, xy, slides, table, params)
     whole = spatial.nnz == table["n_edges"].sum()
     if lengths_agree and whole and fingerprint(xy, slides) == state["fingerprint"]:
         return Graph(sp.csr_matrix(distances), sp.csr_matrix(local))
-    if not params["library_key"] and (column := _separate_in_graph(adata, xy)):
+    if not stacked and not params["library_key"] and (column := _separate_in_graph(adata, xy)):
         params["library_key"] = column
         slides = read_slide_codes(adata, column)
         logger.warning(
             "No edge of the graph joins cells of different obs[%r], which overlap: these are slides.", column
         )
-    elif not params["library_key"]:
+    elif not stacked and not params["library_key"]:
         warn_overlap(adata, xy, slides.rows(), params["spatial_key"], "")
     logger.warning(
         "The graph in `adata.obsp` does not belong to these cells any more (cells were removed, or coordinates or "
@@ -111,6 +115,13 @@ def read_graph(adata: AnnData, *, spatial_key: str | None = None, library_key: s
     return write_graph(adata, xy, slides, settings, params)
 
 
+def graph_coordinates(adata: AnnData, params: Mapping[str, Any]) -> tuple[np.ndarray, SlideCodes]:
+    """Read coordinates as stored, ``(n_cells, 2)``, or 3 with heights, and slides, by the `params` of a graph."""
+    xy, slides = read_coordinates(adata, params["spatial_key"]), read_slide_codes(adata, params["library_key"])
+    z_key = params.get("z_key")
+    return (xy[:, :2] if z_key is None else add_heights(adata, xy, params["spatial_key"], z_key)), slides
+
+
 def _read_state(adata: AnnData) -> dict[str, Any]:
     """Read ``uns["stage_graph"]``; a ValueError if it is not as `write_graph` made it."""
     state = adata.uns["stage_graph"]
@@ -123,6 +134,7 @@ def _read_state(adata: AnnData) -> dict[str, Any]:
         options.check()
         keys = [params[name] for name in ("spatial_key", "library_key")]
         numbers = table[["scale", "n_cells", "n_edges", "sigma", *_SETTINGS_NUMBERS]].to_numpy(dtype=np.float64)
+        keys += [params["z_key"]] if params.get("z_key") is not None else []
         valid = all(isinstance(key, str) for key in keys) and isinstance(state["fingerprint"], str)
         if not (valid and np.isfinite(numbers).all() and (table["scale"] > 0).all()):
             raise ValueError("a value is of another type or not finite")
@@ -188,14 +200,16 @@ def graph_scale(adata: AnnData, spatial_key: str) -> dict[str, float]:
 
 def fingerprint(xy: np.ndarray, slides: SlideCodes) -> str:
     """Digest of the coordinates and slides of all cells, independent of the order of the cells."""
-    order = np.lexsort((xy[:, 1], xy[:, 0], slides.codes))
+    order = np.lexsort((*xy.T[::-1], slides.codes))
     digest = hashlib.sha256(repr((len(xy), slides.names)).encode())
     digest.update(slides.codes[order].astype("<i8").tobytes())
     digest.update((xy[order] + 0.0).astype("<f8").tobytes())  # -0.0 becomes 0.0
     return digest.hexdigest()[:32]
 
 
-def _lengths_agree(distances: Any, xy: np.ndarray, slides: SlideCodes, table: pd.DataFrame) -> bool:
+def _lengths_agree(
+    distances: Any, xy: np.ndarray, slides: SlideCodes, table: pd.DataFrame, params: dict[str, Any]
+) -> bool:
     """Test if every stored edge connects cells of one slide and its length agrees with the coordinates."""
     if not set(slides.names) <= set(table.index):
         return False
@@ -203,18 +217,9 @@ def _lengths_agree(distances: Any, xy: np.ndarray, slides: SlideCodes, table: pd
     edges = sp.csr_matrix(distances).tocoo()
     if (slides.codes[edges.row] != slides.codes[edges.col]).any():
         return False
-    length = np.hypot(*(xy[edges.row] - xy[edges.col]).T) * scale[edges.row]
+    placed = in_micrometres(xy, scale, params)
+    length = np.linalg.norm(placed[edges.row] - placed[edges.col], axis=1)
     return bool(np.allclose(edges.data, length, rtol=1e-4, atol=1e-6))
-
-
-def _assemble(parts: list[tuple[np.ndarray, sp.csr_matrix]]) -> sp.csr_matrix:
-    """Join the matrices of all slides; explicit zeros stay."""
-    if len(parts) == 1:
-        return parts[0][1]
-    n = sum(len(cells) for cells, _ in parts)
-    rows = np.concatenate([np.repeat(cells, np.diff(matrix.indptr)) for cells, matrix in parts])
-    cols = np.concatenate([cells[matrix.indices] for cells, matrix in parts])
-    return sorted_csr(rows, cols, np.concatenate([matrix.data for _, matrix in parts]), (n, n))
 
 
 def _describe(name: str, chosen: SlideSettings, part: SlideGraph, n: int) -> dict[str, Any]:

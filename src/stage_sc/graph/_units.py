@@ -9,11 +9,12 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 from anndata import AnnData
-from scipy.spatial import cKDTree
 
 from stage_sc._checks import check_choice, check_positive
 from stage_sc._coordinates import image_scale, known_scale
 from stage_sc._input import SlideCodes, about
+from stage_sc._stack import largest_section
+from stage_sc.graph._places import measure_spacing
 from stage_sc.graph._platforms import (
     GRID_NEIGHBOURS,
     MODE_DEFAULTS,
@@ -37,7 +38,6 @@ SANE_SPACING = (2.0, 220.0)
 SPOT_SPACING, MAX_CELL_SPACING = (90.0, 220.0), 50.0
 # Pitch that is taken for an array in an unknown unit, µm.
 PITCHES: dict[Layout, tuple[float, ...]] = {"hexagonal": (100.0,), "spots": (200.0,)}
-MIN_GRID_PLACES = 16
 # From this median distance, units may be µm or pixels of an image. Cells lie 3.4-13.5 µm apart on real sections.
 LOOSE_SPACING = 15.0
 # Common pixel sizes, µm: of a microscope at 20x, and of instruments.
@@ -93,46 +93,6 @@ class GraphOptions:
                 raise ValueError(f"`view` must reach farther than `local`, got {self.view!r} and {self.local!r}.")
 
 
-def measure_spacing(places: np.ndarray) -> tuple[float, Layout]:
-    """Median distance to the nearest place and layout of ``(n_places, 2)`` distinct places.
-
-    On a grid the distance to the nearest place is constant (80 % within 5 % of the median; cells vary by 30 %), with or
-    without holes. The next distance is 1.73 times as long on a hexagonal grid and 1.41 times on a square one. On arrays
-    of printed spots at least 98 % of these distances are within 15 % of the median, on sections of cells at most 61 %.
-    """
-    tree = cKDTree(places)
-    nearest = tree.query(places, 2)[0][:, 1]  # column 0 is the place itself
-    spacing = float(np.median(nearest))
-    deviation = np.abs(nearest - spacing)
-    if len(places) < MIN_GRID_PLACES:
-        return spacing, "cells"
-    irregular: Layout = "spots" if np.mean(deviation <= 0.15 * spacing) >= 0.9 else "cells"
-    if np.mean(deviation <= 0.05 * spacing) < 0.8:
-        return spacing, irregular
-    distance = tree.query(places, 7)[0][:, 1:]
-    steps = distance[distance < 1.6 * spacing] / spacing
-    direct, diagonal = (np.mean(np.abs(steps - length) <= 0.05 * length) for length in (1, np.sqrt(2)))
-    if direct > 0.95:
-        return spacing, "hexagonal"
-    return spacing, "square" if direct + diagonal > 0.95 else irregular
-
-
-def sorted_places(xy: np.ndarray) -> np.ndarray:
-    """``np.unique(xy, axis=0)``, ten times as fast."""
-    return np.unique(_as_complex(xy)).view(np.float64).reshape(-1, 2)
-
-
-def distinct_places(xy: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """``np.unique(xy, axis=0, return_inverse=True)``, five times as fast."""
-    places, place = np.unique(_as_complex(xy), return_inverse=True)
-    return places.view(np.float64).reshape(-1, 2), place
-
-
-def _as_complex(xy: np.ndarray) -> np.ndarray:
-    """Places as complex numbers, which numpy sorts by real, then imaginary part; -0.0 becomes 0.0."""
-    return np.ascontiguousarray(xy + 0.0).view(np.complex128).ravel()
-
-
 def resolve_settings(
     xy: np.ndarray,
     slides: SlideCodes,
@@ -148,16 +108,19 @@ def resolve_settings(
     """Choose unit, layout and neighbourhoods of every slide, and log guesses.
 
     `xy` is in the unit of the data, `scales` are µm per unit of each slide (``None``: inferred), and `names` those of
-    the slides in messages. `adata` may tell the unit, by the metadata of images or columns with coordinates. A
-    ValueError if `local` and `view` of `options` do not fit the mode of a slide, or if very many cells share a place.
-    `pitch` is the size of bins of a grid, µm. With `strict`, a given scale that cannot be right is refused.
+    the slides in messages. `adata` may tell the unit, by the metadata of images or columns with coordinates. Of a stack
+    the largest section is measured. A ValueError if `local` and `view` of `options` do not fit the mode of a slide, or
+    if very many cells share a place. `pitch` is the size of bins of a grid, µm. With `strict`, a given scale that
+    cannot be right is refused.
     """
     settings: list[SlideSettings] = []
     for (own, cells), scale, name in zip(slides.rows().items(), scales, names or slides.names, strict=True):
-        places = _separate_places(xy[cells], name, spatial_key)
+        cells = largest_section(xy, cells)
+        plane = xy[cells, :2]
+        places = _separate_places(plane, name, spatial_key)
         told = _Metadata(pitch=pitch)
         if adata is not None and scale is None:
-            told = _Metadata(known_scale(adata.obs, cells, xy[cells]), image_scale(adata.uns, own), pitch)
+            told = _Metadata(known_scale(adata.obs, cells, plane), image_scale(adata.uns, own), pitch)
         settings.append(_resolve_slide(places, options, scale, told, name, strict))
     return settings
 

@@ -2,7 +2,7 @@
 
 from stage_sc.nn._attention import Block, Blocks, attend_all, smooth
 from stage_sc.nn._augment import Panel, View, clean_view, draw_view
-from stage_sc.nn._config import StageConfig
+from stage_sc.nn._config import Modality, StageConfig
 from stage_sc.nn._directions import Directions, covariance, spatial_directions
 from stage_sc.nn._embedder import embed_cells
 from stage_sc.nn._encoder import Neighbours
@@ -19,6 +19,7 @@ __all__ = [
     "Block",
     "Blocks",
     "Directions",
+    "Modality",
     "Neighbours",
     "Panel",
     "PrototypeTree",

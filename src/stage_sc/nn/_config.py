@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from itertools import pairwise
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeAlias, get_args, get_origin, get_type_hints
 
 from stage_sc._checks import check_choice, check_positive
 
+Modality: TypeAlias = Literal["rna", "protein"]
 # Numbers must be above 0, these may be 0 too.
 MAY_BE_ZERO = (
     *("n_layers", "epochs", "warmup_epochs", "smoothing", "swav_weight", "reconstruction_weight", "path_weight"),
@@ -35,6 +36,8 @@ class StageConfig:
     configuration as printed. The method page of the documentation lists all differences.
     """
 
+    modality: Modality = "rna"
+    """Counts of RNA, or intensities of proteins; a model of one refuses the other."""
     dim: int = 32
     """Length of gene vectors, embeddings and prototypes."""
     n_layers: int = 2
@@ -207,7 +210,10 @@ class StageConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """Return all values as types of JSON."""
-        return {**asdict(self), "levels": list(self.levels)}
+        values = {**asdict(self), "levels": list(self.levels)}
+        if self.modality == "rna":  # as in models from before there was another
+            del values["modality"]
+        return values
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> StageConfig:

@@ -24,6 +24,7 @@ from stage_sc._input import (
 from stage_sc._matrix import read_pairs
 from stage_sc._palette import MISSING_COLOR, distinct_colors, tree_colors
 from stage_sc._result import Columns, label_colors, read_result
+from stage_sc._stack import known_sections
 from stage_sc.pl._figure import CATEGORY
 
 
@@ -150,7 +151,10 @@ def read_cells(
     spatial_key: str | None = None,
     table_key: str | Sequence[str] | None = None,
 ) -> Cells:
-    """Read the objects of a container; the default keys are those with which the niches were computed."""
+    """Read the objects of a container; the default keys are those with which the niches were computed.
+
+    Without `library_key`, the sections of stacks are drawn apart.
+    """
     tables = read_tables(data, table_key=table_key)
     check_name(key_added, "key_added")
     for value, name in ((library_key, "library_key"), (spatial_key, "spatial_key")):
@@ -159,6 +163,7 @@ def read_cells(
     parts = list(tables.by_name.values())
     result = next((found for part in parts if (found := read_result(part, key_added))), {})
     params = result.get("params", {})
+    by_section = library_key is None
     library_key = params.get("library_key") or None if library_key is None else library_key
     spatial_key = spatial_key or str(params.get("spatial_key", "spatial"))
     slides: dict[str, np.ndarray] = {}
@@ -168,8 +173,12 @@ def read_cells(
         rows = read_slide_codes(part, library_key).rows() if part.n_obs else {}
         column = slide_column(part) if library_key is None else library_key
         order = pd.Categorical(part.obs[column]).categories.astype(str) if column and rows else rows
-        slides |= {slide_name(prefix, name): offset + rows[name] for name in order if name in rows}
-        places |= {slide_name(prefix, name): (number, offset, name) for name in rows}
+        for name in (name for name in order if name in rows):
+            sections: Mapping[str, np.ndarray] = {name: rows[name]}
+            if by_section and spatial_key in part.obsm:
+                sections = known_sections(part, read_coordinates(part, spatial_key), sections, spatial_key)
+            slides |= {slide_name(prefix, section): offset + cells for section, cells in sections.items()}
+            places |= {slide_name(prefix, section): (number, offset, name) for section in sections}
         offset += part.n_obs
     if not slides:
         raise ValueError("`data` has no cells to draw")
@@ -193,8 +202,8 @@ def _read_scale(adata: AnnData, spatial_key: str, slide: str, rows: np.ndarray, 
     guessed = bool(source.get(slide, source.any()))
     if "spatial_distances" in adata.obsp:
         some = rows[:: max(1, len(rows) // 500)]
-        edges = read_pairs(adata, "spatial_distances")[some].tocoo()
-        steps = np.linalg.norm(xy[some[edges.row]] - xy[edges.col], axis=1)
+        edges = read_pairs(adata, "spatial_distances")[some][:, rows].tocoo()  # not those to other sections
+        steps = np.linalg.norm(xy[some[edges.row]] - xy[rows[edges.col]], axis=1)
         ratio = (edges.data / np.where(steps > 0, steps, np.nan))[steps > 0]
         if ratio.size:
             scale = float(np.median(ratio))

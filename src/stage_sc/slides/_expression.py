@@ -17,6 +17,7 @@ from anndata import AnnData
 from stage_sc._files import temporary_folder
 from stage_sc._matrix import read_matrix, to_csr
 from stage_sc.slides._canonical import row_sums
+from stage_sc.slides._intensities import Intensities
 from stage_sc.slides._stored import MatrixWriter, StoredMatrix
 from stage_sc.slides._values import Values
 
@@ -92,6 +93,7 @@ def read_expression(
     scratch: Path | None = None,
     *,
     names: Sequence[str] | None = None,
+    proteins: bool = False,
     advice: Callable[[], str] = lambda: "Pass raw counts if you have them.",
 ) -> list[Expression]:
     """Read the expression of every slide; every block of `X` is read once.
@@ -111,6 +113,8 @@ def read_expression(
         Folder for the expression. ``None``: it stays in memory.
     names
         Names of the slides, for messages.
+    proteins
+        `X` holds intensities of proteins.
     advice
         Returns a sentence about where the counts are, for messages about other values.
     """
@@ -118,10 +122,10 @@ def read_expression(
     genes = list(compress(columns.names, columns.known))
     digests = (hashlib.sha256(gene.encode()).digest() for gene in genes)
     hashes = np.array([int.from_bytes(digest[:8], "little") | 1 for digest in digests], np.uint64)
-    slides = [
-        _SlideReader(hashes, scratch and scratch / f"slide{code}", Values(names[code] if names else "", advice))
-        for code in range(n_slides)
-    ]
+    slides = []
+    for code in range(n_slides):
+        name, base = names[code] if names else "", scratch and scratch / f"slide{code}"
+        slides.append(_SlideReader(hashes, base, Intensities(name, len(known)) if proteins else Values(name, advice)))
     start = 0
     for part in _row_blocks(X):
         block = _select_genes(to_csr(part, advice), columns)
@@ -137,7 +141,7 @@ def read_expression(
 class _SlideReader:
     """Collects one slide from blocks, in memory or in the files of `base`; `hashes` are those of the genes."""
 
-    def __init__(self, hashes: np.ndarray, base: Path | None, values: Values) -> None:
+    def __init__(self, hashes: np.ndarray, base: Path | None, values: Values | Intensities) -> None:
         self.values, self.hashes, self.detected = values, hashes, np.zeros(len(hashes), dtype=np.int64)
         self.identity: list[np.ndarray] = []
         self.lengths: list[np.ndarray] = []
@@ -146,7 +150,7 @@ class _SlideReader:
 
     def add(self, counts: sp.csr_matrix, known: sp.csr_matrix) -> None:
         """Add rows: `counts` of all genes, for the totals, and those of the genes in the vocabulary."""
-        self.values.add(counts)
+        self.values.add(counts if isinstance(self.values, Values) else known)
         terms = self.hashes[known.indices]  # a sum of odd numbers times values, modulo 2⁶⁴, is a universal hash
         terms *= known.data.view(np.uint32)
         self.identity.append(row_sums(terms, known.indptr))
@@ -162,7 +166,7 @@ class _SlideReader:
         used = self.detected > 0 if self.detected.any() else self.detected == 0
         position = (np.cumsum(used) - 1).astype(np.int32)
         genes = list(compress(genes, used))
-        length, factors = np.concatenate(self.lengths), self.values.factors()
+        length, normalize = np.concatenate(self.lengths), self.values.normalizer()
         matrix: sp.csr_matrix | StoredMatrix
         if self.writer is None:
             nnz, indptr = int(self.detected.sum()), np.concatenate([[0], np.cumsum(length)])
@@ -173,16 +177,13 @@ class _SlideReader:
         sums = np.zeros((2, len(genes)), dtype=np.int64)
         start = first = 0
         for block in self._take_blocks(matrix):
-            rows = slice(start, start + block.shape[0])
-            columns, data = position[block.indices], block.data
-            if factors is not None:
-                data = self.values.normalize(data, np.repeat(factors[rows], length[rows]))
+            columns, data = position[block.indices], normalize(block, start)
             exact = data.astype(np.float64)
             for row, terms in enumerate((exact, exact * exact)):
                 sums[row] += np.bincount(columns, np.rint(terms / UNIT), minlength=len(genes)).astype(np.int64)
             _overwrite(matrix.data, first, data)
             _overwrite(matrix.indices, first, columns)
-            start, first = rows.stop, first + block.nnz
+            start, first = start + block.shape[0], first + block.nnz
         if self.writer is not None:
             matrix = StoredMatrix(self.writer.base, len(genes))
         mean, square = sums * (UNIT / max(len(length), 1))

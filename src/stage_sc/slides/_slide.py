@@ -15,11 +15,12 @@ import scipy.sparse as sp
 from anndata import AnnData
 from scipy.spatial import cKDTree
 
-from stage_sc._input import about, read_coordinates, read_slide_codes, slide_name
+from stage_sc._input import about, slide_name
 from stage_sc._matrix import find_counts, read_matrix
-from stage_sc.genes import gene_tokens, match_genes
-from stage_sc.graph import gaussian_weights, graph_view, permute, read_graph
-from stage_sc.nn import StageConfig
+from stage_sc._stack import in_micrometres
+from stage_sc.genes import gene_tokens, match_genes, match_proteins, protein_tokens, refuse_proteins
+from stage_sc.graph import gaussian_weights, graph_coordinates, graph_view, lengths_in_plane, permute, read_graph
+from stage_sc.nn import Modality, StageConfig
 from stage_sc.slides._canonical import canonical_order
 from stage_sc.slides._expression import Expression, plan_columns, read_expression
 from stage_sc.slides._stored import StoredArray, StoredMatrix
@@ -53,11 +54,11 @@ class Slide:
     local: Matrix
     """``(n, n)`` float32 Gaussian weights of the local neighbourhoods; rows are sorted."""
     xy: np.ndarray | StoredArray
-    """``(n, 2)`` float64 coordinates, µm."""
+    """``(n, 2)`` float64 coordinates, µm; ``(n, 3)`` with the heights of a stack."""
     sizes: tuple[str, float, float, float]
     """Mode of the neighbourhoods, size of the local one and of the view ring, σ of the weights."""
     edge: float
-    """Median length of the edges of the graph, µm."""
+    """Median length of the edges of the graph within sections, µm."""
     empty: np.ndarray | StoredArray
     """``(n,)`` bool, no counts."""
     isolated: np.ndarray | StoredArray
@@ -113,7 +114,7 @@ def read_slides(
     adata
         Cells with a graph.
     config
-        `scaling` and `min_sd` decide how genes are scaled on each slide.
+        `modality` decides how values are read, `scaling` and `min_sd` how genes are scaled on each slide.
     vocabulary
         Tokens of the model. ``None``: all genes of the data.
     spatial_key, library_key
@@ -134,12 +135,13 @@ def read_slides(
     ValueError
         If no gene is in the vocabulary, if expression is negative, NaN or infinite, or if coordinates are refused.
     """
-    columns = plan_columns(_tokens(adata, vocabulary), lambda name: vocabulary is None or name in vocabulary)
+    columns = plan_columns(
+        _tokens(adata, vocabulary, config.modality), lambda name: vocabulary is None or name in vocabulary
+    )
     view = view or graph_view(adata)
     graph = read_graph(view, spatial_key=spatial_key, library_key=library_key)
     state = view.uns["stage_graph"]
-    codes = read_slide_codes(adata, state["params"]["library_key"])
-    xy = read_coordinates(adata, state["params"]["spatial_key"])[:, :2]
+    xy, codes = graph_coordinates(adata, state["params"])
     expressions = read_expression(
         read_matrix(adata, layer),
         columns,
@@ -147,7 +149,8 @@ def read_slides(
         len(codes.names),
         scratch,
         names=[slide_name(prefix, key) for key in codes.names],
-        advice=partial(find_counts, adata, layer),
+        proteins=config.modality == "protein",
+        advice=partial(_advise, adata, layer, config.modality),
     )
     slides = []
     for (key, cells), expression in zip(codes.rows().items(), expressions, strict=True):
@@ -155,12 +158,24 @@ def read_slides(
         if len(cells) < len(xy):
             lengths, local = lengths[cells][:, cells], local[cells][:, cells]
         name = slide_name(prefix, key) or "slide"
-        slides.append(_slide(name, cells, expression, config, lengths, local, xy[cells], state["slides"].loc[key]))
+        settings = state["slides"].loc[key]
+        places = in_micrometres(xy[cells], float(settings["scale"]), state["params"])
+        slides.append(_slide(name, cells, expression, config, lengths, local, places, settings))
     return slides
 
 
-def _tokens(adata: AnnData, vocabulary: Collection[str] | None) -> list[str | None]:
-    """Token of every column, ``None`` for features that are no genes."""
+def _advise(adata: AnnData, layer: str | None, modality: Modality) -> str:
+    """Sentence about values that are refused."""
+    if modality == "rna":
+        return find_counts(adata, layer)
+    return "Pass intensities as measured; set those below 0, of subtracted background, to 0: `np.maximum(X, 0)`."
+
+
+def _tokens(adata: AnnData, vocabulary: Collection[str] | None, modality: Modality) -> list[str | None]:
+    """Token of every column, ``None`` for features that are of another modality, or controls."""
+    if modality == "protein":
+        return protein_tokens(adata.var) if vocabulary is None else match_proteins(adata.var, vocabulary)
+    refuse_proteins(adata.var)
     if vocabulary is None:
         return gene_tokens(adata.var)
     match = match_genes(adata, vocabulary=vocabulary)
@@ -186,7 +201,7 @@ def _slide(
     xy: np.ndarray,
     settings: pd.Series,
 ) -> Slide:
-    """Put one slide into canonical order; `lengths` of the edges, `local` weights and `xy` are those of its cells."""
+    """Put one slide into canonical order; `lengths` of the edges, `local` weights and `xy` (µm) are its own."""
     weights = gaussian_weights(lengths.data, settings["sigma"])
     edges = sp.csr_matrix((weights, lengths.indices, lengths.indptr), shape=lengths.shape, copy=False)
     graph = sp.csr_matrix(edges + sp.identity(len(cells), np.float32, format="csr"))
@@ -209,9 +224,9 @@ def _slide(
         rows=order,
         graph=permute(graph, order),
         local=permute(local, order),
-        xy=xy[order] * float(settings["scale"]),
+        xy=xy[order],
         sizes=(str(settings["mode"]), float(settings["local"]), float(settings["view"]), float(settings["sigma"])),
-        edge=float(np.median(lengths.data)) if lengths.nnz else 0.0,
+        edge=float(np.median(in_plane)) if len(in_plane := lengths_in_plane(lengths, xy)) else 0.0,
         empty=empty,
         isolated=isolated,
         identity=expression.identity[order],

@@ -139,6 +139,18 @@ class Values:
             "`sc.pp.normalize_total(adata)`, `sc.pp.log1p(adata)`)"
         )
 
+    def normalizer(self) -> Callable[[sp.csr_matrix, int], np.ndarray]:
+        """Return the normalisation of the stored values of a block of rows that begins at some row."""
+        factors = self.factors()
+        if factors is None:
+            return lambda block, start: block.data
+        known = factors
+
+        def normalized(block: sp.csr_matrix, start: int) -> np.ndarray:
+            return self.normalize(block.data, np.repeat(known[start : start + block.shape[0]], np.diff(block.indptr)))
+
+        return normalized
+
     def normalize(self, values: np.ndarray, factor: np.ndarray) -> np.ndarray:
         """``log(1 + factor x)`` of stored values, float32."""
         return np.log1p((np.rint(values) if self.counts else values) * factor).astype(np.float32)

@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 import numpy as np
 import pandas as pd
 import torch
 
-from stage_sc._checks import check_bool, check_name, check_positive, read_rng
+from stage_sc._checks import check_bool, check_choice, check_name, check_positive, read_rng
 from stage_sc._compute import one_thread, resolve_device
 from stage_sc._files import file_to_write, remove_parts
 from stage_sc._input import read_tables
@@ -19,7 +19,7 @@ from stage_sc._messages import element_name, naming
 from stage_sc.data import Store
 from stage_sc.model import resolve_model
 from stage_sc.niches import settle_tree
-from stage_sc.nn import Stage, StageConfig
+from stage_sc.nn import Modality, Stage, StageConfig
 from stage_sc.slides import read_slides, scratch_folder, subsample
 from stage_sc.train import adapt_config, copy_model, encode_slides, new_model, trace_niches, train
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 # Fields of the configuration that cannot change in a trained model.
 FIXED = (
-    *("dim", "n_layers", "n_heads", "levels", "scaling", "min_sd"),
+    *("modality", "dim", "n_layers", "n_heads", "levels", "scaling", "min_sd"),
     *("context_hops", "spot_hops", "spot_edge", "whiten", "test_hops", "null_margin", "null_cells"),
     *("power", "spot_power"),
 )
@@ -37,6 +37,7 @@ FIXED = (
 def fit(
     data: Data | Store,
     *,
+    modality: Modality | None = None,
     library_key: str | None = None,
     table_key: str | Sequence[str] | None = None,
     init: Stage | str | os.PathLike[str] | None = None,
@@ -71,6 +72,13 @@ def fit(
         Cells with counts, coordinates and the graph of `stage_sc.pp.build_graph`, of one or several slides: an AnnData,
         a SpatialData, a MuData, the path of one, or a list or a dictionary of these, whose panels may differ. Or a
         `stage_sc.data.Store`, for more data than memory holds.
+    modality
+        ``"rna"``: `data` holds counts. ``"protein"``: intensities of antibodies (imaging mass cytometry, CODEX, MIBI),
+        in any unit; nuclear stains and empty channels are left out, and where a column of types in ``var`` names
+        antibodies among genes, these are read alone. Intensities are read as :math:`\operatorname{arcsinh}(x / c)`,
+        with a cofactor c of each protein and slide, three times the median of its intensities above 0. The modality is
+        recorded in the model, which refuses data of the other kind. ``None``: that of `init` or `config`, by default
+        ``"rna"``.
     library_key
         Column of ``obs`` that names the slide of every cell. ``None``: the one that the graph was built with.
     table_key
@@ -126,10 +134,10 @@ def fit(
     TypeError
         If an argument is of another type, or a key is given for a store, which was built with its own.
     ValueError
-        If expression has negative, NaN or infinite values, if no cell has counts, if no gene is known to `init`, if
-        `init` is no model, its address has another form or its digest differs, if `config` and `init` differ in network
-        or tree, if `config` has more leaves than there are cells, if this machine has no such `device`, or if
-        `checkpoint` holds another training.
+        If `data` or `init` are of another `modality`, if expression has negative, NaN or infinite values, if no cell
+        has counts, if no gene is known to `init`, if `init` is no model, its address has another form or its digest
+        differs, if `config` and `init` differ in network or tree, if `config` has more leaves than there are cells, if
+        this machine has no such `device`, or if `checkpoint` holds another training.
 
     See Also
     --------
@@ -179,6 +187,16 @@ def fit(
         raise TypeError(f"`config` must be a stage_sc.model.StageConfig, got {type(config).__name__}.")
     start = None if init is None else resolve_model(init, "init")
     chosen = config or (start.config if start else StageConfig())
+    if modality is not None:
+        check_choice(modality, "modality", get_args(Modality))
+        if start and start.config.modality != modality:
+            raise ValueError(
+                f"`modality` is {modality!r}, but `init` is a model of modality {start.config.modality!r}, which "
+                "cannot read it: leave out `init` to train from scratch, or pass another model."
+            )
+        chosen = chosen.replace(modality=modality)
+    if chosen.modality == "protein" and isinstance(data, Store):
+        raise ValueError("A store holds log-normalised counts of RNA: pass AnnData objects for modality='protein'.")
     if start and any(getattr(chosen, field) != getattr(start.config, field) for field in FIXED):
         raise ValueError("`config` and `init` differ in the network or the tree: pass one of them only.")
     generator = read_rng(rng)

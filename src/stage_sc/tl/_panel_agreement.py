@@ -13,7 +13,7 @@ from stage_sc._checks import check_positive, read_rng
 from stage_sc._input import check_anndata
 from stage_sc._matrix import read_matrix
 from stage_sc._result import Columns, label_keys
-from stage_sc.genes import match_genes
+from stage_sc.genes import match_genes, match_proteins
 from stage_sc.graph import graph_view
 from stage_sc.metrics import compare_labels
 from stage_sc.model import resolve_model
@@ -94,8 +94,12 @@ def panel_agreement(
         check_positive(n_domains, "n_domains", integer=True)
     network, generator = resolve_model(model), read_rng(rng)
     values = read_matrix(adata, layer)
-    table = match_genes(adata, vocabulary=network.vocabulary.keys()).table
-    tokens = table["token"].where(table["status"].isin(["matched", "ambiguous"])).to_numpy()
+    if network.config.modality == "protein":
+        found = match_proteins(adata.var, network.vocabulary.keys())
+        tokens = np.array([token if token in network.vocabulary else None for token in found], dtype=object)
+    else:
+        table = match_genes(adata, vocabulary=network.vocabulary.keys()).table
+        tokens = table["token"].where(table["status"].isin(["matched", "ambiguous"])).to_numpy()
     genes = np.unique([token for token in tokens if isinstance(token, str)])
     if len(genes) < 2:
         raise ValueError(f"The model knows only {len(genes)} of {adata.n_vars} genes, too few to split.")
