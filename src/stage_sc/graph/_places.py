@@ -37,15 +37,15 @@ def measure_spacing(places: np.ndarray) -> tuple[float, Layout]:
 
 def sorted_places(xy: np.ndarray) -> np.ndarray:
     """``np.unique(xy, axis=0)``, ten times as fast."""
-    return np.unique(_as_complex(xy)).view(np.float64).reshape(-1, 2)
+    return np.unique(as_complex(xy)).view(np.float64).reshape(-1, 2)
 
 
 def distinct_places(xy: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """``np.unique(xy, axis=0, return_inverse=True)``, five times as fast."""
-    places, place = np.unique(_as_complex(xy), return_inverse=True)
+    places, place = np.unique(as_complex(xy), return_inverse=True)
     return places.view(np.float64).reshape(-1, 2), place
 
 
-def _as_complex(xy: np.ndarray) -> np.ndarray:
+def as_complex(xy: np.ndarray) -> np.ndarray:
     """Places as complex numbers, which numpy sorts by real, then imaginary part; -0.0 becomes 0.0."""
     return np.ascontiguousarray(xy + 0.0).view(np.complex128).ravel()

@@ -138,7 +138,7 @@ class _Metadata(NamedTuple):
 
 def _separate_places(xy: np.ndarray, slide: str, spatial_key: str) -> np.ndarray:
     """Sorted distinct places; warn of places with many cells, and refuse those with very many."""
-    places, counts = np.unique(_as_complex(xy), return_counts=True)
+    places, counts = np.unique(as_complex(xy), return_counts=True)
     places = places.view(np.float64).reshape(-1, 2)
     most = int(counts.argmax())
     if counts[most] > SHARED_PLACE:
