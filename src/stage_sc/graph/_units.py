@@ -14,7 +14,7 @@ from stage_sc._checks import check_choice, check_positive
 from stage_sc._coordinates import image_scale, known_scale
 from stage_sc._input import SlideCodes, about
 from stage_sc._stack import largest_section
-from stage_sc.graph._places import measure_spacing
+from stage_sc.graph._places import as_complex, measure_spacing
 from stage_sc.graph._platforms import (
     GRID_NEIGHBOURS,
     MODE_DEFAULTS,
