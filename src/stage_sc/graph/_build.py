@@ -196,7 +196,7 @@ def build_graph(
         if one.place.xy is not None:
             part.obsm[one.place.key] = one.place.xy
             logger.info("%sCoordinates are written to obsm[%r].", about(name), one.place.key)
-    return tables.given if copy or tables.from_files else None
+    return tables.given if copy or tables.was_read else None
 
 
 class _Input(NamedTuple):
