@@ -40,7 +40,7 @@ ALLOWED = {
     "train": "_files embed nn slides",
     "tl": "_checks _compute _evidence _files _input _matrix _messages _result data embed genes graph metrics model "
     "niches nn outlines slides train",
-    "pp": "_checks _input _matrix genes graph",
+    "pp": "_checks _input _matrix _messages _result genes graph",
     "pl": "_checks _evidence _input _matrix _palette _result _stack",
     "metrics": "_checks _input _matrix",
     "datasets": "_checks _files",

@@ -65,7 +65,7 @@ def _summary(options: dict[str, Any]) -> int:
 
 
 def _summarize() -> Callable[..., Any]:
-    function: Callable[..., Any] = st.pp.summarize  # type: ignore[attr-defined]
+    function: Callable[..., Any] = st.pp.summarize
     return function
 
 

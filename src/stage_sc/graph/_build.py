@@ -25,8 +25,9 @@ from stage_sc._input import (
 )
 from stage_sc._stack import check_stacks, split_stacks
 from stage_sc.graph._platforms import Mode
+from stage_sc.graph._settings import GraphOptions, SlideSettings
 from stage_sc.graph._state import copy_graph, graph_view, write_graph
-from stage_sc.graph._units import GraphOptions, SlideSettings, resolve_settings
+from stage_sc.graph._units import resolve_settings
 
 if TYPE_CHECKING:
     from stage_sc._input import Data, Errors
@@ -209,7 +210,7 @@ def build_graph(
         if one.place.xy is not None:
             part.obsm[one.place.key] = one.place.xy
             logger.info("%sCoordinates are written to obsm[%r].", about(name), one.place.key)
-    return tables.given if copy or tables.from_files else None
+    return tables.given if copy or tables.was_read else None
 
 
 class _Input(NamedTuple):

@@ -19,7 +19,8 @@ from stage_sc._input import SlideCodes, planar_coordinates, read_coordinates, re
 from stage_sc._matrix import read_pairs
 from stage_sc._stack import add_heights, in_micrometres
 from stage_sc.graph._neighbors import SlideGraph, assemble, slide_graph
-from stage_sc.graph._units import GraphOptions, SlideSettings, resolve_settings
+from stage_sc.graph._settings import GraphOptions, SlideSettings
+from stage_sc.graph._units import resolve_settings
 
 logger = logging.getLogger("stage_sc.pp")
 
