@@ -43,7 +43,20 @@ NUMBER = ["many", "1", -1, False, 0, NAN, INF, True, [1], {}, object(), 1 + 1j, 
 NAMES = [3, 1.5, b"x", {"a": 1}, object(), [1.5], [None], [["a"]], [], "no such name", ["no such name"]]
 PATHS: list[Any] = [3, 1.5, True, object(), {}, [], b"x", "", "\0"]
 MODEL = [*PATHS, "no such file", FOLDER, FILE, "hf://", "hf://a", pd.DataFrame()]
-DATA = [3, "slide.h5ad", [], {}, [None], {"a": 3}, pd.DataFrame({"a": [1]}), np.ones((3, 2)), object(), [[]]]
+DATA = [
+    3,
+    "no such file.h5ad",
+    ["no such file.h5ad"],
+    FOLDER,
+    [],
+    {},
+    [None],
+    {"a": 3},
+    pd.DataFrame({"a": [1]}),
+    np.ones((3, 2)),
+    object(),
+    [[]],
+]
 # Wrong values of an argument, by its annotation. ``None`` is another one where the annotation lacks it.
 WRONG: dict[str, list[Any]] = {
     "bool": ["no", "True", 2, 0, 1.0, [], object(), NAN],

@@ -25,7 +25,8 @@ ALLOWED = {
     "_tables": "_checks _containers _messages",
     "_elements": "_containers",
     "_input": "_containers _coordinates _evidence _matrix _messages _tables",
-    "_result": "_checks _messages",
+    "_palette": "",
+    "_result": "_checks _messages _palette",
     "genes": "_checks _input",
     "graph": "_checks _containers _coordinates _elements _evidence _input _matrix",
     "nn": "_checks",
@@ -38,7 +39,7 @@ ALLOWED = {
     "tl": "_checks _compute _evidence _files _input _matrix _messages _result data embed genes graph metrics model "
     "niches nn slides train",
     "pp": "_checks _input _matrix genes graph",
-    "pl": "_checks _evidence _input _matrix _result",
+    "pl": "_checks _evidence _input _matrix _palette _result",
     "metrics": "_checks _input _matrix",
     "datasets": "_checks",
     "stage_sc": "",

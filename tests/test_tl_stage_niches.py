@@ -75,7 +75,9 @@ def other_model(tissue, small_config):
 class TestWhatIsWritten:
     def test_names_and_nothing_else(self, adata, tissue, assert_same):
         assert list(adata.obs) == [*tissue.obs, *COLUMNS, "stage_domain"]
-        assert set(adata.obsm) - set(tissue.obsm) == {"X_stage"} and set(adata.uns) - set(tissue.uns) == {"stage"}
+        colors = {f"{name}_colors" for name in (*LEVELS, "stage_path", "stage_domain")}
+        assert set(adata.obsm) - set(tissue.obsm) == {"X_stage"}
+        assert set(adata.uns) - set(tissue.uns) == {"stage", *colors}
         assert_same(adata.obs[list(tissue.obs)], tissue.obs)
         assert_same(adata.var, tissue.var)
         for name in ("obsm", "obsp", "uns", "layers", "varm"):
@@ -466,7 +468,11 @@ class TestLabelledBefore:
             st.tl.stage_niches(again, model=small_model)
         assert again.obs["stage_lesion"].tolist() == list(range(300)) and "stage_fine_l1" in again.obs
         assert again.obs["stage_of_disease"].tolist() == list("abc") * 100
-        assert {name: list(again.uns[name]) for name in again.uns if name.endswith("_colors")} == colors
+        ours = {f"{name}_colors" for name in (*LEVELS, "stage_path")}
+        others = {name for name in again.uns if name.endswith("_colors") and name.startswith("stage_fine")}
+        found = {name for name in again.uns if name.endswith("_colors")}
+        assert found == ours | others | set(colors)
+        assert {name: list(again.uns[name]) for name in colors} == colors
 
     @pytest.mark.parametrize("key", ["stage_graph", "spatial_neighbors", "taken"])
     def test_name_that_is_taken(self, tissue, small_model, key):

@@ -42,6 +42,8 @@ def open_container(data: Any, name: str, table_key: str | Sequence[str] | None =
     `name` is that of the object in messages. `table_key` names tables of a SpatialData, or the modality of a MuData.
     """
     if isinstance(data, str | os.PathLike):
+        if not str(data) or "\0" in str(data) or not Path(data).exists():
+            raise FileNotFoundError(f"`{name}`: there is no file {str(data)!r}.")
         read = read_path(Path(data), name)
         return open_container(read, name, table_key)._replace(read=read)
     if is_spatialdata(data):
@@ -85,8 +87,6 @@ def is_mudata(data: Any) -> bool:
 
 def read_path(path: Path, name: str = "data") -> Any:
     """Read an .h5ad or .h5mu file, or a zarr folder of AnnData, SpatialData or MuData, into memory."""
-    if not str(path) or "\0" in str(path) or not path.exists():
-        raise FileNotFoundError(f"`{name}`: there is no file {str(path)!r}.")
     expected = "Expected is an .h5ad or .h5mu file, or a zarr folder of AnnData, SpatialData or MuData."
     try:
         if path.is_file():

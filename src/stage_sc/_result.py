@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -10,12 +10,14 @@ import pandas as pd
 
 from stage_sc._checks import check_name
 from stage_sc._messages import element_name
+from stage_sc._palette import distinct_colors, tree_colors
 
 if TYPE_CHECKING:  # torch takes seconds to import
     from anndata import AnnData
 
     from stage_sc.nn import PrototypeTree, Stage
 
+MOST_DOMAINS = 10_000  # a larger number is a name that was given
 FLAGS = ["ok", "empty", "isolated"]
 # Entries of a result.
 RESULT = {"params", "model", "levels", "tree"}
@@ -76,10 +78,23 @@ def label_keys(adata: AnnData, key_added: str = "stage") -> list[str]:
     return [*require_result(adata, key_added)["levels"], *([domain] if domain in adata.obs else [])]
 
 
-def children_of(tree: pd.DataFrame) -> dict[str, list[str]]:
-    """Children of each node in the order of the table `tree` of a result; level 1 is under the empty name."""
-    grouped = tree.groupby(tree["parent"].astype(str), sort=False)
-    return {str(parent): [str(node) for node in nodes] for parent, nodes in grouped.groups.items()}
+def label_colors(
+    result: Mapping[str, Any], key: str, key_added: str, names: Sequence[object], nodes: Mapping[object, str]
+) -> dict[object, str]:
+    """Colours of niches, paths or domains, sorted as the tree or by number; empty for other labels.
+
+    `nodes` is the node of each niche or path.
+    """
+    if nodes:
+        colors = tree_colors(result["tree"])
+        rank = {node: position for position, node in enumerate(colors)}
+        return {name: colors[nodes[name]] for name in sorted(set(names) & set(nodes), key=lambda n: rank[nodes[n]])}
+    numbers = {name: str(name).removeprefix("D") for name in names}
+    known = all(number.isdecimal() and 0 < int(number) <= MOST_DOMAINS for number in numbers.values())
+    if key != Columns(key_added).domain or not known:
+        return {}
+    palette = distinct_colors(max(map(int, numbers.values()), default=0))
+    return {name: palette[int(numbers[name]) - 1] for name in sorted(names, key=lambda name: int(numbers[name]))}
 
 
 def check_key(parts: Mapping[str, AnnData], key_added: str, argument: str = "data") -> None:
@@ -123,7 +138,7 @@ def _foreign(adata: AnnData, key_added: str) -> list[str]:
 
 
 def write_labels(adata: AnnData, labels: Labels, model: Stage, digest: str, params: dict[str, Any]) -> None:
-    """Write labels under ``params["key_added"]``; columns of the previous result, and their colours, are removed."""
+    """Write labels under ``params["key_added"]`` with their colours; those of the previous result are removed."""
     key, tree = params["key_added"], model.tree
     columns, rows = Columns(key), np.argsort(labels.cells)
     arrays = {name: values[rows] for name, values in labels._asdict().items() if isinstance(values, np.ndarray)}
@@ -155,6 +170,12 @@ def write_labels(adata: AnnData, labels: Labels, model: Stage, digest: str, para
     }
     if labels.slides is not None and len(labels.slides):
         adata.uns[key]["slides"] = labels.slides
+    for name in (*levels, columns.path, columns.domain):
+        if name in written:
+            categories = list(written[name].categories)
+            nodes = {} if name == columns.domain else {one: one.rsplit(">", 1)[-1] for one in categories}
+            colors = label_colors(adata.uns[key], name, key, categories, nodes)
+            adata.uns[f"{name}_colors"] = [colors[one] for one in categories]
 
 
 def tree_table(model: Stage, nodes: np.ndarray) -> pd.DataFrame:

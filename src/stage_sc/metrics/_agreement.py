@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -19,7 +19,14 @@ if TYPE_CHECKING:
     from stage_sc._input import Data
 
 
-def ari(data: Data, key: str, reference: str, library_key: str | None = None) -> float:
+def ari(
+    data: Data,
+    key: str,
+    reference: str,
+    library_key: str | None = None,
+    *,
+    table_key: str | Sequence[str] | None = None,
+) -> float:
     r"""Compute the adjusted Rand index of two labellings.
 
     .. math:: ARI = \frac{TP + TN - E}{TP + TN + FP + FN - E}
@@ -31,7 +38,8 @@ def ari(data: Data, key: str, reference: str, library_key: str | None = None) ->
     Parameters
     ----------
     data
-        Cells; or a list or a dictionary of such objects. Only ``obs`` is read.
+        Cells: an AnnData, SpatialData or MuData, the path of one, or a list or a dictionary of these. Only
+        ``obs`` is read.
     key
         Column of ``obs`` with the labels to score.
     reference
@@ -39,6 +47,8 @@ def ari(data: Data, key: str, reference: str, library_key: str | None = None) ->
     library_key
         Column of ``obs`` that names the slides, for the mean over slides: names of domains may then differ between
         slides. Default: all cells at once, where a domain must have the same name on all slides (stricter).
+    table_key
+        Tables of a SpatialData, or the modality of a MuData, as in `stage_sc.pp.build_graph`.
 
     Returns
     -------
@@ -60,10 +70,17 @@ def ari(data: Data, key: str, reference: str, library_key: str | None = None) ->
     >>> st.metrics.ari(ad.AnnData(obs=obs), "found", reference="expert")
     1.0
     """
-    return _agreement(ari_of, data, key, reference, library_key)
+    return _agreement(ari_of, data, key, reference, library_key, table_key)
 
 
-def nmi(data: Data, key: str, reference: str, library_key: str | None = None) -> float:
+def nmi(
+    data: Data,
+    key: str,
+    reference: str,
+    library_key: str | None = None,
+    *,
+    table_key: str | Sequence[str] | None = None,
+) -> float:
     r"""Compute the normalised mutual information of two labellings.
 
     .. math:: NMI(P, T) = \frac{MI(P, T)}{\sqrt{H(P) H(T)}}
@@ -93,10 +110,10 @@ def nmi(data: Data, key: str, reference: str, library_key: str | None = None) ->
     >>> st.metrics.nmi(ad.AnnData(obs=obs), "found", reference="expert")
     0.0
     """
-    return _agreement(nmi_of, data, key, reference, library_key)
+    return _agreement(nmi_of, data, key, reference, library_key, table_key)
 
 
-def jsd(data: Data, key: str, library_key: str | None = None) -> float:
+def jsd(data: Data, key: str, library_key: str | None = None, *, table_key: str | Sequence[str] | None = None) -> float:
     r"""Compute the Jensen-Shannon divergence of the slides' compositions, in bits.
 
     .. math:: JSD = H\Big(\frac{1}{S} \sum_s P_s\Big) - \frac{1}{S} \sum_s H(P_s)
@@ -108,11 +125,14 @@ def jsd(data: Data, key: str, library_key: str | None = None) -> float:
     Parameters
     ----------
     data
-        Cells; or a list or a dictionary of such objects. Only ``obs`` is read.
+        Cells: an AnnData, SpatialData or MuData, the path of one, or a list or a dictionary of these. Only
+        ``obs`` is read.
     key
         Column of ``obs`` with the labels, whose names mean the same on all slides. Cells without one are left out.
     library_key
         Column of ``obs`` that names the slides. Default: the objects of a list or dictionary are the slides.
+    table_key
+        Tables of a SpatialData, or the modality of a MuData, as in `stage_sc.pp.build_graph`.
 
     Returns
     -------
@@ -134,7 +154,7 @@ def jsd(data: Data, key: str, library_key: str | None = None) -> float:
     >>> st.metrics.jsd(ad.AnnData(obs=obs), "domain", library_key="slide")
     1.0
     """
-    adata, rows_of = _read.read(data, library_key)
+    adata, rows_of = _read.read(data, library_key, table_key)
     codes = _read.label_codes(adata, key)
     labelled = sum(bool((codes[rows] != _read.MISSING).any()) for rows in rows_of.values())
     if labelled < 2:
@@ -146,10 +166,15 @@ def jsd(data: Data, key: str, library_key: str | None = None) -> float:
 
 
 def _agreement(
-    metric: Callable[[np.ndarray, np.ndarray], float], data: Data, key: str, reference: str, library_key: str | None
+    metric: Callable[[np.ndarray, np.ndarray], float],
+    data: Data,
+    key: str,
+    reference: str,
+    library_key: str | None,
+    table_key: Any,
 ) -> float:
     """Mean of `metric` over slides; without `library_key`, its value for all cells."""
-    adata, rows_of = _read.read(data, library_key, at_once=True)
+    adata, rows_of = _read.read(data, library_key, table_key, at_once=True)
     codes, known = both(adata, key, reference)
     return _read.mean(metric(codes[rows], known[rows]) for rows in rows_of.values())
 

@@ -26,6 +26,7 @@ def evaluate(
     *,
     reference: str | None = None,
     library_key: str | None = None,
+    table_key: str | Sequence[str] | None = None,
     connectivities_key: str = "spatial_connectivities",
     spatial_key: str = "spatial",
     max_cells: int | None = 20_000,
@@ -48,6 +49,8 @@ def evaluate(
     library_key
         Column of ``obs`` that names the slides. Required for an object with several slides, as their coordinates
         overlap.
+    table_key
+        Tables of a SpatialData, or the modality of a MuData, as in `stage_sc.pp.build_graph`.
     connectivities_key
         Key of ``obsp`` with the graph for FIDE.
     spatial_key
@@ -83,7 +86,7 @@ def evaluate(
     if not keys:
         raise ValueError("`keys` is empty: name at least one column of adata.obs")
     check_sample(max_cells, rng)
-    adata, rows_of = _read.read(data, library_key, obsm=[spatial_key], obsp=[connectivities_key])
+    adata, rows_of = _read.read(data, library_key, table_key, obsm=[spatial_key], obsp=[connectivities_key])
     codes_of = {key: _read.label_codes(adata, key, "keys") for key in keys}
     known_of = {} if reference is None else {key: both(adata, key, reference)[1] for key in keys}
     xy, graph = _read.coordinates(adata, spatial_key), read_pairs(adata, connectivities_key)

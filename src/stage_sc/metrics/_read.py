@@ -27,13 +27,19 @@ MISSING = -1  # code of a cell without a label
 
 
 def read(
-    data: Any, library_key: str | None, *, obsm: Sequence[str] = (), obsp: Sequence[str] = (), at_once: bool = False
+    data: Any,
+    library_key: str | None,
+    table_key: str | Sequence[str] | None = None,
+    *,
+    obsm: Sequence[str] = (),
+    obsp: Sequence[str] = (),
+    at_once: bool = False,
 ) -> tuple[AnnData, dict[str, np.ndarray]]:
     """Join the objects of a container, and find the rows of each slide by its name, "" for a single one.
 
     Several objects are several slides, unless there is no `library_key` and the metric compares all cells `at_once`.
     """
-    tables = read_tables(data)
+    tables = read_tables(data, table_key=table_key)
     for name, keys in {"spatial_key": obsm, "connectivities_key": obsp}.items():
         for key in keys:
             check_name(key, name)

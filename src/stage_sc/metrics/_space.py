@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,7 +24,12 @@ TIE = 1e-6  # relative difference of distances that count as equal: absorbs roun
 
 
 def fide(
-    data: Data, key: str, connectivities_key: str = "spatial_connectivities", library_key: str | None = None
+    data: Data,
+    key: str,
+    connectivities_key: str = "spatial_connectivities",
+    library_key: str | None = None,
+    *,
+    table_key: str | Sequence[str] | None = None,
 ) -> float:
     r"""Compute the F1 score of the labels at both ends of the edges of the spatial graph.
 
@@ -45,6 +51,8 @@ def fide(
         Scores of different graphs cannot be compared, as long edges lower them.
     library_key
         Column of ``obs`` that names the slides, for the mean over slides; edges between slides are left out.
+    table_key
+        Tables of a SpatialData, or the modality of a MuData, as in `stage_sc.pp.build_graph`.
 
     Returns
     -------
@@ -72,12 +80,19 @@ def fide(
     >>> round(st.metrics.fide(adata, "domain"), 3)
     0.667
     """
-    adata, rows_of = _read.read(data, library_key, obsp=[connectivities_key])
+    adata, rows_of = _read.read(data, library_key, table_key, obsp=[connectivities_key])
     codes, graph = _read.label_codes(adata, key), read_pairs(adata, connectivities_key)
     return _read.mean(fide_of(codes[rows], graph[rows][:, rows]) for rows in rows_of.values())
 
 
-def pas(data: Data, key: str, spatial_key: str = "spatial", library_key: str | None = None) -> float:
+def pas(
+    data: Data,
+    key: str,
+    spatial_key: str = "spatial",
+    library_key: str | None = None,
+    *,
+    table_key: str | Sequence[str] | None = None,
+) -> float:
     """Compute the fraction of abnormal spots: six or more of the ten nearest cells have another label.
 
     0 means smooth domains [1]_. An expert's labels rarely score 0, as borders bend and domains can be thin.
@@ -93,6 +108,8 @@ def pas(data: Data, key: str, spatial_key: str = "spatial", library_key: str | N
     library_key
         Column of ``obs`` that names the slides, for the mean over slides with neighbours of the same slide. Required
         for an object with several slides, as their coordinates overlap.
+    table_key
+        Tables of a SpatialData, or the modality of a MuData, as in `stage_sc.pp.build_graph`.
 
     Returns
     -------
@@ -125,7 +142,7 @@ def pas(data: Data, key: str, spatial_key: str = "spatial", library_key: str | N
     >>> st.metrics.pas(adata, "domain")
     0.04
     """
-    adata, rows_of = _read.read(data, library_key, obsm=[spatial_key])
+    adata, rows_of = _read.read(data, library_key, table_key, obsm=[spatial_key])
     codes, xy = _read.label_codes(adata, key), _read.coordinates(adata, spatial_key)
     return _read.mean(pas_of(codes[rows], xy[rows]) for rows in rows_of.values())
 
@@ -136,6 +153,7 @@ def asw(
     spatial_key: str = "spatial",
     library_key: str | None = None,
     *,
+    table_key: str | Sequence[str] | None = None,
     max_cells: int | None = 20_000,
     rng: int | np.random.Generator | None = 0,
 ) -> float:
@@ -177,7 +195,7 @@ def asw(
     0.945
     """
     check_sample(max_cells, rng)
-    adata, rows_of = _read.read(data, library_key, obsm=[spatial_key])
+    adata, rows_of = _read.read(data, library_key, table_key, obsm=[spatial_key])
     codes, xy = _read.label_codes(adata, key), _read.coordinates(adata, spatial_key)
     names = np.asarray(adata.obs_names, dtype=str)
     return _read.mean(asw_of(codes[rows], xy[rows], names[rows], max_cells, rng) for rows in rows_of.values())

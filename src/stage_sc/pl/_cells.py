@@ -22,9 +22,9 @@ from stage_sc._input import (
     warn_if_overlapping,
 )
 from stage_sc._matrix import read_pairs
-from stage_sc._result import Columns, read_result
+from stage_sc._palette import MISSING_COLOR, distinct_colors, tree_colors
+from stage_sc._result import Columns, label_colors, read_result
 from stage_sc.pl._figure import CATEGORY
-from stage_sc.pl._palette import MISSING_COLOR, distinct_colors, label_colors, tree_colors
 
 
 class Scale(NamedTuple):
@@ -143,9 +143,15 @@ class Cells(NamedTuple):
         }
 
 
-def read_cells(data: Any, key_added: str, library_key: str | None, spatial_key: str | None = None) -> Cells:
+def read_cells(
+    data: Any,
+    key_added: str,
+    library_key: str | None,
+    spatial_key: str | None = None,
+    table_key: str | Sequence[str] | None = None,
+) -> Cells:
     """Read the objects of a container; the default keys are those with which the niches were computed."""
-    tables = read_tables(data)
+    tables = read_tables(data, table_key=table_key)
     check_name(key_added, "key_added")
     for value, name in ((library_key, "library_key"), (spatial_key, "spatial_key")):
         if value is not None and not (name == "library_key" and isinstance(value, str)):

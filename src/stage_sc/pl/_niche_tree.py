@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,10 +16,10 @@ from matplotlib.colors import PowerNorm
 from matplotlib.lines import Line2D
 from matplotlib.patheffects import withStroke
 
-from stage_sc._result import children_of, require_result
+from stage_sc._palette import children_of, tree_colors
+from stage_sc._result import require_result
 from stage_sc.pl._cells import read_cells
 from stage_sc.pl._figure import check_palette, read_output, shown, text_width
-from stage_sc.pl._palette import tree_colors
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -37,6 +37,7 @@ def niche_tree(
     *,
     key_added: str = "stage",
     library_key: str | None = None,
+    table_key: str | Sequence[str] | None = None,
     max_level: int | None = None,
     min_cells: int = 1,
     palette: Mapping[str, str] | None = None,
@@ -63,6 +64,8 @@ def niche_tree(
         Name under which the niches were written.
     library_key
         Column of ``obs`` that names the slide of each cell. Default: the one of the niches.
+    table_key
+        Tables of a SpatialData, or the modality of a MuData, as in `stage_sc.pp.build_graph`.
     max_level
         Deepest level to draw. Default: all.
     min_cells
@@ -122,7 +125,7 @@ def niche_tree(
     for value, name in ((1 if max_level is None else max_level, "max_level"), (min_cells, "min_cells")):
         if isinstance(value, bool) or not isinstance(value, Integral):
             raise TypeError(f"`{name}` must be an integer, got {value!r} ({type(value).__name__})")
-    cells = read_cells(data, key_added, library_key)
+    cells = read_cells(data, key_added, library_key, table_key=table_key)
     models = {require_result(part, key_added).get("model", {}).get("digest") for part in cells.parts}
     if len(models) > 1:
         raise ValueError(f"niches of {len(models)} models cannot share a tree, see `uns[{key_added!r}]['model']`")

@@ -13,11 +13,11 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
 from stage_sc._checks import check_bool, check_choice, check_positive, read_names
+from stage_sc._palette import MISSING_COLOR
 from stage_sc._result import Columns, label_keys
 from stage_sc.pl._cells import Cells, read_cells
 from stage_sc.pl._figure import CATEGORY, check_palette, fitting_size, read_output, shown, text_width
 from stage_sc.pl._grid import HIGHEST, best_columns, panel_size, place_panels
-from stage_sc.pl._palette import MISSING_COLOR
 from stage_sc.pl._points import add_scale_bar, cell_spacing, draw_cells, frame_tissue, write_names
 
 if TYPE_CHECKING:
@@ -38,6 +38,7 @@ def spatial_domains(
     key_added: str = "stage",
     spatial_key: str | None = None,
     library_key: str | None = None,
+    table_key: str | Sequence[str] | None = None,
     libraries: str | Sequence[str] | None = None,
     groups: str | Sequence[str] | None = None,
     palette: Mapping[str, str] | None = None,
@@ -74,6 +75,8 @@ def spatial_domains(
         Key of ``obsm`` with the coordinates, x and y first. Default: the one of the niches, or "spatial".
     library_key
         Column of ``obs`` that names the slide of each cell. Default: the one of the niches.
+    table_key
+        Tables of a SpatialData, or the modality of a MuData, as in `stage_sc.pp.build_graph`.
     libraries
         Slides to draw, in this order. Default: all, up to 400 panels.
     groups
@@ -154,7 +157,7 @@ def spatial_domains(
         check_positive(ncols, "ncols", integer=True)
     if legend_loc is not None:
         check_choice(legend_loc, "legend_loc", ["right margin", "on data"])
-    cells = read_cells(data, key_added, library_key, spatial_key)
+    cells = read_cells(data, key_added, library_key, spatial_key, table_key)
     xy, slides = cells.coordinates(), cells.choose(libraries)
     chosen = _choose_keys(cells, keys, groups, n_slides=len(slides))
     if libraries is None and len(slides) * len(chosen) > MOST_PANELS:

@@ -108,6 +108,9 @@ def stage_niches(
         without neighbour, else ``"ok"``.
     ``obs["stage_domain"]``
         Categorical, with `n_domains` only.
+    ``uns["stage_l1_colors"]`` …
+        Colours of the categories of all levels, paths and domains, as `stage_sc.pl` draws them; scanpy, squidpy and
+        spatialdata-plot take these.
     ``obsm["X_stage"]``
         ``(n_cells, dim)`` float32 niche embeddings of length 1, means over four hops (`smoothing` of the model).
     ``uns["stage"]``

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from matplotlib.colors import to_hex
 
-from stage_sc._result import Columns, children_of
-
 if TYPE_CHECKING:
     import pandas as pd
 
 MISSING_COLOR = "#dcdcdc"
-MOST_DOMAINS = 10_000  # a larger number is a name that was given
 
 # OKLab to linear sRGB, in two steps: https://bottosson.github.io/posts/oklab
 _LAB_TO_LMS = np.array(
@@ -36,23 +32,10 @@ _COLOUR_BLIND = np.array(
 )
 
 
-def label_colors(
-    result: Mapping[str, Any], key: str, key_added: str, names: Sequence[object], nodes: Mapping[object, str]
-) -> dict[object, str]:
-    """Colours of niches, paths or domains, sorted as the tree or by number; empty for other labels.
-
-    `nodes` is the node of each niche or path.
-    """
-    if nodes:
-        colors = tree_colors(result["tree"])
-        rank = {node: position for position, node in enumerate(colors)}
-        return {name: colors[nodes[name]] for name in sorted(set(names) & set(nodes), key=lambda n: rank[nodes[n]])}
-    numbers = {name: str(name).removeprefix("D") for name in names}
-    known = all(number.isdecimal() and 0 < int(number) <= MOST_DOMAINS for number in numbers.values())
-    if key != Columns(key_added).domain or not known:
-        return {}
-    palette = distinct_colors(max(map(int, numbers.values()), default=0))
-    return {name: palette[int(numbers[name]) - 1] for name in sorted(names, key=lambda name: int(numbers[name]))}
+def children_of(tree: pd.DataFrame) -> dict[str, list[str]]:
+    """Children of each node in the order of the table `tree` of a result; level 1 is under the empty name."""
+    grouped = tree.groupby(tree["parent"].astype(str), sort=False)
+    return {str(parent): [str(node) for node in nodes] for parent, nodes in grouped.groups.items()}
 
 
 def tree_colors(tree: pd.DataFrame) -> dict[str, str]:
