@@ -63,7 +63,7 @@ def test_files_that_are_left_out(folder, tmp_path, caplog):
         assert row["problem"] and not row["result"]
         assert f"{name}.h5ad" in record.getMessage() and row["problem"] in record.getMessage()
     good = table.loc[str(folder / "one.h5ad")]
-    assert not good["problem"] and int(float(good["labelled"])) == 150 and good["genes"] == good["genes_matched"]
+    assert not good["problem"] and good["labelled"] == "150" and 9 * int(good["genes"]) < 10 * int(good["genes_used"])
     assert run(folder, ["one", "two"], "--out", tmp_path / "good") == 0
     for name in ("one", "two"):
         found, expected = (ad.read_h5ad(tmp_path / place / f"{name}.h5ad").obs for place in ("out", "good"))
@@ -132,8 +132,8 @@ def test_process():
     code += "except SystemExit: pass\nprint('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.endswith("False\n") and "label" in done.stdout and "summary" in done.stdout
-    done = subprocess.run([sys.executable, "-m", "stage_sc", "label", "none.h5ad", "--out", "x"], capture_output=True)
-    assert done.returncode == 1 and done.stderr.count(b"\n") == 1
+    done = subprocess.run([sys.executable, "-m", "stage_sc", "--version"], capture_output=True, text=True, check=True)
+    assert done.stdout == f"stage-sc {st.__version__}\n"
 
 
 @pytest.mark.skipif(not hasattr(st.pp, "summarize"), reason="no summary without labelling")

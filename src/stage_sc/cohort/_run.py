@@ -132,7 +132,7 @@ def _embed(task: FileTask) -> AnnData:
         "slides": len(slides),
         "cells": everything.n_obs,
         "genes": adata.n_vars,
-        "genes_matched": max(len(slide.genes) for slide in slides),
+        "genes_used": max(len(slide.genes) for slide in slides),
         "scale": ", ".join(sorted({f"{value:g}" for value in graph["scale"]})),
         "unit": ", ".join(sorted(set(graph["scale_source"].astype(str)))),
     }
