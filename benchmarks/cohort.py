@@ -2,12 +2,12 @@
 
     python benchmarks/cohort.py DATA [--slides 200] [--parts speed,kills] [--kills 10] [--seed 0]
 
-DATA is a folder of sections as .h5ad files. They are replicated, rotated and cut to three panels (all genes, two thirds,
-half) and three units (µm, pixels of 0.2125 µm, mm), as .h5ad files and zarr folders; five of the files are broken: empty,
-cut off, two cells, genes without known names, no coordinates. `label_files` labels them on a cluster of one and of two
-workers, and again on two workers that are killed, with the process that called, at random moments, and writes the results
-back. Labels must be the same each time, in the results and in the files, and all else in the files unchanged. Memory is
-the sum of the resident memory of all processes, of which pages of shared libraries are counted in each.
+DATA is a folder of sections as .h5ad files. They are replicated, rotated and cut to three panels (all genes, two
+thirds, half) and three units (µm, pixels of 0.2125 µm, mm), as .h5ad files and zarr folders; five of the files are
+broken: empty, cut off, two cells, genes without known names, no coordinates. `label_files` labels them on a cluster of
+one and of two workers, and again on two workers that are killed, with the process that called, at random moments, and
+writes the results back. Labels must be the same each time, in the results and in the files, and all else in the files
+unchanged. Memory is the sum of the resident memory of all processes; pages of shared libraries are counted in each.
 """
 
 from __future__ import annotations
@@ -53,8 +53,9 @@ def write_cohort(data: Path, folder: Path, number: int, seed: int) -> list[Path]
         adata = ad.AnnData(adata.X[:, genes].copy(), obs=adata.obs[[]].copy(), var=adata.var.iloc[genes][[]].copy())
         adata.obsm["spatial"] = (xy @ turn) * UNITS[unit]
         adata.obs["mine"] = rng.integers(1000, size=adata.n_obs)
-        broken = n % max(number // 5, 1) == 1 and n // max(number // 5, 1)
-        paths.append(write_slide(adata, folder / f"slide{n:03d}", n % 4 == 3, broken if n > 1 else 0))
+        every = max(number // 5, 2)
+        broken = 1 + n // every if n % every == 1 else 0
+        paths.append(write_slide(adata, folder / f"slide{n:03d}", n % 4 == 3, broken))
     return paths
 
 

@@ -119,7 +119,8 @@ def label_files(
     Also written is ``out/summary.csv``, with one row for every file: ``file``, ``result``, ``problem`` (empty, or why
     the file was left out), ``warnings`` (all that were logged about it), numbers of ``slides``, ``cells``, cells that
     are labelled (``labelled``), ``empty`` or ``isolated``, ``genes`` and those of the model that have counts
-    (``genes_used``), ``scale`` (µm per unit) and ``unit`` (its origin, as ``scale_source`` of `stage_sc.pp.build_graph`).
+    (``genes_used``), ``scale`` (µm per unit) and ``unit`` (its origin, as ``scale_source`` of
+    `stage_sc.pp.build_graph`).
 
     Raises
     ------
