@@ -300,16 +300,17 @@ class TestGrids:
         assert slide_row(built(xy[keep]))["layout"] == slide_row(small)["layout"] == "hexagonal"
         assert small.obsp["spatial_connectivities"].nnz > 0
 
-    @pytest.mark.parametrize("pitch", [2.0, 8.0, 16.0])
-    def test_visium_hd(self, pitch):
-        xy = squares(pitch=pitch)
+    @pytest.mark.parametrize(("pitch", "local", "view"), [(2.0, 8, 12), (8.0, 2, 3), (16.0, 1, 2), (25.0, 1, 2)])
+    def test_bins(self, pitch, local, view):
+        """Neighbourhoods of Visium HD and of binned Stereo-seq reach about as far whatever the bin."""
+        xy = squares(26, pitch=pitch)
         adata = built(xy)
         row = slide_row(adata)
         assert (row["layout"], row["mode"], row["scale"]) == ("square", "hops", 1)
         steps = cdist(xy, xy, "chebyshev").round() / pitch
         np.testing.assert_array_equal(adata.obsp["spatial_connectivities"].toarray() == 1, steps == 1)
-        np.testing.assert_array_equal(adata.obsp["local_connectivities"].toarray() > 0, steps <= 2)
-        np.testing.assert_array_equal(rings(adata).toarray() > 0, steps == 3)
+        np.testing.assert_array_equal(adata.obsp["local_connectivities"].toarray() > 0, steps <= local)
+        np.testing.assert_array_equal(rings(adata).toarray() > 0, steps == view)
 
     def test_random_cells_are_no_grid(self):
         for seed in range(5):

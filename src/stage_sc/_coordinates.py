@@ -76,7 +76,7 @@ def suggest_coordinates(obs: pd.DataFrame, spatial_key: str) -> str:
 
 
 def known_scale(obs: pd.DataFrame, rows: np.ndarray, xy: np.ndarray) -> float | None:
-    """µm per unit from columns of obs with coordinates of known unit, which are `xy` up to a factor and a shift."""
+    """µm per unit from columns of obs with coordinates of known unit; `xy` are these scaled, rotated and shifted."""
     for pair, unit in COORDINATE_COLUMNS.items():
         if any(name not in obs or not _is_numeric(obs[name]) for name in pair):
             continue
@@ -86,9 +86,9 @@ def known_scale(obs: pd.DataFrame, rows: np.ndarray, xy: np.ndarray) -> float | 
         a, b = xy - xy.mean(axis=0), known - known.mean(axis=0)
         norm = np.linalg.norm(a)
         factor = float(np.linalg.norm(b) / norm) if norm else 0.0
-        for turned in (b, b[:, ::-1]):
-            if factor and np.abs(np.abs(a * factor) - np.abs(turned)).max() <= 1e-3 * np.abs(b).max():
-                return float(f"{factor * unit:.6g}")
+        left, _, right = np.linalg.svd(a.T @ b)  # the rotation or reflection that brings both together
+        if factor and np.abs(a * factor @ (left @ right) - b).max() <= 1e-3 * np.abs(b).max():
+            return float(f"{factor * unit:.6g}")
     return None
 
 

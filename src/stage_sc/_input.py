@@ -15,12 +15,12 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
-from stage_sc._containers import check_anndata
+from stage_sc._containers import check_anndata, open_container
 from stage_sc._coordinates import check_array_indices, suggest_coordinates
 from stage_sc._evidence import slide_column, warn_overlap
 from stage_sc._matrix import read_pairs
 from stage_sc._messages import element_name, naming
-from stage_sc._tables import Attempts, Data, Errors, Tables, check_errors, read_tables, slide_name
+from stage_sc._tables import Attempts, Data, Errors, Tables, check_errors, entries_of, read_tables, slide_name
 
 __all__ = [
     "Attempts",
@@ -32,7 +32,9 @@ __all__ = [
     "check_anndata",
     "check_columns",
     "check_errors",
+    "entries_of",
     "join_tables",
+    "open_container",
     "planar_coordinates",
     "read_coordinates",
     "read_labels",

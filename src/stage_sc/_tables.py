@@ -107,21 +107,14 @@ def read_tables(
     """
     if isinstance(data, Tables):
         return data
-    if isinstance(data, Mapping):
-        named = [(str(key), part) for key, part in data.items()]
-    elif isinstance(data, Sequence) and not isinstance(data, str):
-        named = list(zip(_names_of(data), data, strict=True))
-    else:
+    named = entries_of(data, name)
+    if named is None:
         opened = open_container(data, name, table_key)
         given = data if opened.read is None else opened.read
         _check_table_key(table_key, [opened])
         names, owner = opened.tables, opened.owner
         files = frozenset(names if opened.read is not None else ())
         return Tables(opened.tables, given, dict.fromkeys(names, owner), opened.rebuild, {}, files)
-    if not named:
-        raise ValueError(f"`{name}` is empty.")
-    if len(dict(named)) < len(named):
-        raise ValueError(f"Two keys of `{name}` have the same text: {[key for key, _ in named]}. Rename one.")
     found: dict[str, Opened] = {}
     problems: dict[str, Exception] = {}
     for key, part in named:
@@ -138,13 +131,24 @@ def read_tables(
     return _join_opened(data, found, problems)
 
 
-def _names_of(data: Sequence[Any]) -> list[str]:
-    """Names of the objects of a list: the stems of paths if all are paths and differ, else positions."""
-    if all(isinstance(part, str | os.PathLike) for part in data):
-        stems = [Path(part).stem for part in data]
-        if len(set(stems)) == len(stems):
-            return stems
-    return [str(position) for position in range(len(data))]
+def entries_of(data: Any, name: str = "data") -> list[tuple[str, Any]] | None:
+    """Entries of a list or a dictionary of containers with their names, ``None`` for a single container.
+
+    Those of a list are called by the stems of paths if all are paths and differ, else by position.
+    """
+    if isinstance(data, Mapping):
+        named = [(str(key), part) for key, part in data.items()]
+    elif isinstance(data, Sequence) and not isinstance(data, str | bytes):
+        stems = [Path(part).stem if isinstance(part, str | os.PathLike) else "" for part in data]
+        by_stem = len(set(stems)) == len(stems) and all(stems)
+        named = [(stem if by_stem else str(position), data[position]) for position, stem in enumerate(stems)]
+    else:
+        return None
+    if not named:
+        raise ValueError(f"`{name}` is empty.")
+    if len(dict(named)) < len(named):
+        raise ValueError(f"Two keys of `{name}` have the same text: {[key for key, _ in named]}. Rename one.")
+    return named
 
 
 def _check_table_key(table_key: Any, opened: Iterable[Opened]) -> None:
@@ -174,8 +178,7 @@ def _join_opened(data: Any, found: Mapping[str, Opened], problems: dict[str, Exc
 
     given = data
     if files or problems:
-        whole = dict(data) if isinstance(data, Mapping) else dict(zip(_names_of(data), data, strict=True))
-        by_key = {str(key): part for key, part in whole.items()}
+        by_key = dict(entries_of(data) or [])
         read = {key: by_key[key] if one.read is None else one.read for key, one in found.items()}
         given = {keys[key]: part for key, part in read.items()} if keys is not None else list(read.values())
     return Tables(by_name, given, owners, like, problems, frozenset(files))

@@ -40,7 +40,8 @@ def embed_slides(model: Stage, slides: list[Slide], device: torch.device, *, dom
     network = model if device.type == "cpu" else deepcopy(model).to(device)
     parts, rows = [], dict[str, list[float]]()
     for slide in slides:
-        if coexpression_correlation(model, slide) < UNLIKE:
+        likeness = coexpression_correlation(model, slide)
+        if likeness < UNLIKE:
             logger.warning(
                 "%r is unlike the slides that the model was trained on: its genes are coexpressed in other ways. "
                 "Niches may be meaningless; compare with a model trained on your slides (`st.tl.fit`).",
@@ -51,7 +52,7 @@ def embed_slides(model: Stage, slides: list[Slide], device: torch.device, *, dom
         if domains and directions is not None:
             context, directions = slide_context(slide, encoded.means @ directions.root.cpu(), model.config)
         if directions is not None:
-            rows[slide.name] = [directions.number, directions.floor, context_settings(slide, model.config)[0]]
+            rows[slide.name] = [directions.number, directions.floor, context_settings(slide, model.config)[0], likeness]
             if not directions.number:
                 logger.warning(
                     "%r: no direction of gene expression varies in space beyond chance (noise floor %.2f): cells and "
@@ -61,7 +62,7 @@ def embed_slides(model: Stage, slides: list[Slide], device: torch.device, *, dom
                 )
         flag = np.where(slide.empty[:], 1, np.where(slide.isolated[:], 2, 0)).astype(np.int8)
         parts.append((slide.cells, encoded.niche.numpy(), context.numpy(), flag))
-    columns = {"n_directions": int, "noise_floor": float, "context_hops": int}
+    columns = {"n_directions": int, "noise_floor": float, "context_hops": int, "likeness": float}
     table = pd.DataFrame.from_dict(rows, orient="index", columns=list(columns)).astype(columns)
     cells, niche, contexts, flags = (np.concatenate(column) for column in zip(*parts, strict=True))
     return Embeddings(cells, niche, contexts, flags, table)

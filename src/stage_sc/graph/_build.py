@@ -24,8 +24,9 @@ from stage_sc._input import (
     slide_name,
 )
 from stage_sc.graph._platforms import Mode
+from stage_sc.graph._settings import GraphOptions, SlideSettings
 from stage_sc.graph._state import copy_graph, graph_view, write_graph
-from stage_sc.graph._units import GraphOptions, SlideSettings, resolve_settings
+from stage_sc.graph._units import resolve_settings
 
 if TYPE_CHECKING:
     from stage_sc._input import Data, Errors

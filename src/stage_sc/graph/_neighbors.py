@@ -13,7 +13,8 @@ from anndata import AnnData
 from scipy.spatial import cKDTree
 
 from stage_sc.graph._platforms import GRID_NEIGHBOURS
-from stage_sc.graph._units import SlideSettings, distinct_places, sorted_places
+from stage_sc.graph._settings import SlideSettings
+from stage_sc.graph._units import distinct_places, sorted_places
 
 # Factor on radii, so that rounding after a rotation or shift moves no pair across the boundary.
 SLACK = 1 + 1e-9

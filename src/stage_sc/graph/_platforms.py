@@ -42,18 +42,31 @@ PLATFORMS: dict[str, Platform] = {
 }
 ALIASES = {"st": "spatialtranscriptomics"}
 
-# (mode, local, view) by layout. Cells: 25 and 50 µm as in the paper. Grids and spots: hops, as Visium spots are 100 µm
-# apart; on square bins of 8 µm 2 hops (5 x 5 bins) correspond to 25 µm. Squares above 50 µm are taken as spots here.
+# (mode, local, view) by layout. Cells: 25 and 50 µm as in the paper. Visium and other spots: hops, as these are 100 µm
+# apart and more. Square bins: hops that correspond to these distances along the axes, whatever the bin.
 NEIGHBOURHOODS: dict[Layout, tuple[Mode, float, float]] = {
     "cells": ("radius", 25.0, 50.0),
     "hexagonal": ("hops", 1, 2),
-    "square": ("hops", 2, 3),
     "spots": ("hops", 1, 2),
 }
+# Reach of the local neighbourhood and of the view ring on square bins, µm: 2 and 3 hops on bins of 8 µm.
+BIN_REACH, BIN_VIEW = 16.0, 24.0
+# Size below which bins are fine, and bandwidth of weights on these (that of bins of 8 µm), µm.
+FINE_BINS, BIN_SIGMA = 4.0, 8.0
+# Most hops on bins: 17 x 17 of them, 289 pairs for each.
+MAX_BIN_HOPS = 8
 # (local, view) if the mode asked for is not the preset of the layout.
 MODE_DEFAULTS: dict[Mode, tuple[float, float]] = {"radius": (25.0, 50.0), "hops": (2, 2)}
 # Neighbours on a regular grid; on other layouts edges are those of the Delaunay graph.
 GRID_NEIGHBOURS: dict[Layout, int] = {"hexagonal": 6, "square": 8}
+
+
+def neighbourhoods(layout: Layout, pitch: float) -> tuple[Mode, float, float]:
+    """Mode, local and view size of a layout; `pitch` is the distance of neighbours, µm."""
+    if layout != "square":
+        return NEIGHBOURHOODS[layout]
+    local = min(max(round(BIN_REACH / pitch), 1), MAX_BIN_HOPS)
+    return "hops", local, max(local + 1, min(round(BIN_VIEW / pitch), MAX_BIN_HOPS + 4))
 
 
 def find_platform(technology: str | None) -> Platform:

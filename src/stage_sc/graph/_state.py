@@ -18,7 +18,8 @@ from stage_sc._evidence import overlapping, warn_overlap
 from stage_sc._input import SlideCodes, planar_coordinates, read_slide_codes
 from stage_sc._matrix import read_pairs
 from stage_sc.graph._neighbors import SlideGraph, slide_graph, sorted_csr
-from stage_sc.graph._units import GraphOptions, SlideSettings, resolve_settings
+from stage_sc.graph._settings import GraphOptions, SlideSettings
+from stage_sc.graph._units import resolve_settings
 
 logger = logging.getLogger("stage_sc.pp")
 

@@ -4,25 +4,26 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Literal, NamedTuple
+from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 from anndata import AnnData
 from scipy.spatial import cKDTree
 
-from stage_sc._checks import check_choice, check_positive
 from stage_sc._coordinates import image_scale, known_scale
 from stage_sc._input import SlideCodes, about
 from stage_sc.graph._platforms import (
+    BIN_SIGMA,
+    FINE_BINS,
     GRID_NEIGHBOURS,
     MODE_DEFAULTS,
-    NEIGHBOURHOODS,
     Layout,
-    Mode,
     Platform,
     find_platform,
+    neighbourhoods,
 )
+from stage_sc.graph._settings import GraphOptions, ScaleSource, SlideSettings
 
 logger = logging.getLogger("stage_sc.pp")
 
@@ -44,53 +45,6 @@ LOOSE_SPACING = 15.0
 PIXELS = {"Xenium": 0.2125, "CosMx": 0.12028, "microscope slides at 20x": 0.5}
 # Cells at one place, above which a warning is logged, and refused, as all of them are neighbours of each other.
 SHARED_PLACE, MAX_SHARED_PLACE = 20, 1000
-# Origin of a scale.
-ScaleSource = Literal["given", "µm", "grid", "pixels", "guess"]
-
-
-@dataclass(frozen=True)
-class SlideSettings:
-    """Parameters that determine the graph of one slide."""
-
-    scale: float
-    """µm per unit of the coordinates."""
-    scale_source: ScaleSource
-    """Given by the user; coordinates are taken as µm; from the pitch of a grid; from a pixel size; or guessed."""
-    layout: Layout
-    mode: Mode
-    radius: float
-    """Longest Delaunay edge, µm."""
-    local: float
-    """Size of the local neighbourhood, µm (mode "radius") or hops (mode "hops")."""
-    view: float
-    """Outer limit of the view ring, in the same unit."""
-    sigma: float | None
-    """Bandwidth of the Gaussian weights, µm; ``None``: median edge of the slide."""
-
-
-@dataclass(frozen=True)
-class GraphOptions:
-    """Arguments of `build_graph` as given; ``None``: chosen from the data."""
-
-    technology: str | None
-    mode: Mode | None
-    radius: float
-    local: float | None
-    view: float | None
-    sigma: float | None
-
-    def check(self) -> None:
-        """Raise a TypeError or ValueError for an invalid argument."""
-        find_platform(self.technology)
-        check_positive(self.radius, "radius")
-        if self.mode is not None:
-            check_choice(self.mode, "mode", MODE_DEFAULTS)
-        for name in ("local", "view", "sigma"):
-            if getattr(self, name) is not None:
-                check_positive(getattr(self, name), name, integer=self.mode == "hops" and name != "sigma")
-        if self.local is not None and self.view is not None:
-            if self.view < self.local or (self.mode == "radius" and self.view == self.local):
-                raise ValueError(f"`view` must reach farther than `local`, got {self.view!r} and {self.local!r}.")
 
 
 def measure_spacing(places: np.ndarray) -> tuple[float, Layout]:
@@ -222,8 +176,7 @@ def _resolve_slide(
     if layout == "spots":  # the diagonals of a square are edges, and holes are not crossed
         radius = max(radius, _rounded(2 * distance))
     _warn_far_apart(distance, scale, layout, measured, platform, radius, slide)
-    coarse = layout == "square" and distance > MAX_CELL_SPACING
-    mode, local, view = NEIGHBOURHOODS["spots" if coarse else layout]
+    mode, local, view = neighbourhoods(layout, distance)
     if options.mode is not None and options.mode != mode:
         mode = options.mode
         local, view = MODE_DEFAULTS[mode]
@@ -236,7 +189,15 @@ def _resolve_slide(
             f"{about(slide)}local={local:g} and view={view:g} do not fit mode={mode!r} on a {layout} layout: "
             f"`view` must reach farther than `local`, and hops are whole numbers. Pass `mode` too."
         )
-    return SlideSettings(scale, source, layout, mode, radius, float(local), float(view), options.sigma)
+    sigma = options.sigma
+    if layout == "square" and distance < FINE_BINS:
+        sigma = BIN_SIGMA if sigma is None else sigma
+        logger.warning(
+            "%sbins of %.3g µm hold few counts each, and contexts of 4 steps reach %.3g µm: bins of 8 or 16 µm give "
+            "better niches, in a fraction of the time.",
+            *(about(slide), distance, 4 * distance),
+        )
+    return SlideSettings(scale, source, layout, mode, radius, float(local), float(view), sigma)
 
 
 def _warn_far_apart(

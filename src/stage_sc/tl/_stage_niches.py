@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -11,8 +12,9 @@ from anndata import AnnData
 from stage_sc._checks import check_bool, check_positive
 from stage_sc._compute import one_thread, resolve_device
 from stage_sc._input import Attempts, Tables, check_errors, read_tables
-from stage_sc._result import check_key, write_labels
+from stage_sc._result import Labels, check_key, write_labels
 from stage_sc.embed import embed_slides
+from stage_sc.genes import other_species
 from stage_sc.graph import build_graph, copy_graph, graph_view
 from stage_sc.model import resolve_model
 from stage_sc.niches import assign_labels, find_partition
@@ -21,6 +23,8 @@ from stage_sc.slides import read_slides, scratch_folder
 
 if TYPE_CHECKING:
     from stage_sc._input import Data, Errors
+
+logger = logging.getLogger("stage_sc.tl")
 
 
 def stage_niches(
@@ -118,7 +122,8 @@ def stage_niches(
         level, parent and number of cells of every node. For a model trained from another also ``init_node``, the node
         of that model with most of the node's training cells, and ``init_share``, the fraction of these cells.
         ``"slides"``: data frame with, for each slide, number of directions of expression that vary in space beyond
-        chance (``n_directions``), noise floor (0 to 1) and hops of the context. A slide without such directions (places
+        chance (``n_directions``), noise floor (0 to 1), hops of the context, and ``likeness``, the correlation with the
+        coexpression of genes in the model (see Notes). A slide without such directions (places
         shuffled, or too few counts) gets one niche and one domain, with a warning.
 
     Raises
@@ -192,8 +197,9 @@ def stage_niches(
     views, embedded = {}, {}  # stale graphs are rebuilt in these views
     reading: dict[str, Any] = {"spatial_key": spatial_key, "library_key": library_key, "layer": layer}
     reading["vocabulary"] = network.vocabulary.keys()
+    _leave_out_other_species(attempts)
     with one_thread():
-        for name, part in tables.by_name.items():
+        for name, part in attempts.good.items():
             with attempts.on(name), scratch_folder(part, layer) as scratch:
                 views[name] = _view_with_graph(part, tables, name, spatial_key, library_key)
                 slides = read_slides(part, network.config, prefix=name, view=views[name], scratch=scratch, **reading)
@@ -217,7 +223,30 @@ def stage_niches(
             "settle": bool(settle),
         }
         write_labels(part, given, network, digest, params)
+    _log(attempts, [len(one.cells) for one in chosen], labels)
     return tables.given if copy or tables.from_files else None
+
+
+def _leave_out_other_species(attempts: Attempts) -> None:
+    """Note objects with ids of another species than human and mouse, if others have none and errors are skipped."""
+    hints = {name: other_species(part.var) for name, part in attempts.good.items()} if attempts.skip else {}
+    if all(hints.values()):
+        return
+    for name, hint in hints.items():
+        if hint:
+            attempts.problems[name] = ValueError(f"another species than on the other slides. {hint}")
+
+
+def _log(attempts: Attempts, n_cells: list[int], labels: list[Labels]) -> None:
+    """Summary of the cohort in one line."""
+    tables = [part.uns["stage_graph"]["slides"] for part in attempts.good.values()]
+    guessed = sum(int((table["scale_source"] == "guess").sum()) for table in tables if "scale_source" in table)
+    logger.info(
+        "Labelled %d cells of %d slides (%d objects): the unit is guessed on %d slides, %d cells are flagged, %d "
+        "objects are left out. `st.pp.summarize(data)` has the details.",
+        *(sum(n_cells), sum(map(len, tables)), len(tables), guessed),
+        *(sum(int((one.flag > 0).sum()) for one in labels), len(attempts.problems)),
+    )
 
 
 def _view_with_graph(
