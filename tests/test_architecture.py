@@ -20,6 +20,7 @@ ALLOWED = {
     "_evidence": "_coordinates",
     "_matrix": "",
     "_files": "_messages",
+    "_file_tables": "_files _messages",
     "_messages": "",
     "_containers": "",
     "_tables": "_checks _containers _messages",
@@ -32,13 +33,14 @@ ALLOWED = {
     "graph": "_checks _containers _coordinates _elements _evidence _input _matrix _stack",
     "nn": "_checks",
     "slides": "_files _input _matrix _stack genes graph nn",
-    "data": "_checks _files _messages graph nn slides",
+    "data": "_checks _file_tables _files _messages graph nn slides",
     "model": "_checks _files _messages nn",
     "embed": "nn slides",
     "niches": "_compute _result nn slides",
     "outlines": "_evidence _files _input _messages _palette _result",
     "train": "_files embed nn slides",
-    "tl": "_checks _compute _evidence _files _input _matrix _messages _result data embed genes graph metrics model "
+    "cohort": "_compute _evidence _file_tables _files _messages _result embed graph model niches nn slides",
+    "tl": "_checks _compute _evidence _files _input _matrix _messages _result cohort data embed genes graph metrics model "
     "niches nn outlines slides train",
     "pp": "_checks _input _matrix _messages _result genes graph",
     "pl": "_checks _evidence _input _matrix _palette _result _stack",
@@ -123,7 +125,7 @@ def test_no_private_module_of_another_package():
             assert own or not any(part.startswith("_") for part in inner), (module, name)
 
 
-@pytest.mark.parametrize("module", ["tl._stage_niches", "tl._label_files", "niches", "embed", "slides"])
+@pytest.mark.parametrize("module", ["tl._stage_niches", "tl._label_files", "cohort", "niches", "embed", "slides"])
 def test_labelling_needs_no_training(module):
     reached = reached_from(f"stage_sc.{module}")
     assert len(reached) > 10 and not any(name.startswith("stage_sc.train") for name in reached)

@@ -1,4 +1,4 @@
-"""Slides in files: the table of cells, with expression left on disk; and files that are written whole."""
+"""Paths that are given, and files that are written whole."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import re
 import shutil
 import socket
 import time
-import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import lru_cache
@@ -19,18 +18,12 @@ from tempfile import gettempdir
 from typing import Any
 from uuid import uuid4
 
-import anndata as ad
 import h5py
-import numpy as np
-import pandas as pd
-import zarr
 from anndata import AnnData
-from anndata.experimental import read_elem_lazy
-from anndata.io import read_elem, write_elem
+from anndata.io import write_elem
 
 from stage_sc._messages import naming
 
-KINDS = "an .h5ad file, a zarr folder of AnnData, or a zarr folder of SpatialData"
 # Suffix of files and folders that are being written.
 PART = ".part"
 # Seconds after which a part is left over, if its process cannot be asked.
@@ -40,56 +33,6 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # Last bytes of a sealed file: this, and the SHA-256 of all bytes before it.
 SEAL = b"\nstage_sc sha256 "
 SEAL_LENGTH = len(SEAL) + 64
-
-
-def read_table(
-    path: Path,
-    *,
-    spatial_key: str = "spatial",
-    library_key: str | None = None,
-    layer: str | None = None,
-    table_key: str | None = None,
-    finite: bool = True,
-) -> AnnData:
-    """Read annotations, coordinates and genes of the cells with coordinates; ``X`` is a dask array, not read yet.
-
-    `path` is an .h5ad file, a zarr folder of AnnData, or a zarr folder of SpatialData, of which `table_key` names the
-    table (default: the only one). `spatial_key`, `library_key` and `layer` name coordinates, slide and counts.
-    ``finite=False`` reads cells without coordinates too. Errors name the file.
-    """
-    with naming(repr(str(path)), path.name), warnings.catch_warnings():
-        warnings.simplefilter("ignore", ad.OldFormatWarning)  # of categories of anndata 0.7
-        group = _table(_open(path), path, table_key)
-        X = read_elem_lazy(_get(group, ("layers", layer) if layer else ("X",), path))
-        xy = read_elem(_get(group, ("obsm", spatial_key), path))
-        if library_key:
-            _get(group, ("obs", library_key), path)
-        xy = xy.to_numpy() if isinstance(xy, pd.DataFrame) else np.asarray(xy)
-        obs, var = read_elem(group["obs"]), read_elem(group["var"])  # by anndata, which knows old forms of categories
-        obs.index = obs.index.astype(str)
-        adata = ad.AnnData(X, obs=obs, var=var, obsm={spatial_key: xy}, uns=_read_uns(group))
-        return with_coordinates(adata, spatial_key)[0] if finite else adata
-
-
-def with_coordinates(adata: AnnData, spatial_key: str) -> tuple[AnnData, np.ndarray]:
-    """Return the cells with finite coordinates, and their positions among all, ``(n,)`` int64."""
-    finite = np.isfinite(adata.obsm[spatial_key].astype(np.float64)).all(axis=1)
-    return (adata if finite.all() else adata[finite].copy()), np.flatnonzero(finite)
-
-
-def _read_uns(group: Any) -> dict[str, Any]:
-    """Entries about regions and scale, without images."""
-    uns: dict[str, Any] = {}
-    if "spatialdata_attrs" in group.get("uns", {}):
-        uns["spatialdata_attrs"] = read_elem(group["uns/spatialdata_attrs"])
-    spatial: Any = group["uns/spatial"] if "spatial" in group.get("uns", {}) else {}
-    if hasattr(spatial, "items"):
-        uns["spatial"] = {
-            name: {key: read_elem(library[key]) for key in ("scalefactors", "metadata") if key in library}
-            for name, library in spatial.items()
-            if hasattr(library, "items")
-        }
-    return uns
 
 
 def existing(files: Iterable[str | os.PathLike[str]]) -> list[Path]:
@@ -132,59 +75,6 @@ def folder_to_write(value: Any, name: str) -> Path:
         if place.exists() and not place.is_dir():
             raise NotADirectoryError(f"`{name}` must name a folder, but {str(place)!r} is a file.")
     return path
-
-
-@contextmanager
-def open_table(path: Path, table_key: str | None = None) -> Iterator[Any]:
-    """Open the AnnData of a file or folder as a group of h5py or zarr, to read from."""
-    root = _open(path)
-    try:
-        yield _table(root, path, table_key)
-    finally:
-        if path.is_file():
-            root.close()
-
-
-def _open(path: Path) -> Any:
-    existing([path])
-    try:
-        return h5py.File(path, "r") if path.is_file() else zarr.open_group(path, mode="r")
-    except (OSError, ValueError, RuntimeError, KeyError, zarr.errors.GroupNotFoundError) as error:
-        raise ValueError(f"{str(path)!r} cannot be read ({error}). Expected is {KINDS}.") from error
-
-
-def _table(group: Any, path: Path, table_key: str | None) -> Any:
-    """Find the AnnData of a file: all of it, or a table of SpatialData."""
-    if "tables" in group:
-        tables = sorted(group["tables"].keys())
-        if table_key is None and len(tables) != 1:
-            raise ValueError(f"{str(path)!r} has the tables {', '.join(tables)}: pass `table_key`.")
-        return _get(group, ("tables", table_key or tables[0]), path)
-    if "mod" in group:
-        modalities = sorted(group["mod"].keys()) or ["rna"]
-        raise ValueError(
-            f"{str(path)!r} is a MuData file with the modalities {', '.join(map(repr, modalities))}. Write the one "
-            f"with counts and coordinates to a file of its own: `mudata.read({str(path)!r}).mod[{modalities[0]!r}]"
-            '.write_h5ad("slide.h5ad")`.'
-        )
-    if "var" not in group or "obs" not in group:
-        raise ValueError(f"{str(path)!r} holds no table of cells. Expected is {KINDS}.")
-    if not all(hasattr(group[name], "keys") for name in ("obs", "var")):
-        raise ValueError(
-            f"{str(path)!r} has the layout of anndata before 0.7. Write it anew: `adata = anndata.read_h5ad("
-            f"{str(path)!r})`, then `adata.write_h5ad(path)`."
-        )
-    return group
-
-
-def _get(group: Any, keys: tuple[str, ...], path: Path) -> Any:
-    """Element below a group; the error lists those that exist."""
-    for key in keys:
-        if key not in group:
-            present = ", ".join(map(repr, sorted(group.keys()))) or "nothing"
-            raise KeyError(f"{str(path)!r} has no {'/'.join(keys)!r}; at {key!r} there is {present}.")
-        group = group[key]
-    return group
 
 
 def table_folder(path: Path, table_key: str | None) -> Path:

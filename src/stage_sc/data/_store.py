@@ -16,6 +16,7 @@ from scipy.spatial import cKDTree
 from tqdm.auto import tqdm
 
 from stage_sc._checks import check_bool, check_name, check_scale
+from stage_sc._file_tables import read_table
 from stage_sc._files import (
     PART,
     as_path,
@@ -24,7 +25,6 @@ from stage_sc._files import (
     folder_to_write,
     known_digest,
     part_of,
-    read_table,
     remove_parts,
     stamp,
     temporary_folder,

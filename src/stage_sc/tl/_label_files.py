@@ -18,12 +18,22 @@ from stage_sc._checks import check_bool, check_choice, check_name, check_positiv
 from stage_sc._compute import one_thread, resolve_device
 from stage_sc._files import existing, folder_to_write, remove_parts
 from stage_sc._result import check_key
+from stage_sc.cohort import (
+    MODEL,
+    SUMMARY,
+    EmbeddedFile,
+    FileTask,
+    check_file,
+    check_place,
+    embed_file,
+    label_file,
+    result_paths,
+    write_summary,
+)
 from stage_sc.graph import find_platform
 from stage_sc.model import resolve_model, save_checkpoint
 from stage_sc.niches import find_partition
 from stage_sc.nn import Stage
-from stage_sc.tl._file_results import MODEL, SUMMARY, check_place, result_paths, write_summary
-from stage_sc.tl._file_tasks import EmbeddedFile, FileTask, check_file, embed_file, label_file
 
 logger = logging.getLogger("stage_sc.tl")
 
@@ -70,7 +80,8 @@ def label_files(
         tree settles, and domains are found, on all files together: when the call is repeated with other files, all
         results are written anew, and labels may change. With ``settle=False`` and without domains they do not.
     spatial_key
-        Entry of ``obsm`` with the coordinates.
+        Entry of ``obsm`` with the coordinates. Where a table of SpatialData has none, they are the centroids of the
+        shapes or labels that it annotates, as in `stage_sc.pp.build_graph`.
     library_key
         Column of ``obs`` with the slide (whole section) of every cell. ``None``: the regions of a SpatialData table
         that has several, else one slide per file. ``""``: one slide per file in any case.
@@ -107,8 +118,9 @@ def label_files(
 
     Also written is ``out/summary.csv``, with one row for every file: ``file``, ``result``, ``problem`` (empty, or why
     the file was left out), ``warnings`` (all that were logged about it), numbers of ``slides``, ``cells``, cells that
-    are labelled (``labelled``), ``empty`` or ``isolated``, ``genes`` and ``genes_matched`` with the model, ``scale``
-    (µm per unit) and ``unit`` (its origin, as ``scale_source`` of `stage_sc.pp.build_graph`).
+    are labelled (``labelled``), ``empty`` or ``isolated``, ``genes`` and those of the model that have counts
+    (``genes_used``), ``scale`` (µm per unit) and ``unit`` (its origin, as ``scale_source`` of
+    `stage_sc.pp.build_graph`).
 
     Raises
     ------
@@ -171,7 +183,7 @@ def label_files(
     with one_thread():
         items = [task.item for task in good]
         partition = find_partition(network, items, settle=bool(settle), n_domains=n_domains, run=run)
-    params = {"key_added": key_added, "n_domains": n_domains or 0, "settle": bool(settle), "spatial_key": spatial_key}
+    params = {"key_added": key_added, "n_domains": n_domains or 0, "settle": bool(settle)}
     params |= {name: key for name, key in (("library_key", library_key), ("layer", layer)) if key is not None}
     found = run(label_file, [(task, partition, params, bool(write_back)) for task in good])
     problems |= {task.path: error for task, error in zip(good, found, strict=True)}

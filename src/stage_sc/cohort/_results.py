@@ -144,4 +144,4 @@ class Record:
 
 def write_summary(folder: Path, rows: list[dict[str, Any]]) -> None:
     """Write the table of all files of a call."""
-    write_whole(folder / SUMMARY, pd.DataFrame(rows).to_csv(index=False).encode())
+    write_whole(folder / SUMMARY, pd.DataFrame(rows).convert_dtypes().to_csv(index=False).encode())

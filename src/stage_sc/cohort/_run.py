@@ -7,128 +7,36 @@ import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
 import pandas as pd
 from anndata import AnnData
-from anndata.io import read_elem
 
 from stage_sc._compute import one_thread, resolve_device
 from stage_sc._evidence import slide_column
+from stage_sc._file_tables import read_table, with_coordinates, with_elements
 from stage_sc._files import (
     FULL,
-    is_intact,
-    read_table,
     stamp,
     temporary_folder,
-    with_coordinates,
     write_h5ad,
 )
 from stage_sc._messages import naming
-from stage_sc._result import FLAGS, Columns, check_key, write_labels, written_names
+from stage_sc._result import Columns, check_key, write_labels, written_names
+from stage_sc.cohort._results import Record, read_back, read_sources, source_digest
+from stage_sc.cohort._task import FileTask
+from stage_sc.cohort._write_back import Change, read_outline, write_back
 from stage_sc.embed import embed_slides
 from stage_sc.graph import build_graph
 from stage_sc.model import resolve_model
 from stage_sc.niches import Partition, assign_labels
 from stage_sc.nn import Stage
 from stage_sc.slides import read_slides
-from stage_sc.tl._file_results import Record, read_back, read_sources, source_digest
-from stage_sc.tl._write_back import Change, read_outline, write_back
 
 logger = logging.getLogger("stage_sc.tl")
-
-
-@dataclass(frozen=True)
-class EmbeddedFile:
-    """Embeddings of the cells of a file, kept in another file (see `stage_sc.embed.Embeddings`); every access reads."""
-
-    path: Path
-
-    @property
-    def flag(self) -> np.ndarray:
-        return self.read("uns/flag")
-
-    @property
-    def cells(self) -> np.ndarray:
-        return np.arange(len(self.flag))
-
-    @property
-    def niche(self) -> np.ndarray:
-        return self.read("obsm/niche")
-
-    @property
-    def context(self) -> np.ndarray:
-        return self.read("obsm/context")
-
-    @property
-    def slides(self) -> pd.DataFrame:
-        return self.read("uns/slides")
-
-    def read(self, key: str) -> Any:
-        if not is_intact(self.path):
-            raise ValueError(f"{str(self.path)!r} is damaged: repeat the call, which makes it anew.")
-        with h5py.File(self.path, "r") as file:
-            return read_elem(file[key])
-
-
-@dataclass(frozen=True)
-class FileTask:
-    """A file to label, and all that the result depends on but the partition."""
-
-    path: Path
-    item: EmbeddedFile
-    result: Path
-    checkpoint: Path
-    reading: dict[str, str | None]
-    """Names of keys, layer and table."""
-    graph: dict[str, Any]
-    device: str
-    errors: str
-
-    @property
-    def state(self) -> str:
-        """Size and time of the last change of the file, as text."""
-        return "-".join(map(str, stamp(self.path, self.reading["table_key"])))
-
-    @property
-    def source(self) -> dict[str, str]:
-        """Description of the input in the present state of the file."""
-        settings = {**self.reading, **self.graph}
-        source = {"path": str(self.path.resolve()), "state": self.state, "model": self.checkpoint.stem}
-        return source | {name: value for name, value in settings.items() if value is not None}
-
-    def known_source(self) -> dict[str, str] | None:
-        """Return the description of the input of the embeddings on disk, if the file would give the same now."""
-        if not self.item.path.exists():
-            return None
-        if not is_intact(self.item.path):
-            path = str(self.item.path)
-            logger.warning("%r is damaged, or of another version: the embeddings are computed anew.", path)
-            return None
-        stored, source = self.item.read("uns/source"), self.source
-        known = Record(self.item.path, stored).knows(source["state"])
-        return stored if known and {**stored, "state": ""} == {**source, "state": ""} else None
-
-    def summary(self, problem: Exception | None) -> dict[str, Any]:
-        """Row of the summary: what is known of the file."""
-        text = "" if problem is None else self.explain(problem)
-        row: dict[str, Any] = {"file": str(self.path), "result": "", "problem": text, "warnings": ""}
-        if problem is None:
-            flags = np.bincount(self.item.flag, minlength=len(FLAGS))
-            numbers = {name: int(number) for name, number in zip(FLAGS[1:], flags[1:], strict=True)}
-            row |= {"result": str(self.result), "warnings": self.item.read("uns/warnings")}
-            row |= self.item.read("uns/facts") | {"labelled": int(flags.sum())} | numbers
-        return row
-
-    def explain(self, problem: Exception) -> str:
-        """Message of an error about the file, without its name; that of a KeyError without quotes."""
-        text = str(problem.args[0]) if isinstance(problem, KeyError) and problem.args else str(problem)
-        return text.removeprefix(f"{self.path}: ")
 
 
 @lru_cache(maxsize=2)
@@ -205,10 +113,14 @@ def _collected() -> Iterator[list[str]]:
 def _embed(task: FileTask) -> AnnData:
     """Embed the cells of a file that have coordinates; of its annotations, only slides and regions are kept."""
     reading, library_key = task.reading, task.reading["library_key"]
-    spatial_key = str(reading["spatial_key"])
-    everything = read_table(task.path, **reading, finite=False)  # type: ignore[arg-type]
-    adata, rows = with_coordinates(everything, spatial_key)
-    build_graph(adata, spatial_key=spatial_key, library_key=library_key, **task.graph)
+    spatial_key, table_key = str(reading["spatial_key"]), reading["table_key"]
+    everything = adata = read_table(task.path, **reading, whole=True)  # type: ignore[arg-type]
+    rows = np.arange(adata.n_obs)
+    if spatial_key in adata.obsm:
+        adata, rows = with_coordinates(everything, spatial_key)
+    given = with_elements(task.path, table_key, adata, places=spatial_key not in adata.obsm)
+    build_graph(given, spatial_key=spatial_key, library_key=library_key, **task.graph)
+    spatial_key = adata.uns["stage_graph"]["params"]["spatial_key"]
     network = _network(task.checkpoint)
     with temporary_folder() as scratch, one_thread():
         names = network.vocabulary.keys()
@@ -220,11 +132,12 @@ def _embed(task: FileTask) -> AnnData:
         "slides": len(slides),
         "cells": everything.n_obs,
         "genes": adata.n_vars,
-        "genes_matched": max(len(slide.genes) for slide in slides),
+        "genes_used": max(len(slide.genes) for slide in slides),
         "scale": ", ".join(sorted({f"{value:g}" for value in graph["scale"]})),
         "unit": ", ".join(sorted(set(graph["scale_source"].astype(str)))),
     }
     uns: dict[str, Any] = {"flag": found.flag[order], "slides": found.slides, "kept": {}, "rows": rows, "facts": facts}
+    uns["spatial_key"] = spatial_key
     columns = [library_key]
     if "spatialdata_attrs" in adata.uns:  # the link of a table with its shapes
         attrs = uns["kept"]["spatialdata_attrs"] = adata.uns["spatialdata_attrs"]
@@ -259,9 +172,9 @@ def _write_result(task: FileTask, partition: Partition, params: dict[str, Any], 
         return
     with one_thread():
         labels = assign_labels(network, partition, item, resolve_device("cpu"))
-    spatial_key = params["spatial_key"]
+    spatial_key = item.read("uns/spatial_key")
     adata = AnnData(obs=item.read("obs"), obsm={spatial_key: item.read("obsm/coordinates")}, uns=item.read("uns/kept"))
-    params = {"library_key": slide_column(adata), "layer": "", **params}
+    params = {"library_key": slide_column(adata), "layer": "", **params, "spatial_key": spatial_key}
     if before is not None:
         if before.obs_names.equals(adata.obs_names):  # labels under other keys, and all that was added, are kept
             before.obsm[spatial_key] = adata.obsm[spatial_key]
@@ -312,4 +225,7 @@ def _change(task: FileTask, result: AnnData, there: AnnData, key: str) -> Change
     before = written_names(there, key)
     removed = [*(f"obs/{name}" for name in before), *(f"uns/{name}_colors" for name in before)]
     uns = {name: value for name, value in result.uns[key].items() if name != "source"}
-    return Change(obs, {embedding: values}, {key: uns}, removed)
+    obsm, place = {embedding: values}, uns["params"]["spatial_key"]
+    if place not in there.obsm:  # from the shapes, where all cells have coordinates
+        obsm[place] = result.obsm[place]
+    return Change(obs, obsm, {key: uns}, removed)

@@ -18,7 +18,8 @@ from anndata import AnnData
 from anndata.io import read_elem, write_elem
 from zarr.storage import LocalStore, WrapperStore
 
-from stage_sc._files import open_table, part_of, remove_parts, table_folder, writing
+from stage_sc._file_tables import open_table
+from stage_sc._files import part_of, remove_parts, table_folder, writing
 from stage_sc._messages import naming
 
 # Names of the metadata of a group with the attributes, and with the metadata of everything below, by format of zarr.
