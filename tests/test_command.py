@@ -71,6 +71,21 @@ def test_files_that_are_left_out(folder, tmp_path, caplog):
     assert not (tmp_path / "out" / "few.h5ad").exists()
 
 
+def test_a_wrong_unit(folder, tmp_path):
+    """A slide in mm among slides in µm, where the scale is given; without it the unit is guessed."""
+    adata = ad.read_h5ad(folder / "one.h5ad")
+    adata.obsm["spatial"] = adata.obsm["spatial"] / 1000
+    adata.write_h5ad(tmp_path / "mm.h5ad")
+    files = [folder / "one.h5ad", tmp_path / "mm.h5ad"]
+    for scale, status in ((1, 3), (None, 0)):
+        options = ["--out", str(tmp_path / "out"), "--model", str(folder / "model.safetensors"), "--no-settle"]
+        assert main(["label", *map(str, files), *options, *(["--scale", "1"] if scale else [])]) == status
+        table = pd.read_csv(tmp_path / "out" / "summary.csv", keep_default_na=False)
+        assert ("µm per unit" in table["problem"][1]) == (scale is not None)
+    assert table["unit"].tolist() == ["µm", "guess"]
+    assert "the unit of the coordinates is unknown" in table["warnings"][1] and not table["problem"][1]
+
+
 def test_all_are_left_out_or_errors_are_raised(folder, tmp_path, capsys):
     for options in (["--errors", "raise"], []):
         names = ["one", "few"] if options else ["few", "fish"]
@@ -136,7 +151,6 @@ def test_process():
     assert done.stdout == f"stage-sc {st.__version__}\n"
 
 
-@pytest.mark.skipif(not hasattr(st.pp, "summarize"), reason="no summary without labelling")
 def test_summary(folder, tmp_path, capsys):
     files = [str(folder / f"{name}.h5ad") for name in ("one", "few")]
     assert main(["summary", files[0]]) == 0

@@ -7,6 +7,7 @@ import inspect
 import logging
 import re
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,6 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = vars(_parser(argv).parse_args(argv))
     command, debug = options.pop("command"), options.pop("debug")
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    warnings.simplefilter("ignore", SyntaxWarning)  # of packages, while they are imported
     try:
         return {"label": _label, "summary": _summary}[command](options)
     except KeyboardInterrupt:
@@ -56,17 +58,16 @@ def _label(options: dict[str, Any]) -> int:
 
 def _summary(options: dict[str, Any]) -> int:
     files, save = options.pop("files"), options.pop("csv")
-    table = _summarize()(files, **options)
+    table = st.pp.summarize(files, **options)
     if save is None:
-        print(table.to_string())
+        texts = ["warning", "problem"]
+        print(table.drop(columns=texts).to_string(float_format="{:.4g}".format))
+        for name, row in table[texts].iterrows():
+            for kind, text in row[row != ""].items():
+                print(f"{kind}: {name}: {str(text).removeprefix(f'Slide {name!r}: ')}")
     else:
         table.to_csv(save)
     return LEFT_OUT if table["problem"].fillna("").astype(bool).any() else 0
-
-
-def _summarize() -> Callable[..., Any]:
-    function: Callable[..., Any] = st.pp.summarize
-    return function
 
 
 @contextmanager
@@ -116,13 +117,16 @@ def _add_label(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_summary(parser: argparse.ArgumentParser) -> None:
-    _add_options(parser, _summarize())
+    _add_options(parser, st.pp.summarize, like=st.tl.label_files)
     parser.add_argument("--csv", type=Path, metavar="FILE", help="write the table to a file instead of printing it")
 
 
-def _add_options(parser: argparse.ArgumentParser, function: Callable[..., Any]) -> None:
-    """Add the arguments of a function, with the help of its docstring; the first one are the files."""
-    described = read_parameters(inspect.getdoc(function) or "")
+def _add_options(
+    parser: argparse.ArgumentParser, function: Callable[..., Any], like: Callable[..., Any] | None = None
+) -> None:
+    """Add the arguments of a function, with the help of its docstring or of the function `like` it; files are first."""
+    own, described = (read_parameters(inspect.getdoc(one) or "") for one in (function, like))
+    described |= {name: text for name, text in own.items() if not (text.startswith("As in") and name in described)}
     described["scheduler"] = 'Scheduler of dask: "threads", "processes", or the address of a cluster such as tcp://….'
     for position, (name, parameter) in enumerate(inspect.signature(function).parameters.items()):
         text, kind = described.get(name, ""), str(parameter.annotation)
@@ -134,9 +138,8 @@ def _add_options(parser: argparse.ArgumentParser, function: Callable[..., Any]) 
             parser.add_argument(flag, required=True, metavar="FOLDER", help=text)
         elif kind == "bool":
             parser.add_argument(flag, action=argparse.BooleanOptionalAction, default=default, help=text)
-        elif kind.startswith("Literal["):
-            choices = re.findall(r"""['"]([^'"]*)['"]""", kind)
-            parser.add_argument(flag, choices=choices, default=default, help=text)
+        elif kind == "Errors":
+            parser.add_argument(flag, choices=["skip", "raise"], default=default, help=text)
         else:
             number = {"int": int, "float": float}.get(kind.split(" ")[0])
             parser.add_argument(flag, type=number or str, default=default, metavar=name.upper(), help=text)

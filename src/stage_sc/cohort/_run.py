@@ -5,14 +5,13 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 from anndata import AnnData
 
 from stage_sc._compute import one_thread, resolve_device
@@ -30,7 +29,7 @@ from stage_sc.cohort._results import Record, read_back, read_sources, source_dig
 from stage_sc.cohort._task import FileTask
 from stage_sc.cohort._write_back import Change, read_outline, write_back
 from stage_sc.embed import embed_slides
-from stage_sc.graph import build_graph
+from stage_sc.graph import Measures, build_graph, measure_slides
 from stage_sc.model import resolve_model
 from stage_sc.niches import Partition, assign_labels
 from stage_sc.nn import Stage
@@ -76,7 +75,7 @@ def embed_file(task: FileTask) -> Exception | None:
         if task.errors == "raise" or not is_about_file(error):
             raise
         return portable(error)
-    found.uns |= {"source": source, "warnings": "\n".join(said)}
+    found.uns |= {"source": source, "warnings": "\n".join(dict.fromkeys(said))}
     write_h5ad(task.item.path, found)
     return None
 
@@ -121,20 +120,23 @@ def _embed(task: FileTask) -> AnnData:
     given = with_elements(task.path, table_key, adata, places=spatial_key not in adata.obsm)
     build_graph(given, spatial_key=spatial_key, library_key=library_key, **task.graph)
     spatial_key = adata.uns["stage_graph"]["params"]["spatial_key"]
+    measures = _measure(adata, task, spatial_key)
     network = _network(task.checkpoint)
     with temporary_folder() as scratch, one_thread():
         names = network.vocabulary.keys()
         slides = read_slides(adata, network.config, vocabulary=names, prefix=task.path.stem, scratch=scratch)
         found = embed_slides(network, slides, resolve_device(task.device), domains=True)
     order = np.argsort(found.cells)
-    graph: pd.DataFrame = adata.uns["stage_graph"]["slides"]
     facts = {
         "slides": len(slides),
         "cells": everything.n_obs,
         "genes": adata.n_vars,
         "genes_used": max(len(slide.genes) for slide in slides),
-        "scale": ", ".join(sorted({f"{value:g}" for value in graph["scale"]})),
-        "unit": ", ".join(sorted(set(graph["scale_source"].astype(str)))),
+        "scale": _listed(f"{one.scale:g}" for one in measures),
+        "unit": _listed(one.source for one in measures),
+        "layout": _listed(one.layout for one in measures),
+        "spacing": round(float(np.median([one.spacing for one in measures])), 3),
+        "neighbours": float(np.median([one.neighbours for one in measures])),
     }
     uns: dict[str, Any] = {"flag": found.flag[order], "slides": found.slides, "kept": {}, "rows": rows, "facts": facts}
     uns["spatial_key"] = spatial_key
@@ -145,6 +147,20 @@ def _embed(task: FileTask) -> AnnData:
     obs = adata.obs[[column for column in dict.fromkeys(columns) if column in adata.obs]]
     obsm = {"niche": found.niche[order], "context": found.context[order], "coordinates": adata.obsm[spatial_key]}
     return AnnData(obs=obs, obsm=obsm, uns=uns)
+
+
+def _measure(adata: AnnData, task: FileTask, spatial_key: str) -> list[Measures]:
+    """Measure the slides; with ``errors="skip"``, a scale that cannot be right is an error."""
+    keys = {"spatial_key": spatial_key, "library_key": task.reading["library_key"], "coordinate_system": None}
+    given: dict[str, Any] = task.graph if task.errors == "skip" else {**task.graph, "scale": None}
+    measures = list(measure_slides(adata, None, "", **keys, **given))  # type: ignore[arg-type]
+    if problem := next((one.problem for one in measures if one.problem), ""):
+        raise ValueError(problem)
+    return measures
+
+
+def _listed(values: Iterable[str]) -> str:
+    return ", ".join(sorted(set(values)))
 
 
 def label_file(task: FileTask, partition: Partition, params: dict[str, Any], into_file: bool) -> Exception | None:

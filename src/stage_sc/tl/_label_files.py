@@ -8,15 +8,16 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from itertools import starmap
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import dask.config
 from dask.base import compute, get_scheduler
 from dask.delayed import delayed
 
-from stage_sc._checks import check_bool, check_choice, check_name, check_positive, check_scale
+from stage_sc._checks import check_bool, check_name, check_positive, check_scale
 from stage_sc._compute import one_thread, resolve_device
 from stage_sc._files import existing, folder_to_write, remove_parts
+from stage_sc._input import check_errors
 from stage_sc._result import check_key
 from stage_sc.cohort import (
     MODEL,
@@ -34,6 +35,9 @@ from stage_sc.graph import find_platform
 from stage_sc.model import resolve_model, save_checkpoint
 from stage_sc.niches import find_partition
 from stage_sc.nn import Stage
+
+if TYPE_CHECKING:
+    from stage_sc._input import Errors
 
 logger = logging.getLogger("stage_sc.tl")
 
@@ -53,7 +57,7 @@ def label_files(
     scale: float | None = None,
     key_added: str = "stage",
     write_back: bool = False,
-    errors: Literal["skip", "raise"] = "skip",
+    errors: Errors = "skip",
     device: str = "auto",
     scheduler: Any = None,
 ) -> list[Path]:
@@ -119,8 +123,8 @@ def label_files(
     Also written is ``out/summary.csv``, with one row for every file: ``file``, ``result``, ``problem`` (empty, or why
     the file was left out), ``warnings`` (all that were logged about it), numbers of ``slides``, ``cells``, cells that
     are labelled (``labelled``), ``empty`` or ``isolated``, ``genes`` and those of the model that have counts
-    (``genes_used``), ``scale`` (µm per unit) and ``unit`` (its origin, as ``scale_source`` of
-    `stage_sc.pp.build_graph`).
+    (``genes_used``), ``scale`` (µm per unit), ``unit`` (its origin), ``layout``, ``spacing`` and
+    ``neighbours`` as in `stage_sc.pp.summarize`.
 
     Raises
     ------
@@ -160,7 +164,7 @@ def label_files(
     _check_options(reading, graph, n_domains, scheduler)
     check_bool(settle, "settle")
     check_bool(write_back, "write_back")
-    check_choice(errors, "errors", ["skip", "raise"])
+    check_errors(errors)
     check_key({}, key_added)
     resolve_device(device)
     results, cache = result_paths(paths, folder, table_key), folder / "embeddings"
@@ -173,6 +177,7 @@ def label_files(
     remove_parts(folder)
     remove_parts(cache)
     checkpoint = save_checkpoint(network, cache / f"{MODEL}{network.digest}")
+    errors = errors if len(paths) > 1 else "raise"
     tasks = [
         FileTask(path, EmbeddedFile(cache / result.name), result, checkpoint, reading, graph, device, errors)
         for path, result in zip(paths, results, strict=True)
