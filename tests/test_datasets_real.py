@@ -165,7 +165,8 @@ def test_folder_of_copies(served, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("name", LOADERS)
-def test_copies_are_the_sections(dev_data, name):
+def test_copies_are_the_sections(dev_data, name, monkeypatch):
+    monkeypatch.setenv("STAGE_SC_DATA", str(dev_data.parent))
     adata, copy = getattr(st.datasets, name)(), ad.read_h5ad(dev_data.parent / f"{LOADERS[name]}.h5ad")
     assert (adata.X != copy.X).nnz == 0
     pd.testing.assert_frame_equal(adata.obs, copy.obs)

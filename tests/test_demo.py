@@ -56,7 +56,8 @@ def test_without_a_file(tmp_path, capsys, monkeypatch):
     assert written == ["labelled.h5ad", "tissue.png", "tree.png"]
 
 
-def test_real_section_where_it_can_be_had(dev_data, tmp_path, capsys):
+def test_real_section_where_it_can_be_had(dev_data, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("STAGE_SC_DATA", str(dev_data.parent))
     main(["--out", str(tmp_path)])
     said = capsys.readouterr().out
     assert re.search(r"real section.*Codeluppi.*^cells +4,839$", said, flags=re.MULTILINE | re.DOTALL)

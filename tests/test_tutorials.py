@@ -22,8 +22,8 @@ def executed(request, dev_data, tmp_path_factory):
     stored = nbformat.read(request.param, as_version=4)
     notebook = nbformat.from_dict(json.loads(json.dumps(stored)))
     place = {"metadata": {"path": tmp_path_factory.mktemp("tutorial")}}
-    assert os.environ["STAGE_SC_DATA"]
-    NotebookClient(notebook, timeout=300, kernel_name="python3", resources=place).execute()
+    sections = {**os.environ, "STAGE_SC_DATA": str(dev_data.parent.resolve())}
+    NotebookClient(notebook, timeout=300, kernel_name="python3", resources=place).execute(env=sections)
     return stored, notebook
 
 
