@@ -63,7 +63,7 @@ WRONG: dict[str, list[Any]] = {
     "int": [*NUMBER, 2.5, np.array([1, 2])],
     "float": [*NUMBER, 1e300, 10**400],
     "float | Mapping[str, float]": [*NUMBER, {"slide1": "a"}, {"slide1": -1}, {"no slide": 1.0}, {"slide1": None}],
-    **dict.fromkeys(("str", "Mode", "Species", "Literal['right margin', 'on data']"), TEXT),
+    **dict.fromkeys(("str", "Mode", "Modality", "Species", "Literal['right margin', 'on data']"), TEXT),
     **dict.fromkeys(("str | Sequence[str]", "Sequence[str]"), NAMES),
     "str | os.PathLike[str]": [*PATHS, FOLDER / "none" / "none", FILE, FOLDER],
     "Iterable[str | os.PathLike[str]]": [3, "slide", FILE, {}, [], [3], [None], [FOLDER / "none"], [FOLDER], object()],
