@@ -208,8 +208,8 @@ def _match(ids: pd.Series, centroids: pd.DataFrame, region: str) -> np.ndarray:
     if len(lost) == len(wanted) and len(wanted.astype(str).intersection(there.astype(str))):
         raise TypeError(
             f"Instances of cells are of another type than those of {region!r}: {column} holds {_kind(wanted)} "
-            f"({_plain(wanted[0])!r}), the index of the element {_kind(there)} ({_plain(there[0])!r}). Convert the column: "
-            f"`table.{column} = table.{column}.astype({'int' if there.dtype.kind in 'iu' else 'str'})`."
+            f"({_plain(wanted[0])!r}), the index of the element {_kind(there)} ({_plain(there[0])!r}). Convert "
+            f"the column: `table.{column} = table.{column}.astype({'int' if there.dtype.kind in 'iu' else 'str'})`."
         )
     shown = ", ".join(repr(_plain(one)) for one in lost[:SHOWN]) + (" …" if len(lost) > SHOWN else "")
     raise ValueError(
