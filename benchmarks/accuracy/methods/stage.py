@@ -51,7 +51,7 @@ def label(
     prior = partial(random_vectors, np.random.default_rng(seed))
     with patch("stage_sc.train._start.coexpression_vectors", prior) if vectors == "random" else nullcontext():
         model = trained(sections, seed, mode, checkpoint, config or {}, variant)
-    st.tl.stage_niches(sections, model=model, n_domains=n_domains, settle=settle)
+    st.tl.stage_niches(sections, model=model, n_domains=n_domains, settle=settle, errors="raise")
     levels = sections[0].uns["stage"]["levels"]
     return {name: [section.obs[name].to_numpy() for section in sections] for name in ("stage_domain", *levels)}
 

@@ -109,7 +109,7 @@ def panel_agreement(
             _with_genes(adata, values, np.flatnonzero(np.isin(tokens, half)))
             for half in np.array_split(generator.permutation(genes), 2)
         ]
-        stage_niches(halves, model=network, n_domains=n_domains)
+        stage_niches(halves, model=network, n_domains=n_domains, errors="raise")
         for key in label_keys(one):
             rows[split, key] = compare_labels(one.obs[key], other.obs[key])
     return pd.DataFrame(list(rows.values()), index=pd.MultiIndex.from_tuples(rows, names=["split", "labels"]))
