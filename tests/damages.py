@@ -145,6 +145,7 @@ DAMAGES: dict[str, Damage] = {
 # Parts of an object that a function reads.
 READS = {
     "pp.build_graph": "psn",
+    "pp.summarize": "Xvpsn",
     "pp.filter_cells": "pnd",
     "pp.filter_genes": "Xvnd",
     "pp.match_genes": "v",

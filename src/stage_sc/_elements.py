@@ -42,7 +42,7 @@ class Located(NamedTuple):
     """Entry of obsm for the coordinates."""
     xy: np.ndarray | None = None
     """``(n_cells, 2 or 3)`` float64, to be written to this entry; ``None``: it exists."""
-    scales: Mapping[str, float] = {}
+    scales: Mapping[str, float | None] = {}
     """µm per unit by region, where it is known."""
     technology: str | None = None
     """Platform by the metadata of the reader."""
@@ -64,9 +64,9 @@ def locate(adata: AnnData, owner: Any, spatial_key: str, coordinate_system: str 
     reader = str(owner.attrs.get("spatialdata_io_reader", ""))
     pitch = _bin_size([name, *regions_of(adata)])
     technology = READERS.get(reader)
-    if reader == "visium_hd" and pitch is None:  # segmented cells
-        technology = None
     known = Located(spatial_key, technology=technology, pitch=pitch)
+    if reader == "visium_hd" and pitch is None:  # segmented cells, in the pixels of the bins
+        known = known._replace(technology=None, scales=dict.fromkeys(regions_of(adata), _pixel_by_bins(owner)))
     if coordinate_system is None and spatial_key in adata.obsm:
         fields = reader == "cosmx" and spatial_key == "spatial" and "global" in adata.obsm
         if fields:
@@ -87,6 +87,16 @@ def _bin_size(names: list[str]) -> float | None:
     """Size of bins in names such as ``square_008um``."""
     sizes = {float(match[1]) for name in names if (match := BINS.search(name))}
     return sizes.pop() if len(sizes) == 1 else None
+
+
+def _pixel_by_bins(sdata: Any) -> float | None:
+    """µm per pixel by the size of the bins of Visium HD, circles or squares in pixels."""
+    for name, element in sdata.shapes.items():
+        if (size := _bin_size([name])) and len(element):
+            first = element.iloc[0]
+            width = 2 * first["radius"] if "radius" in element else np.sqrt(first.geometry.area)
+            return float(f"{size / width:.6g}")
+    return None
 
 
 def _by_elements(table: AnnData, sdata: Any, coordinate_system: str | None) -> tuple[np.ndarray, dict[str, float]]:
@@ -114,7 +124,8 @@ def _by_elements(table: AnnData, sdata: Any, coordinate_system: str | None) -> t
         if _is_micrometres(system):
             scales[region] = 1.0
         elif known := next(filter(_is_micrometres, systems), None):
-            scales[region] = _spread(_centroids(element, region, known)) / _spread(centroids)
+            ratio = _spread(_centroids(element, region, known)) / _spread(centroids)
+            scales[region] = float(f"{ratio:.10g}")
         logger.info("Coordinates of %d cells are centroids of %r in %r.", len(rows), region, system)
     assert xy is not None
     return xy, scales
@@ -186,7 +197,9 @@ def _match(ids: pd.Series, centroids: pd.DataFrame, region: str) -> np.ndarray:
     """Centroid of every cell by its instance."""
     wanted, there = pd.Index(np.asarray(ids)), pd.Index(np.asarray(centroids.index))
     if there.has_duplicates:
-        raise ValueError(f"{region!r} has several shapes of one instance, e.g. {there[there.duplicated()][0]!r}.")
+        raise ValueError(
+            f"{region!r} has several shapes of one instance, e.g. {_plain(there[there.duplicated()][0])!r}."
+        )
     found = there.get_indexer(wanted)
     lost = wanted[found < 0]
     if not len(lost):
@@ -195,8 +208,8 @@ def _match(ids: pd.Series, centroids: pd.DataFrame, region: str) -> np.ndarray:
     if len(lost) == len(wanted) and len(wanted.astype(str).intersection(there.astype(str))):
         raise TypeError(
             f"Instances of cells are of another type than those of {region!r}: {column} holds {_kind(wanted)} "
-            f"({wanted[0]!r}), the index of the element {_kind(there)} ({there[0]!r}). Convert the column: "
-            f"`table.{column} = table.{column}.astype({'int' if there.dtype.kind in 'iu' else 'str'})`."
+            f"({_plain(wanted[0])!r}), the index of the element {_kind(there)} ({_plain(there[0])!r}). Convert "
+            f"the column: `table.{column} = table.{column}.astype({'int' if there.dtype.kind in 'iu' else 'str'})`."
         )
     shown = ", ".join(repr(_plain(one)) for one in lost[:SHOWN]) + (" …" if len(lost) > SHOWN else "")
     raise ValueError(
@@ -215,9 +228,9 @@ def _plain(value: Any) -> Any:
 
 
 def _spread(xy: Any) -> float:
-    """Root of the mean squared distance to the centre."""
+    """Median distance to the centre."""
     values = np.asarray(xy, dtype=np.float64)
-    return float(np.sqrt(np.square(values - values.mean(axis=0)).sum(axis=1).mean()))
+    return float(np.median(np.linalg.norm(values - values.mean(axis=0), axis=1)))
 
 
 def _relative(table: AnnData, stored: np.ndarray, xy: np.ndarray) -> dict[str, float]:

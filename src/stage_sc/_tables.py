@@ -48,6 +48,11 @@ class Tables(NamedTuple):
         return self._replace(by_name=dict(zip(self.by_name, copies, strict=True)), given=self.like(copies))
 
     @property
+    def was_read(self) -> bool:
+        """True if the container was given with paths, so that results are in another one."""
+        return bool(self.from_files or self.problems)
+
+    @property
     def is_one_object(self) -> bool:
         """True for a single AnnData, also of a SpatialData or MuData."""
         return list(self.by_name) == [""]

@@ -101,10 +101,11 @@ def build_graph(
         ``"radius"``: neighbourhoods within a distance (as in the paper). ``"hops"``: within a number of steps on the
         Delaunay graph, for tissue of very uneven density. ``None``: radius for cells, hops for grids and spots.
     local
-        Size of the local neighbourhood: µm (default 25), or hops (default 2; 1 on a hexagonal grid and for spots).
+        Size of the local neighbourhood: µm (default 25), or hops (default 2; 1 on a hexagonal grid and for spots; as
+        many as reach 16 µm on square bins).
     view
         Outer limit of the view ring: µm (default 50 or twice `local`; the ring is all distances above `local`), or the
-        exact number of hops (default 2; 3 on square grids up to 50 µm).
+        exact number of hops (default 2; as many as reach 24 µm on square bins, at least one more than `local`).
     sigma
         Bandwidth of the weights, µm; larger values give distant cells more weight. ``None``: median edge length of the
         graph on each slide.
@@ -196,7 +197,7 @@ def build_graph(
         if one.place.xy is not None:
             part.obsm[one.place.key] = one.place.xy
             logger.info("%sCoordinates are written to obsm[%r].", about(name), one.place.key)
-    return tables.given if copy or tables.from_files else None
+    return tables.given if copy or tables.was_read else None
 
 
 class _Input(NamedTuple):

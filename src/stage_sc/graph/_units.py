@@ -252,7 +252,9 @@ def _infer_scale(
             logger.info("%sbins of %g µm: scale=%g.", about(slide), told.pitch, scale)
             return scale, "grid"
         kind = "an array of spots" if layout == "spots" else f"a {layout} grid"
-        logger.warning(
+        level = logging.INFO if len(platform.pitch) == 1 else logging.WARNING
+        logger.log(
+            level,
             "%s%s with a spacing of %.4g units, taken as %g µm: scale=%g. Pass `scale` if that is wrong.",
             *(about(slide), kind, spacing, pitches[0], scale),
         )

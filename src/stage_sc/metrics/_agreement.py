@@ -90,7 +90,7 @@ def nmi(
 
     Parameters
     ----------
-    data, key, reference, library_key
+    data, key, reference, library_key, table_key
         As in :func:`ari`.
 
     Returns

@@ -168,7 +168,7 @@ def asw(
 
     Parameters
     ----------
-    data, key, spatial_key, library_key
+    data, key, spatial_key, library_key, table_key
         As in :func:`pas`.
     max_cells
         Size of the random sample that represents a slide with more labelled cells (error about 0.002); ``None``: all.

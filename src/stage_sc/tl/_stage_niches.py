@@ -224,7 +224,7 @@ def stage_niches(
         }
         write_labels(part, given, network, digest, params)
     _log(attempts, [len(one.cells) for one in chosen], labels)
-    return tables.given if copy or tables.from_files else None
+    return tables.given if copy or tables.was_read else None
 
 
 def _leave_out_other_species(attempts: Attempts) -> None:
