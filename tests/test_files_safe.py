@@ -221,7 +221,7 @@ class TestNamesInMessages:
         del broken.uns["stage_graph"]
         data, name = ({"a": tissue, "p9": broken}, "p9") if kind is dict else ([tissue, broken], r"data\['1'\]")
         for call in (
-            lambda: st.tl.stage_niches(data, model=small_model, copy=True),
+            lambda: st.tl.stage_niches(data, model=small_model, copy=True, errors="raise"),
             lambda: st.tl.fit(data, config=small_config, progress=False),
         ):
             with pytest.raises(KeyError, match=name):

@@ -86,10 +86,12 @@ def _cluster(workers: int | None, options: dict[str, Any]) -> Iterator[None]:
     except ImportError as error:
         raise ImportError("Workers need distributed: run `pip install distributed`.") from error
     options["scheduler"] = None
+    for name in ("distributed", "tornado"):  # every step of a cluster
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     with ExitStack() as stack:
         stack.enter_context(suppress(TimeoutError))  # of workers that end slowly, when all is done
         if workers is not None:
-            address = LocalCluster(n_workers=workers, threads_per_worker=1, dashboard_address=None)
+            address = LocalCluster(n_workers=workers, threads_per_worker=1, dashboard_address=None, silence_logs=50)
             stack.enter_context(address)
         stack.enter_context(Client(address))
         yield
