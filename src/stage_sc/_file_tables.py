@@ -88,7 +88,8 @@ def _read_uns(group: Any) -> dict[str, Any]:
     """Entries about regions and scale, without images."""
     uns: dict[str, Any] = {}
     if "spatialdata_attrs" in group.get("uns", {}):
-        uns["spatialdata_attrs"] = read_elem(group["uns/spatialdata_attrs"])
+        attrs = read_elem(group["uns/spatialdata_attrs"])
+        uns["spatialdata_attrs"] = {key: np.asarray(value).tolist() for key, value in attrs.items()}
     spatial: Any = group["uns/spatial"] if "spatial" in group.get("uns", {}) else {}
     if hasattr(spatial, "items"):
         uns["spatial"] = {
