@@ -207,7 +207,7 @@ def test_no_permission(place, small_model):
         label(path, small_model)
 
 
-@pytest.mark.parametrize(("name", "replaced"), [("slide.h5ad", True), ("two.zarr", True), ("spatial.zarr", False)])
+@pytest.mark.parametrize(("name", "replaced"), [("slide.h5ad", True), ("spatial.zarr", False)])
 def test_killed_at_every_move(place, small_model, name, replaced):
     """The file can be read, with the result of before, none or the new one, and the next call writes the new one."""
     path, options = place(name), {"n_domains": None, "settle": False}
