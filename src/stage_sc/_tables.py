@@ -52,6 +52,14 @@ class Tables(NamedTuple):
         """True if the container was given with paths, so that results are in another one."""
         return bool(self.from_files or self.problems)
 
+    def check_in_memory(self) -> None:
+        """Raise a TypeError if results, which are written into objects, would be lost with those from files."""
+        if self.from_files:
+            raise TypeError(
+                "`data` has paths, but results are written into objects in memory: read the files first "
+                "(`scanpy.read_h5ad(path)`, `spatialdata.read_zarr(path)`), and write the objects afterwards."
+            )
+
     @property
     def is_one_object(self) -> bool:
         """True for a single AnnData, also of a SpatialData or MuData."""

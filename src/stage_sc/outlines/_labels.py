@@ -10,7 +10,7 @@ import pandas as pd
 from anndata import AnnData
 from matplotlib.colors import is_color_like, to_hex
 
-from stage_sc._input import Tables, planar_coordinates, read_labels, read_tables, slide_name
+from stage_sc._input import Tables, planar_coordinates, read_labels, slide_name
 from stage_sc._messages import element_name, naming
 from stage_sc._palette import distinct_colors
 from stage_sc._result import Columns, label_colors, label_keys, read_result
@@ -29,14 +29,6 @@ class LabelledSlide(NamedTuple):
     """``(n, 2)`` float64 coordinates as stored."""
     codes: np.ndarray
     """``(n,)`` position in the names of all labels, -1 for missing ones."""
-
-
-def read_containers(data: Any) -> Tables:
-    """Name the AnnData objects of a container, which may be a SpatialData."""
-    if not (hasattr(data, "tables") and hasattr(data, "shapes")):
-        return read_tables(data)
-    found = dict(data.tables)
-    return read_tables(next(iter(found.values())) if len(found) == 1 else found)
 
 
 def choose_column(tables: Tables, groupby: str | None, key_added: str) -> str:

@@ -13,12 +13,18 @@ if TYPE_CHECKING:
 
 
 def read_lines(outlines: Any) -> dict[str, list[np.ndarray]]:
-    """Read the closed lines of each slide, ``(n, 2)`` each; a TypeError for another table than one of outlines."""
+    """Read the closed lines of each slide, ``(n, 2)`` each; errors for other tables than outlines."""
     if outlines is None:
         return {}
-    if not {"slide", "geometry"} <= set(getattr(outlines, "columns", ())) or not hasattr(outlines, "geometry"):
+    columns = list(getattr(outlines, "columns", ()))
+    if "geometry" not in columns or not hasattr(outlines, "geometry"):
         raise TypeError(
             f"`outlines` must be the GeoDataFrame of `st.tl.outline_niches`, got {type(outlines).__name__}."
+        )
+    if "slide" not in columns:
+        raise ValueError(
+            f"`outlines` has no column 'slide' (columns: {columns}), as the elements of a SpatialData: name the slide, "
+            '`outlines.assign(slide="name")`, or `slide=""` for a single one without a name.'
         )
     lines: dict[str, list[np.ndarray]] = {}
     for slide, part in outlines.groupby(outlines["slide"].astype(str), sort=False):

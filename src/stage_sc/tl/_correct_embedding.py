@@ -9,10 +9,9 @@ import numpy as np
 import pandas as pd
 
 from stage_sc._checks import check_name, check_positive, read_names
-from stage_sc._input import Data, Tables, read_labels, read_slide_codes, slide_name
+from stage_sc._input import Data, Tables, read_labels, read_slide_codes, read_tables, slide_name
 from stage_sc._messages import element_name, naming
 from stage_sc._result import Columns, label_keys, read_result
-from stage_sc.outlines import read_containers
 from stage_sc.tl._mixing import conservation, mixing, sample_cells
 
 BLOCK = 20_000  # cells at once
@@ -40,6 +39,7 @@ def correct_embedding(
     temperature: float = 0.03,
     conserve: str | Sequence[str] | None = None,
     library_key: str | None = None,
+    table_key: str | Sequence[str] | None = None,
 ) -> pd.DataFrame:
     r"""Remove the shifts between slides from the embedding, within each niche; labels stay as they are.
 
@@ -50,8 +50,8 @@ def correct_embedding(
     Parameters
     ----------
     data
-        Cells of several slides labelled in one call of `stage_sc.tl.stage_niches`; or a list or a dictionary of such
-        objects, or a SpatialData.
+        Cells of several slides labelled in one call of `stage_sc.tl.stage_niches`; an AnnData,
+        SpatialData or MuData, or a list or a dictionary of these.
     groupby
         Column of ``obs`` with labels that mean the same on all slides. ``None``: the niches of the finest level but
         one. Broad labels leave more of the shift, and mix what differs in composition; very fine ones, which differ
@@ -68,6 +68,8 @@ def correct_embedding(
         without a label are left out.
     library_key
         Column of ``obs`` that names the slide of every cell. ``None``: the one of the niches or of the graph.
+    table_key
+        Tables of a SpatialData, or the modality of a MuData, as in `stage_sc.pp.build_graph`.
 
     Returns
     -------
@@ -97,7 +99,7 @@ def correct_embedding(
     KeyError
         If there are no niches, or a column is missing.
     TypeError
-        If an argument is of another type, or a column holds no labels.
+        If an argument is of another type, a column holds no labels, or `data` has paths.
     ValueError
         If there is one slide only, no label is on two slides, an embedding has NaN or another number of columns than
         the others, or a number is out of range. `data` is then unchanged.
@@ -145,7 +147,8 @@ def correct_embedding(
     if groupby is not None:
         check_name(groupby, "groupby")
     further = [] if conserve is None else read_names(conserve, "conserve")
-    tables = read_containers(data)
+    tables = read_tables(data, table_key=table_key)
+    tables.check_in_memory()
     column = _default_level(tables, key_added) if groupby is None else groupby
     x = _read_embeddings(tables, key_added)
     labels = {

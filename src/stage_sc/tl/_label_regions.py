@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,9 +11,9 @@ import pandas as pd
 from anndata import AnnData
 
 from stage_sc._checks import check_name, check_scale
-from stage_sc._input import Data, read_coordinates, read_slide_codes, slide_name
+from stage_sc._input import Data, read_coordinates, read_slide_codes, read_tables, slide_name
 from stage_sc._messages import element_name, naming
-from stage_sc.outlines import Regions, find_regions, read_containers, read_regions
+from stage_sc.outlines import Regions, find_regions, read_regions
 
 logger = logging.getLogger("stage_sc.tl")
 
@@ -28,13 +28,14 @@ def label_regions(
     scale: float = 1.0,
     spatial_key: str = "spatial",
     library_key: str | None = None,
+    table_key: str | Sequence[str] | None = None,
 ) -> None:
     """Label the cells that lie in regions drawn elsewhere, e.g. a pathologist's annotations.
 
     Parameters
     ----------
     data
-        Cells with coordinates; or a list or a dictionary of such objects, or a SpatialData.
+        Cells with coordinates: an AnnData, SpatialData or MuData, or a list or a dictionary of these.
     regions
         Polygons with names: a GeoDataFrame (also that of `outline_niches`), the path of a GeoJSON file (of QuPath or
         others) or its content as a dictionary, or the path of a CSV with selections of Xenium Explorer. Other shapes,
@@ -55,6 +56,8 @@ def label_regions(
         Entry of ``obsm`` with the coordinates of the cells.
     library_key
         Column of ``obs`` that names the slide of every cell. ``None``: the one of the graph, or one slide.
+    table_key
+        Tables of a SpatialData, or the modality of a MuData, as in `stage_sc.pp.build_graph`.
 
     Returns
     -------
@@ -73,7 +76,7 @@ def label_regions(
     KeyError
         If coordinates, a column, a slide or the name of a region are missing.
     TypeError
-        If `regions` or an argument is of another type.
+        If `regions` or an argument is of another type, or `data` has paths.
     ValueError
         If there are no polygons, a file has another format, there are several slides and nothing says on which one the
         regions lie, no cell lies in a region, or ``obs[key_added]`` exists and was not written by this function. `data`
@@ -109,7 +112,8 @@ def label_regions(
     for value, name in ((name_key, "name_key"), (slide, "slide")):
         if value is not None:
             check_name(value, name)
-    tables = read_containers(data)
+    tables = read_tables(data, table_key=table_key)
+    tables.check_in_memory()
     areas = read_regions(regions, name_key, float(scale))
     parts: dict[str, AnnData] = tables.by_name
     places: dict[str, tuple[int, np.ndarray]] = {}

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import pandas as pd
 import shapely
 
 from stage_sc._checks import check_bool, check_name, check_positive
-from stage_sc._input import Data
+from stage_sc._input import Data, read_tables
 from stage_sc.graph import graph_scale
 from stage_sc.outlines import (
     LabelledSlide,
     check_element,
     choose_column,
     outline_slide,
-    read_containers,
     read_slides,
     write_shapes,
 )
@@ -35,6 +35,7 @@ def outline_niches(
     micrometres: bool = False,
     spatial_key: str | None = None,
     library_key: str | None = None,
+    table_key: str | Sequence[str] | None = None,
     shapes_key: str | None = None,
 ) -> GeoDataFrame:
     r"""Outline niches, domains or other labels on each slide, and measure their shapes.
@@ -46,7 +47,8 @@ def outline_niches(
     Parameters
     ----------
     data
-        Cells with coordinates and labels; or a list or a dictionary of such objects, or a SpatialData.
+        Cells with coordinates and labels: an AnnData, SpatialData or MuData, the path of one, or a list or a dictionary
+        of these.
     groupby
         Column of ``obs`` with labels; cells without one are outside of all outlines. ``None``: the domains of
         `stage_sc.tl.stage_niches`, else its niches of level 1.
@@ -69,6 +71,8 @@ def outline_niches(
         Entry of ``obsm`` with the coordinates. ``None``: the one of the niches, or "spatial".
     library_key
         Column of ``obs`` that names the slide of every cell. ``None``: the one of the niches or of the graph.
+    table_key
+        Tables of a SpatialData, or the modality of a MuData, as in `stage_sc.pp.build_graph`.
     shapes_key
         For a SpatialData: name of the element with the outlines, added to ``sdata.shapes``; with several slides
         ``"{shapes_key}_{slide}"``. The element has the transformations of the region that the table annotates. An
@@ -142,7 +146,7 @@ def outline_niches(
     check_positive(min_cells, "min_cells", integer=True)
     check_positive(simplify, "simplify", zero=True)
     check_bool(micrometres, "micrometres")
-    tables = read_containers(data)
+    tables = read_tables(data, table_key=table_key)
     if shapes_key is not None and not hasattr(data, "shapes"):
         raise TypeError(f"`shapes_key` names an element of a SpatialData, but `data` is a {type(data).__name__}.")
     if shapes_key is not None and micrometres:
