@@ -103,6 +103,12 @@ class TestFiles:
             with pytest.raises((ValueError, FileNotFoundError), match=match):
                 st.pp.build_graph(tmp_path / path)
 
+    def test_results_in_objects_that_are_not_returned(self, tmp_path):
+        make(1).write_h5ad(tmp_path / "a.h5ad")
+        for call in (st.tl.correct_embedding, lambda paths: st.tl.label_regions(paths, {"type": "FeatureCollection"})):
+            with pytest.raises(TypeError, match="read the files first"):
+                call([tmp_path / "a.h5ad"])
+
 
 class TestMuData:
     @pytest.fixture

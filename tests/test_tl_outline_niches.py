@@ -298,3 +298,13 @@ def test_lines_over_cells(patches):
     assert len(lined.collections) == len(plain.collections) + 2
     rings = shapely.get_num_interior_rings(shapely.get_parts(outline(patches).geometry)) + 1
     assert len(lined.collections[-1].get_paths()) == rings.sum()
+
+
+def test_lines_of_an_element_need_a_slide(patches):
+    """Elements of a SpatialData have no column with the slide."""
+    element = outline(patches).drop(columns="slide")
+    with pytest.raises(ValueError, match="no column 'slide'"):
+        st.pl.spatial_domains(patches, keys="kind", outlines=element, show=False)
+    lined = st.pl.spatial_domains(patches, keys="kind", outlines=element.assign(slide=""), show=False)
+    plain = st.pl.spatial_domains(patches, keys="kind", show=False)
+    assert len(lined.collections) == len(plain.collections) + 2
