@@ -520,7 +520,7 @@ def test_another_key_added_and_no_cells(adata):
         (niche_tree, {"min_cells": 401}, ValueError, "401"),
         (niche_tree, {"palette": "tab10"}, TypeError, "str"),
     ],
-    ids=str,
+    ids=lambda value: getattr(value, "__name__", str(value)),
 )
 def test_bad_arguments_teach(adata, plot, kwargs, error, match):
     adata.obsm["holes"] = np.where(np.arange(400)[:, None] == 3, np.nan, adata.obsm["spatial"])
