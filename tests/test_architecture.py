@@ -32,6 +32,7 @@ ALLOWED = {
     "embed": "nn slides",
     "niches": "_compute _result nn slides",
     "train": "_files embed nn slides",
+    "analysis": "_checks _input _messages _result",
     "tl": "_checks _compute _evidence _files _input _matrix _messages _result data embed genes graph metrics model "
     "niches nn slides train",
     "pp": "_checks _input _matrix genes graph",

@@ -1,0 +1,9 @@
+"""Tables about niches and other labels: each function reads labels, slides and expression, and writes under ``uns``.
+
+`stage_sc.tl` has the public functions. Labels are read by `_labels.py`, tables are written and read by `_store.py`.
+"""
+
+from stage_sc.analysis._labels import Groups, read_column, read_groups
+from stage_sc.analysis._store import check_key, read_stored, write_stored
+
+__all__ = ["Groups", "check_key", "read_column", "read_groups", "read_stored", "write_stored"]
