@@ -4,6 +4,7 @@
 """
 
 from stage_sc.analysis._labels import Groups, read_column, read_groups
+from stage_sc.analysis._rank_genes import rank_niche_genes
 from stage_sc.analysis._store import check_key, read_stored, write_stored
 
-__all__ = ["Groups", "check_key", "read_column", "read_groups", "read_stored", "write_stored"]
+__all__ = ["Groups", "check_key", "rank_niche_genes", "read_column", "read_groups", "read_stored", "write_stored"]
