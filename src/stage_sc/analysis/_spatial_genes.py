@@ -11,12 +11,11 @@ import scipy.sparse as sp
 from anndata import AnnData
 
 from stage_sc._checks import check_bool, check_positive
-from stage_sc._input import Data, Tables, read_tables
-from stage_sc._messages import element_name, naming
+from stage_sc._input import Data, read_tables
+from stage_sc.analysis._edges import read_edges
 from stage_sc.analysis._expression import LogExpression, adjust, as_frame, group_moments, read_log_expression
 from stage_sc.analysis._labels import Groups, read_groups
 from stage_sc.analysis._store import check_key, write_stored
-from stage_sc.graph import graph_view, read_graph
 
 logger = logging.getLogger("stage_sc.tl")
 
@@ -125,20 +124,7 @@ def spatial_genes(
     return tables.given if copy else None
 
 
-def read_edges(tables: Tables) -> sp.csr_matrix:
-    """0/1 graph of all cells, one object after the other; a stale graph is rebuilt apart from the object."""
-    parts = []
-    for name, part in tables.by_name.items():
-        with naming(element_name("data", name), repr(name)):
-            distances = read_graph(graph_view(part)).distances
-        ones = np.ones(distances.nnz, np.float32)
-        parts.append(sp.csr_matrix((ones, distances.indices, distances.indptr), shape=distances.shape, copy=False))
-    return parts[0] if len(parts) == 1 else sp.block_diag(parts, format="csr")
-
-
-def _measure_slides(
-    expression: LogExpression, groups: Groups, edges: sp.csr_matrix, min_cells: int
-) -> pd.DataFrame:
+def _measure_slides(expression: LogExpression, groups: Groups, edges: sp.csr_matrix, min_cells: int) -> pd.DataFrame:
     """Moran's I with its p-value, and eta squared, of every gene on every slide, by their numbers."""
     found = []
     for slide in range(len(groups.slides.names)):
@@ -189,17 +175,21 @@ def _join_slides(slides: pd.DataFrame, expression: LogExpression, groups: Groups
 
     weight = slides["n_cells"].astype(float)
     z = norm.isf(slides["pvals"].clip(1e-300, 1 - 1e-16))
-    sums = pd.DataFrame(
-        {
-            "names": slides["names"],
-            "weight": weight,
-            "moran_i": weight * slides["moran_i"],
-            "known": weight.where(slides["eta_squared"].notna(), 0.0),
-            "eta_squared": weight * slides["eta_squared"],
-            "z": np.sqrt(weight) * z,
-            "n_slides": 1,
-        }
-    ).groupby("names").sum()
+    sums = (
+        pd.DataFrame(
+            {
+                "names": slides["names"],
+                "weight": weight,
+                "moran_i": weight * slides["moran_i"],
+                "known": weight.where(slides["eta_squared"].notna(), 0.0),
+                "eta_squared": weight * slides["eta_squared"],
+                "z": np.sqrt(weight) * z,
+                "n_slides": 1,
+            }
+        )
+        .groupby("names")
+        .sum()
+    )
     means = group_moments(expression.matrix, groups.labels.codes, len(groups.labels.names)).mean
     highest = np.argmax(np.nan_to_num(means, nan=-1.0), axis=0)
     pvals = norm.sf(sums["z"] / np.sqrt(sums["weight"])).clip(1e-300)
