@@ -5,7 +5,7 @@
 """
 
 from stage_sc.analysis._composition import composition
-from stage_sc.analysis._labels import Groups, read_column, read_groups
+from stage_sc.analysis._labels import Groups, find_result, read_column, read_groups
 from stage_sc.analysis._paga import niche_paga
 from stage_sc.analysis._pathways import pathways
 from stage_sc.analysis._rank_genes import rank_niche_genes
@@ -16,6 +16,7 @@ __all__ = [
     "Groups",
     "check_key",
     "composition",
+    "find_result",
     "niche_paga",
     "pathways",
     "rank_niche_genes",

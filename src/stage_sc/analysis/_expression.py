@@ -116,12 +116,12 @@ class Moments(NamedTuple):
             return self.detected / self.n_cells
 
     def rest(self) -> Moments:
-        """Sums over the cells of all other groups."""
+        """Add up the cells of all other groups."""
         return Moments(*(values.sum(axis=0) - values for values in self))
 
 
 def group_moments(matrix: sp.csr_matrix, codes: np.ndarray, n_groups: int) -> Moments:
-    """Sums over groups of cells in one pass over the values; the code -1 is left out."""
+    """Add up the cells of each group in one pass over the values; the code -1 is left out."""
     members = indicator(codes, n_groups).T.tocsr()
     shared = matrix.indices, matrix.indptr
 
@@ -144,7 +144,7 @@ def adjust(pvals: Any) -> np.ndarray:
 
 
 def as_frame(columns: dict[str, Any], **categories: list[str]) -> pd.DataFrame:
-    """Data frame of columns, of which those with `categories` hold positions in these."""
+    """Make a data frame of columns, of which those with `categories` hold positions in these."""
     made = {
         key: pd.Categorical.from_codes(np.asarray(values), categories[key]) if key in categories else values
         for key, values in columns.items()

@@ -135,7 +135,7 @@ def niche_paga(
 
 
 def connectivity(edges: np.ndarray, n_cells: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Number of edges between groups in both directions, and the number expected, ``(n_groups, n_groups)`` each.
+    """Count edges between groups in both directions, found and expected, ``(n_groups, n_groups)`` each.
 
     `edges` are numbers of directed edges, and `n_cells` of cells.
     """
@@ -150,7 +150,7 @@ def _ratio(found: np.ndarray, expected: np.ndarray) -> np.ndarray:
 
 
 def _connect_touching(edges: sp.csr_matrix, groups: Groups) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Connectivity in space, number of pairs of neighbouring cells, and of slides on which groups touch."""
+    """Measure connectivity in space, pairs of neighbouring cells, and slides on which groups touch."""
     n = len(groups.labels.names)
     found, expected, n_slides = np.zeros((n, n)), np.zeros((n, n)), np.zeros((n, n), dtype=np.int64)
     number = len(groups.slides.names)
@@ -168,7 +168,7 @@ def _connect_touching(edges: sp.csr_matrix, groups: Groups) -> tuple[np.ndarray,
 
 
 def _connect_alike(embedding: np.ndarray, groups: Groups, n_neighbors: int, max_cells: int) -> np.ndarray:
-    """Connectivity of PAGA of the nearest neighbours in the embedding."""
+    """Measure connectivity by the nearest neighbours in the embedding."""
     from sklearn.neighbors import NearestNeighbors
 
     cells = _sample(embedding, np.flatnonzero(groups.labels.codes >= 0), max_cells)

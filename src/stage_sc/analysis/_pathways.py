@@ -144,7 +144,7 @@ def _require_decoupler() -> None:
 
 
 def _check_net(net: Any) -> pd.DataFrame:
-    """Sets of genes as strings without repeated pairs; a TypeError or ValueError for other forms."""
+    """Read sets of genes as strings, without repeated pairs; a TypeError or ValueError for other forms."""
     how = (
         "a data frame with the columns 'source' (name of the set) and 'target' (gene), as of `decoupler.op.hallmark()`"
     )

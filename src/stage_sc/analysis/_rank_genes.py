@@ -158,7 +158,7 @@ def rank_niche_genes(
 
 
 def _choose_method(method: str, groups: Groups) -> str:
-    """Method for these slides; an ImportError or a ValueError if the one asked for cannot be used."""
+    """Choose the method for these slides; an ImportError or a ValueError if the one asked for cannot be used."""
     n_slides, installed = len(groups.slides.names), find_spec("pydeseq2") is not None
     if method == "pseudobulk" and n_slides < REPLICATES:
         raise ValueError(
@@ -171,8 +171,8 @@ def _choose_method(method: str, groups: Groups) -> str:
         return method
     if n_slides >= REPLICATES and not installed:
         logger.warning(
-            "Cells are compared although there are %d slides, as pydeseq2 is not installed: p-values are far too small. "
-            "`pip install pydeseq2`.",
+            "Cells are compared although there are %d slides, as pydeseq2 is not installed: p-values are far too "
+            "small. `pip install pydeseq2`.",
             n_slides,
         )
     return "pseudobulk" if n_slides >= REPLICATES and installed else "t-test"
