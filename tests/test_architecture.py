@@ -32,11 +32,11 @@ ALLOWED = {
     "embed": "nn slides",
     "niches": "_compute _result nn slides",
     "train": "_files embed nn slides",
-    "analysis": "_checks _input _messages _result",
-    "tl": "_checks _compute _evidence _files _input _matrix _messages _result data embed genes graph metrics model "
-    "niches nn slides train",
+    "analysis": "_checks _input _matrix _messages _result genes graph slides",
+    "tl": "_checks _compute _evidence _files _input _matrix _messages _result analysis data embed genes graph "
+    "metrics model niches nn slides train",
     "pp": "_checks _input _matrix genes graph",
-    "pl": "_checks _evidence _input _matrix _result",
+    "pl": "_checks _evidence _input _matrix _result analysis",
     "metrics": "_checks _input _matrix",
     "datasets": "_checks",
     "stage_sc": "",

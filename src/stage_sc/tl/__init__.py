@@ -1,8 +1,19 @@
-"""Tools: niches with a pretrained model, training on own slides, robustness of labels."""
+"""Tools: niches with a pretrained model, training on own slides, robustness of labels, biology of niches."""
 
+from stage_sc.analysis import composition, niche_paga, pathways, rank_niche_genes, spatial_genes
 from stage_sc.tl._fit import fit
 from stage_sc.tl._label_files import label_files
 from stage_sc.tl._panel_agreement import panel_agreement
 from stage_sc.tl._stage_niches import stage_niches
 
-__all__ = ["fit", "label_files", "panel_agreement", "stage_niches"]
+__all__ = [
+    "composition",
+    "fit",
+    "label_files",
+    "niche_paga",
+    "panel_agreement",
+    "pathways",
+    "rank_niche_genes",
+    "spatial_genes",
+    "stage_niches",
+]
