@@ -5,6 +5,7 @@
 """
 
 from stage_sc.analysis._composition import composition
+from stage_sc.analysis._differential_abundance import differential_abundance
 from stage_sc.analysis._labels import Groups, find_result, read_column, read_groups
 from stage_sc.analysis._paga import niche_paga
 from stage_sc.analysis._pathways import pathways
@@ -16,6 +17,7 @@ __all__ = [
     "Groups",
     "check_key",
     "composition",
+    "differential_abundance",
     "find_result",
     "niche_paga",
     "pathways",

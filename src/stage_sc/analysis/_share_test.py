@@ -34,7 +34,7 @@ class ShareTest(NamedTuple):
 def compare_shares(
     shares: Shares, design: np.ndarray, column: int, groups: np.ndarray, *, confidence: float = 0.95
 ) -> ShareTest:
-    """Compare shares over samples along one column of a design.
+    r"""Compare shares over samples along one column of a design.
 
     `groups` is ``(n_samples,)``: 1 for samples of the condition, 0 for those of the reference, -1 for others. Niches
     need two samples with cells of their parent in both, and a residual degree of freedom.
@@ -42,10 +42,10 @@ def compare_shares(
     Notes
     -----
     The cells :math:`y_{cs}` of niche c among the :math:`n_{cs}` of its parent in sample s have mean
-    :math:`n_{cs}\\pi_{cs}` and variance :math:`\\phi_c n\\pi(1-\\pi)(1+(n-1)\\rho)`, with one correlation
-    :math:`\\rho` of the cells of a sample, and a logistic model of :math:`\\pi`. The dispersion :math:`\\phi_c`, with d
-    degrees of freedom, is moderated with :math:`d_0` more from all niches, :math:`\\tilde\\phi_c=(d_0 s_0^2 +
-    d\\phi_c)/(d_0+d)` (Smyth, 2004). The statistic is the difference of deviance over :math:`\\tilde\\phi_c`, an F with
+    :math:`n_{cs}\pi_{cs}` and variance :math:`\phi_c n\pi(1-\pi)(1+(n-1)\rho)`, with one correlation
+    :math:`\rho` of the cells of a sample, and a logistic model of :math:`\pi`. The dispersion :math:`\phi_c`, with d
+    degrees of freedom, is moderated with :math:`d_0` more from all niches, :math:`\tilde\phi_c=(d_0 s_0^2 +
+    d\phi_c)/(d_0+d)` (Smyth, 2004). The statistic is the difference of deviance over :math:`\tilde\phi_c`, an F with
     1 and :math:`d_0+d` degrees of freedom (Lund et al., 2012).
     """
     estimable, freedom = _estimable(shares.totals, design, groups)
@@ -137,9 +137,7 @@ class _Fold:
         return self.at(rest, full.coefficients[:, self.column], (self.half_cell[0], self.half_cell[1]))
 
 
-def _bound(
-    shares: Shares, weights: np.ndarray, fold: _Fold, full: Fit, limit: np.ndarray, side: float
-) -> np.ndarray:
+def _bound(shares: Shares, weights: np.ndarray, fold: _Fold, full: Fit, limit: np.ndarray, side: float) -> np.ndarray:
     """log2 fold on one side of the estimate where the profile deviance is `limit`; infinite where it is nowhere.
 
     Bisection of all niches together.
@@ -157,4 +155,5 @@ def _bound(
         middle = (near + far) / 2
         within = profile(middle)[0]
         near, far = np.where(within, middle, near), np.where(within, far, middle)
+    endless |= np.abs(far) > FARTHEST
     return np.where(endless, side * np.inf, fold.at(profile(far)[1], far))

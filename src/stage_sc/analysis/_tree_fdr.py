@@ -18,13 +18,13 @@ class Family(NamedTuple):
 
 
 def tree_adjust(families: Mapping[Hashable, Family], root: Hashable) -> dict[Hashable, float]:
-    """Adjust p-values by TreeBH: the smallest rate at which each hypothesis is rejected.
+    r"""Adjust p-values by TreeBH: the smallest rate at which each hypothesis is rejected.
 
     A family stands for "nothing differs in it or below", with the p-value of Simes over its members: its own tests and
     the families below. From the root down, the members of a rejected family are tested by Benjamini and Hochberg's
     procedure at
 
-    .. math:: q \\prod_{a} \\frac{R_a}{m_a},
+    .. math:: q \prod_{a} \frac{R_a}{m_a},
 
     where :math:`R_a` of the :math:`m_a` members were rejected in each family a on the way to it; the root is tested at
     q. For independent p-values the expected share of false discoveries, averaged over the families that were entered,
@@ -60,7 +60,7 @@ def tree_adjust(families: Mapping[Hashable, Family], root: Hashable) -> dict[Has
 
 
 def benjamini_hochberg(p: np.ndarray) -> np.ndarray:
-    """Adjusted p-values, ``(n,)``."""
+    """Adjust p-values, ``(n,)``, for their number."""
     order = np.argsort(-p)
     rank = np.arange(len(p), 0, -1)
     adjusted = np.empty(len(p))

@@ -1,6 +1,6 @@
 """Tools: niches with a pretrained model, training on own slides, robustness of labels, biology of niches."""
 
-from stage_sc.analysis import composition, niche_paga, pathways, rank_niche_genes, spatial_genes
+from stage_sc.analysis import composition, differential_abundance, niche_paga, pathways, rank_niche_genes, spatial_genes
 from stage_sc.tl._fit import fit
 from stage_sc.tl._label_files import label_files
 from stage_sc.tl._panel_agreement import panel_agreement
@@ -8,6 +8,7 @@ from stage_sc.tl._stage_niches import stage_niches
 
 __all__ = [
     "composition",
+    "differential_abundance",
     "fit",
     "label_files",
     "niche_paga",
