@@ -3,9 +3,9 @@
 ``python benchmarks/abundance.py [--cohorts 100] [--peers 20] [--edge-python PATH] [--out abundance.json]``
 
 A cohort has 3, 4 or 8 samples in each of two conditions, and niches on three levels (8, 32, 128). Shares of the
-children of a parent vary over samples as a Dirichlet distribution (even numbers of cohorts) or a logistic normal one (odd), with
-another variance in each family. In the cohorts with difference, the weight of one child in four families is multiplied
-or divided by 4. All rates are at a promised share of false discoveries of 10 %.
+children of a parent vary over samples as a Dirichlet distribution (even numbers of cohorts) or a logistic normal one
+(odd), with another variance in each family. In the cohorts with difference, the weight of one child in four families is
+multiplied or divided by 4. All rates are at a promised share of false discoveries of 10 %.
 """
 
 from __future__ import annotations

@@ -1,6 +1,9 @@
 """Plots: niches on the tissue, the tree of niches, results about niches, and training curves."""
 
+from stage_sc.pl._cell_type_enrichment import cell_type_enrichment
 from stage_sc.pl._composition import composition
+from stage_sc.pl._differential_abundance import differential_abundance
+from stage_sc.pl._niche_neighbors import niche_neighbors
 from stage_sc.pl._niche_paga import niche_paga
 from stage_sc.pl._niche_tree import niche_tree
 from stage_sc.pl._pathways import pathways
@@ -10,7 +13,10 @@ from stage_sc.pl._spatial_genes import spatial_genes
 from stage_sc.pl._training_curves import training_curves
 
 __all__ = [
+    "cell_type_enrichment",
     "composition",
+    "differential_abundance",
+    "niche_neighbors",
     "niche_paga",
     "niche_tree",
     "pathways",
