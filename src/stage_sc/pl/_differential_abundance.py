@@ -106,7 +106,7 @@ def differential_abundance(
     table = table[table["condition"] == condition].reset_index(drop=True)
     table, position = _in_tree_order(table)
     kept = _most_different(table, int(max_rows))
-    table, fractions = table[kept].reset_index(drop=True), np.asarray(stored["fractions"])[:, position[kept]]
+    table, fractions = table.iloc[kept].reset_index(drop=True), np.asarray(stored["fractions"])[:, position[kept]]
     names_left = [shown(name) for name in table["group"]]
     indents = INDENT * (table["level"].to_numpy() - table["level"].min())
     left = max(text_width(name, TEXT) + indent for name, indent in zip(names_left, indents, strict=True)) + 0.35
