@@ -12,8 +12,7 @@ import pandas as pd
 from stage_sc._checks import check_bool, check_positive
 from stage_sc._input import Data, read_tables
 from stage_sc.analysis._expression import LogExpression, as_frame, group_moments, read_log_expression
-from stage_sc.analysis._labels import Groups, read_groups
-from stage_sc.analysis._rank_tests import warn_left_out
+from stage_sc.analysis._labels import Groups, read_groups, warn_left_out
 from stage_sc.analysis._store import check_key, write_stored
 
 logger = logging.getLogger("stage_sc.tl")

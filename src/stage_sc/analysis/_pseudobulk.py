@@ -12,8 +12,8 @@ from stage_sc._input import Tables
 from stage_sc._matrix import find_counts, holds_counts, read_matrix
 from stage_sc._messages import element_name
 from stage_sc.analysis._expression import LogExpression, Moments, group_moments, sum_counts
-from stage_sc.analysis._labels import Groups
-from stage_sc.analysis._rank_tests import tidy, warn_left_out
+from stage_sc.analysis._labels import Groups, warn_left_out
+from stage_sc.analysis._rank_tests import tidy
 
 REPLICATES = 3  # least number of slides
 LEAST = 10  # counts of a gene in all samples; others have no p-value
@@ -40,7 +40,7 @@ def rank_replicates(
     usable = (n_cells >= min_cells) & (others >= min_cells)  # (slides, niches)
     enough = usable.sum(axis=0) >= REPLICATES
     small = [names[code] for code in np.flatnonzero(n_cells.any(axis=0) & ~enough)]
-    warn_left_out(small, min_cells, cell_type, f" on {REPLICATES} slides")
+    warn_left_out(small, min_cells, cell_type, f"on {REPLICATES} slides, inside or outside, fewer")
     chosen = np.flatnonzero(enough)
     if not len(chosen):
         return None
