@@ -67,6 +67,17 @@ WRONG: dict[str, list[Any]] = {
     "Stage": [3, "bundled", object(), {}],
     "Stage | pd.DataFrame": [3, "bundled", object(), {}, pd.DataFrame(), pd.DataFrame({"loss": ["a"]})],
     "tuple[int, ...]": [3, "ab", [], [0], [2, 3], [2.5, 9], ["a"], [None], (NAN,), (True, 4), object()],
+    "pd.DataFrame": [
+        3,
+        "hallmark",
+        {},
+        ["a"],
+        object(),
+        pd.DataFrame(),
+        pd.DataFrame({"source": ["a"], "target": ["b"]}),
+    ],
+    **dict.fromkeys(("Literal['dotplot', 'heatmap']", "Literal['bars', 'heatmap']", "Literal['tree', 'tissue']"), TEXT),
+    **dict.fromkeys(("Literal['space', 'embedding']", "Literal['auto', 't-test', 'wilcoxon', 'pseudobulk']"), TEXT),
     **dict.fromkeys(("Literal['none', 'center', 'standardize']", "Literal['leaves', 'all']"), TEXT),
     **dict.fromkeys(
         ("Literal['context', 'cosine']", "Literal['prototype', 'slide']", "Literal['path', 'top-down']"), TEXT
@@ -86,6 +97,8 @@ MEANT: dict[str, list[Any]] = {
     **dict.fromkeys(("lesion",), [[]]),
     "model.Stage.slides": [[], ["a", "a"]],
     "library_key": [""],
+    "min_connectivity": [0, 1e300],
+    "alpha": [1e300],
     "scheduler": [None],
     "title": ["", "no such name"],
     "pp.build_graph.scale": [{}],
@@ -104,6 +117,16 @@ def targets() -> dict[str, tuple[Callable[..., Any], dict[str, Any]]]:
     config = st.model.StageConfig(dim=16, n_layers=1, levels=(2, 6), epochs=1, warmup_epochs=0, batch_size=64)
     model = st.tl.fit(adata, config=config, progress=False)
     st.tl.stage_niches(adata, n_domains=3, model=model)
+    net = pd.DataFrame({"source": "set", "target": adata.var_names[:20]})
+    describe: dict[str, dict[str, Any]] = {
+        "rank_niche_genes": {"groupby": "stage_domain", "method": "t-test", "min_cells": 2},
+        "spatial_genes": {"groupby": "stage_domain"},
+        "pathways": {"net": net, "groupby": "stage_domain", "min_cells": 2},
+        "niche_paga": {"groupby": "stage_domain", "min_cells": 2, "n_neighbors": 5},
+        "composition": {"groupby": "stage_domain"},
+    }
+    for name, arguments in describe.items():
+        getattr(st.tl, name)(adata, **arguments, library_key="slide")
     adata.write_h5ad(FILE)
     model_file = st.model.save_checkpoint(model, FOLDER / "model")
     st.data.build_store([FILE], FOLDER / "corpus", library_key="slide", progress=False)
@@ -121,7 +144,8 @@ def targets() -> dict[str, tuple[Callable[..., Any], dict[str, Any]]]:
         "model.Stage": {"config": config, "genes": ["a", "b"], "slides": ["one"]},
         "model.load_checkpoint": {"path": model_file},
         "model.save_checkpoint": {"model": model, "path": FOLDER / "saved"},
-        **{f"pl.{name}": {"return_fig": True} for name in ("spatial_domains", "niche_tree")},
+        **{f"pl.{name}": {"return_fig": True} for name in ("spatial_domains", "niche_tree", *describe)},
+        **{f"tl.{name}": arguments for name, arguments in describe.items()},
         **{f"metrics.{name}": {"key": "stage_domain"} for name in ("jsd", "fide", "pas", "asw")},
         **{f"metrics.{name}": {"key": "stage_domain", "reference": "expert"} for name in ("ari", "nmi")},
     }

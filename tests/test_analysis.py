@@ -113,7 +113,7 @@ def test_replicates_decide_under_variation_between_slides(cohort, net):
         for key in ("rank_niche_genes", "cells")
     )
     one, every = adata.var_names[:2]
-    assert by_cell[one] < 1e-8 and by_cell[every] < 1e-8
+    assert by_cell[one] < 1e-5 and by_cell[every] < 1e-5
     assert by_slide[every] < 1e-8 and by_slide[one] > 1e-3
 
 

@@ -6,10 +6,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import pandas as pd
 from matplotlib.colors import is_color_like, to_hex
 
-from stage_sc._input import read_tables
+from stage_sc._input import read_labels, read_tables
 from stage_sc.analysis import find_result
 from stage_sc.pl._palette import distinct_colors, label_colors
 
@@ -21,7 +20,10 @@ def label_palette(data: Any, key: str, names: Sequence[str]) -> dict[str, str]:
         colors = part.uns.get(f"{key}_colors")
         if key not in part.obs or not isinstance(colors, list | tuple | np.ndarray):
             continue
-        categories = [str(name) for name in pd.Categorical(part.obs[key]).categories]
+        try:
+            categories = [str(name) for name in read_labels(part, key).categories]
+        except (TypeError, ValueError):  # the picture shows a table, and needs no column
+            continue
         if len(categories) == len(colors) and all(map(is_color_like, colors)) and set(names) <= set(categories):
             return {name: to_hex(color) for name, color in zip(categories, colors, strict=True)}
     result = find_result(tables, key)
