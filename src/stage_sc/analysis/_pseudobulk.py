@@ -46,7 +46,7 @@ def rank_replicates(
         return None
     sums = sum_counts(tables, place, n_slides * len(names), expression.genes, layer)
     sums = sums.reshape(n_slides, len(names), -1)
-    tested = [_fit(sums[usable[:, code]], code) for code in chosen]
+    tested = [_fit(sums[usable[:, code]], int(code)) for code in chosen]
     scores, change, pvals = (np.stack(values) for values in zip(*tested, strict=True))
     inside = group_moments(expression.matrix, codes, len(names))
     one, other = (Moments(*(values[chosen] for values in each)) for each in (inside, inside.rest()))

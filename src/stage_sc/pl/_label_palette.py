@@ -28,8 +28,8 @@ def label_palette(data: Any, key: str, names: Sequence[str]) -> dict[str, str]:
             return {name: to_hex(color) for name, color in zip(categories, colors, strict=True)}
     result = find_result(tables, key)
     if result:
-        nodes = {name: name for name in names} if set(names) <= set(result["tree"].index) else {}
+        nodes: dict[object, str] = {name: name for name in names} if set(names) <= set(result["tree"].index) else {}
         found = label_colors(result, key, str(result["params"].get("key_added", "stage")), list(names), nodes)
         if set(names) <= set(found):
-            return {name: found[name] for name in names}
+            return {name: str(found[name]) for name in names}
     return dict(zip(names, distinct_colors(len(names)), strict=True))

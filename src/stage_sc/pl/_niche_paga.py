@@ -250,7 +250,15 @@ def _draw_tissue(
 ) -> None:
     names = list(niches["group"].astype(str))
     shades = np.array([*(colors[name] for name in names), "#dcdcdc"])[codes]
-    ax.scatter(*xy.T, s=float(np.clip(20_000 / len(xy), 0.2, 12)), c=shades, alpha=0.35, linewidths=0, rasterized=True)
+    ax.scatter(
+        xy[:, 0],
+        xy[:, 1],
+        s=float(np.clip(20_000 / len(xy), 0.2, 12)),
+        c=shades,
+        alpha=0.35,
+        linewidths=0,
+        rasterized=True,
+    )
     middle = {}
     for code, name in enumerate(names):
         own = xy[codes == code]
@@ -268,8 +276,8 @@ def _draw_tissue(
     number = niches.set_index(niches["group"].astype(str))["n_cells"]
     for name, place in middle.items():
         area = 30 + 220 * np.sqrt(number[name] / number.max())
-        ax.scatter(*place, s=area, color=colors[name], edgecolors="white", linewidths=0.8, zorder=3)
-        ax.text(*place, shown(name), fontsize=6, ha="center", va="center", zorder=4)
+        ax.scatter(place[0], place[1], s=area, color=colors[name], edgecolors="white", linewidths=0.8, zorder=3)
+        ax.text(place[0], place[1], shown(name), fontsize=6, ha="center", va="center", zorder=4)
     ax.set_aspect("equal")
     ax.invert_yaxis()
     ax.set_axis_off()
