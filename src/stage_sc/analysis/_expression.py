@@ -57,7 +57,7 @@ def read_log_expression(tables: Tables, slides: Column, layer: str | None) -> Lo
         blocks = []
         for one in found:
             columns = np.array([number[gene] for gene in one.genes], np.int32)
-            entries = one.matrix.data, columns[one.matrix.indices], one.matrix.indptr
+            entries = one.matrix.data, columns[np.asarray(one.matrix.indices)], one.matrix.indptr
             blocks.append(sp.csr_matrix(entries, shape=(one.matrix.shape[0], len(genes)), copy=False))
         order = np.argsort(np.argsort(own, kind="stable"), kind="stable")
         parts.append(blocks[0] if len(blocks) == 1 else sp.vstack(blocks, format="csr")[order])

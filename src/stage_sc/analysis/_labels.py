@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -13,6 +14,8 @@ from stage_sc._checks import check_name
 from stage_sc._input import Tables, read_labels, read_slide_codes, slide_name
 from stage_sc._messages import element_name, naming
 from stage_sc._result import Columns, children_of, label_keys, read_result
+
+logger = logging.getLogger("stage_sc.tl")
 
 
 class Column(NamedTuple):
@@ -117,6 +120,16 @@ def find_result(tables: Tables, column: str) -> Mapping[str, Any]:
             if result and column in (*result["levels"], Columns(key).domain):
                 return result
     return {}
+
+
+def warn_left_out(names: Sequence[str], min_cells: int, cell_type: str = "", where: str = "fewer") -> None:
+    """Name the labels that are left out, as they or the cells they are compared with are too few."""
+    if names:
+        shown = ", ".join(map(repr, names[:8])) + (" …" if len(names) > 8 else "")
+        logger.warning(
+            "%s%d niches are left out, with %s than %d cells: %s.",
+            *(f"{cell_type}: " if cell_type else "", len(names), where, min_cells, shown),
+        )
 
 
 def _in_order(names: list[str], key: str, result: Mapping[str, Any], parts: Sequence[pd.Categorical]) -> list[str]:

@@ -14,7 +14,7 @@ from stage_sc._messages import element_name, naming
 from stage_sc._result import Columns
 from stage_sc.analysis._edges import read_edges
 from stage_sc.analysis._expression import as_frame, indicator
-from stage_sc.analysis._labels import Groups, read_groups
+from stage_sc.analysis._labels import Column, Groups, read_groups, warn_left_out
 from stage_sc.analysis._store import check_key, write_stored
 from stage_sc.slides import mix
 
@@ -28,6 +28,7 @@ def niche_paga(
     use_rep: str | None = None,
     n_neighbors: int = 15,
     max_cells: int = 20_000,
+    min_cells: int = 10,
     library_key: str | None = None,
     key_added: str = TOOL,
     copy: bool = False,
@@ -49,6 +50,8 @@ def niche_paga(
     max_cells
         Number of cells of which neighbours in the embedding are searched; of more, a sample is taken that does not
         depend on their order. All cells count in space.
+    min_cells
+        Smaller niches are left out, and named in a warning: with a few cells, any contact is more than chance.
     library_key
         Column of ``obs`` that names the slide of every cell. ``None``: the one of the niches or of the graph.
     key_added
@@ -76,8 +79,8 @@ def niche_paga(
     TypeError
         If an argument is of another type.
     ValueError
-        If the embedding is not finite or its width differs between objects, there are too few cells with a label, or
-        ``uns[key_added]`` holds something else.
+        If the embedding is not finite or its width differs between objects, no niche has `min_cells` cells, there are
+        fewer cells than `n_neighbors`, or ``uns[key_added]`` holds something else.
 
     See Also
     --------
@@ -108,10 +111,11 @@ def niche_paga(
         check_name(use_rep, "use_rep")
     check_positive(n_neighbors, "n_neighbors", integer=True)
     check_positive(max_cells, "max_cells", integer=True)
+    check_positive(min_cells, "min_cells", integer=True)
     check_bool(copy, "copy")
     tables = read_tables(data)
     check_key(tables, key_added, TOOL)
-    groups = read_groups(tables, groupby, library_key)
+    groups = _leave_out_small(read_groups(tables, groupby, library_key), int(min_cells))
     use_rep = use_rep or Columns(str(groups.result.get("params", {}).get("key_added", "stage"))).embedding
     embedding = _read_embedding(tables, use_rep)
     alike = _connect_alike(embedding, groups, int(n_neighbors), int(max_cells))
@@ -128,10 +132,23 @@ def niche_paga(
     }
     table = as_frame(columns, group_a=names, group_b=names)
     niches = as_frame({"group": np.arange(len(names)), "n_cells": groups.labels.counts()}, group=names)
-    params = {"groupby": groups.groupby, "use_rep": use_rep, "n_neighbors": int(n_neighbors)}
+    numbers = {"n_neighbors": int(n_neighbors), "max_cells": int(max_cells), "min_cells": int(min_cells)}
+    params = {"groupby": groups.groupby, "use_rep": use_rep, **numbers}
     tables = tables.copy() if copy else tables
-    write_stored(tables, key_added, TOOL, table, {**params, "max_cells": int(max_cells)}, niches=niches)
+    write_stored(tables, key_added, TOOL, table, params, niches=niches)
     return tables.given if copy else None
+
+
+def _leave_out_small(groups: Groups, min_cells: int) -> Groups:
+    """Take labels of fewer cells away, with a warning; a ValueError if none is left."""
+    labels = groups.labels
+    large = np.flatnonzero(labels.counts() >= min_cells)
+    warn_left_out([name for code, name in enumerate(labels.names) if code not in set(large)], min_cells)
+    if not len(large):
+        raise ValueError(f"`min_cells`: no niche of obs[{groups.groupby!r}] has {min_cells} cells. Lower it.")
+    position = np.full(len(labels.names) + 1, -1)
+    position[large] = np.arange(len(large))
+    return groups._replace(labels=Column([labels.names[code] for code in large], position[labels.codes]))
 
 
 def connectivity(edges: np.ndarray, n_cells: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

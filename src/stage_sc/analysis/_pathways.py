@@ -12,8 +12,7 @@ import pandas as pd
 from stage_sc._checks import check_bool, check_positive
 from stage_sc._input import Data, read_tables
 from stage_sc.analysis._expression import LogExpression, as_frame, group_moments, read_log_expression
-from stage_sc.analysis._labels import Groups, read_groups
-from stage_sc.analysis._rank_tests import warn_left_out
+from stage_sc.analysis._labels import Groups, read_groups, warn_left_out
 from stage_sc.analysis._store import check_key, write_stored
 
 logger = logging.getLogger("stage_sc.tl")
@@ -186,7 +185,7 @@ def _profiles(expression: LogExpression, groups: Groups, min_cells: int) -> pd.D
     names, matrix = groups.labels.names, expression.matrix
     filled = np.diff(matrix.indptr) > 0
     total, number = np.zeros((len(names), matrix.shape[1])), np.zeros(len(names))
-    rows: dict[tuple[int, int], np.ndarray] = {}
+    rows: dict[tuple[Any, Any], np.ndarray] = {}
     for slide in range(len(groups.slides.names)):
         cells = np.flatnonzero((groups.slides.codes == slide) & filled)
         if len(cells) < 2:
@@ -221,7 +220,7 @@ def _score(profiles: pd.DataFrame, net: pd.DataFrame, min_genes: int) -> tuple[p
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         scores, pvals = dc.mt.ulm(data=rows, net=net, tmin=min_genes, empty=False)
-    return tuple(one.loc[rows.index].set_axis(profiles.index) for one in (scores, pvals))  # type: ignore[return-value]
+    return tuple(one.loc[rows.index].set_axis(profiles.index) for one in (scores, pvals))
 
 
 def _tabulate(scores: pd.DataFrame, pvals: pd.DataFrame, net: pd.DataFrame, groups: Groups) -> pd.DataFrame:

@@ -12,8 +12,8 @@ from stage_sc._input import Tables
 from stage_sc._matrix import find_counts, holds_counts, read_matrix
 from stage_sc._messages import element_name
 from stage_sc.analysis._expression import LogExpression, Moments, group_moments, sum_counts
-from stage_sc.analysis._labels import Groups
-from stage_sc.analysis._rank_tests import tidy, warn_left_out
+from stage_sc.analysis._labels import Groups, warn_left_out
+from stage_sc.analysis._rank_tests import tidy
 
 REPLICATES = 3  # least number of slides
 LEAST = 10  # counts of a gene in all samples; others have no p-value
@@ -40,13 +40,13 @@ def rank_replicates(
     usable = (n_cells >= min_cells) & (others >= min_cells)  # (slides, niches)
     enough = usable.sum(axis=0) >= REPLICATES
     small = [names[code] for code in np.flatnonzero(n_cells.any(axis=0) & ~enough)]
-    warn_left_out(small, min_cells, cell_type, f" on {REPLICATES} slides")
+    warn_left_out(small, min_cells, cell_type, f"on {REPLICATES} slides, inside or outside, fewer")
     chosen = np.flatnonzero(enough)
     if not len(chosen):
         return None
     sums = sum_counts(tables, place, n_slides * len(names), expression.genes, layer)
     sums = sums.reshape(n_slides, len(names), -1)
-    tested = [_fit(sums[usable[:, code]], code) for code in chosen]
+    tested = [_fit(sums[usable[:, code]], int(code)) for code in chosen]
     scores, change, pvals = (np.stack(values) for values in zip(*tested, strict=True))
     inside = group_moments(expression.matrix, codes, len(names))
     one, other = (Moments(*(values[chosen] for values in each)) for each in (inside, inside.rest()))

@@ -95,7 +95,7 @@ def rank_niche_genes(
         If fewer than two niches are left, expression is not valid, the objects have no common gene, ``uns[key_added]``
         holds something else, or there are no three slides, or no counts, for ``"pseudobulk"``.
     ImportError
-        If ``"pseudobulk"`` is asked for without pydeseq2: ``pip install pydeseq2``.
+        If ``"pseudobulk"`` is asked for without pydeseq2: ``pip install "stage-sc[pseudobulk]"``.
 
     See Also
     --------

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 
 import numpy as np
@@ -10,9 +9,7 @@ import pandas as pd
 from anndata import AnnData
 
 from stage_sc.analysis._expression import LogExpression, Moments, adjust, as_frame, group_moments
-from stage_sc.analysis._labels import Column
-
-logger = logging.getLogger("stage_sc.tl")
+from stage_sc.analysis._labels import Column, warn_left_out
 
 COUNT = 1e-9  # added before the logarithm of a fold change, as in scanpy
 
@@ -26,7 +23,8 @@ def rank_cells(
     """
     number = np.bincount(codes[codes >= 0], minlength=len(labels.names))
     large = (number >= min_cells) & (number.sum() - number >= min_cells)
-    warn_left_out([labels.names[code] for code in np.flatnonzero((number > 0) & ~large)], min_cells, cell_type)
+    small = [labels.names[code] for code in np.flatnonzero((number > 0) & ~large)]
+    warn_left_out(small, min_cells, cell_type, "inside or outside fewer")
     if not large.any():
         return None
     chosen = np.flatnonzero(large)
@@ -113,13 +111,3 @@ def describe(expression: LogExpression, codes: np.ndarray, labels: Column, ranke
         "fraction": inside.fraction[used].ravel().astype(np.float32),
     }
     return as_frame(columns, group=labels.names, names=expression.genes)
-
-
-def warn_left_out(names: Sequence[str], min_cells: int, cell_type: str = "", where: str = "") -> None:
-    """Name the niches that are too small."""
-    if names:
-        shown = ", ".join(map(repr, names[:8])) + (" …" if len(names) > 8 else "")
-        logger.warning(
-            "%s%d niches are not ranked, as they or the other cells have fewer than %d cells%s: %s.",
-            *(f"{cell_type}: " if cell_type else "", len(names), min_cells, where, shown),
-        )

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.colors import Normalize
+from matplotlib.colors import PowerNorm
 from matplotlib.patches import Patch
 
 from stage_sc._checks import check_bool, check_choice
@@ -103,7 +103,7 @@ def composition(
         100 * fractions,
         "% of cells",
         "viridis",
-        _SquareRoot(0, max(100 * float(fractions.to_numpy().max()), 1e-9)),
+        PowerNorm(0.5, 0, max(100 * float(fractions.to_numpy().max()), 1e-9)),
         row_colors=row_colors,
         column_colors=[colors[name] for name in groups],
         linkage=linkage,
@@ -112,16 +112,6 @@ def composition(
     with output.figure((frame.width, frame.height)) as fig:
         axes = draw_matrix(fig, frame, matrix) if kind == "heatmap" else _draw_bars(fig, frame, matrix, colors)
         return output.finish(fig, axes)
-
-
-class _SquareRoot(Normalize):
-    """Colours that grow with the square root."""
-
-    def __call__(self, value: object, clip: bool | None = None) -> np.ma.MaskedArray:
-        return np.ma.sqrt(np.ma.clip(super().__call__(value, clip), 0, 1))
-
-    def inverse(self, value: object) -> object:
-        return super().inverse(np.square(value))
 
 
 def _frame_of_bars(matrix: Matrix) -> Frame:

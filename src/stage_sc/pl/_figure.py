@@ -31,7 +31,7 @@ T = TypeVar("T")  # axes or a list of them
 logger = logging.getLogger("stage_sc.pl")
 
 # Text of vector files stays text, which other programs can edit.
-TEXT_AS_TEXT = {"pdf.fonttype": 42, "ps.fonttype": 42, "svg.fonttype": "none"}
+TEXT_AS_TEXT: Any = {"pdf.fonttype": 42, "ps.fonttype": 42, "svg.fonttype": "none"}
 MOST_PIXELS = 500_000_000  # of a figure: 2 GB while it is drawn
 CATEGORY = str | Integral | np.bool_
 LONGEST = 30  # characters of a name in a figure

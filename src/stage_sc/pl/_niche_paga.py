@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 # Inches between niches, of the highest arc, and of the tissue; line of the strongest connection in points.
 STEP, LEAST_STEP, WIDEST, ARC, TISSUE, LINE = 0.42, 0.09, 13.0, 1.9, 5.0, 4.0
 KINDS = ("embedding", "space")
+MANY = 30  # niches
 
 
 def niche_paga(
@@ -58,8 +59,8 @@ def niche_paga(
     min_connectivity
         Weaker connections are left out.
     n_edges
-        Number of connections that are drawn, the strongest. Default: twice the number of niches. Text in the figure
-        says how many there are.
+        Number of connections that are drawn of each niche, its strongest. Default: 2 of up to 30 niches, else 1.
+        Text in the figure says how many there are.
     library
         Slide to draw on. Default: the one with most cells.
     spatial_key
@@ -120,7 +121,8 @@ def niche_paga(
     niches = stored["niches"]
     names = list(niches["group"].astype(str))
     colors = label_palette(data, str(stored["params"]["groupby"]), names)
-    chosen = {kind: strongest(stored["table"], kind, min_connectivity, n_edges or 2 * len(names)) for kind in KINDS}
+    n_edges = n_edges or (2 if len(names) <= MANY else 1)
+    chosen = {kind: strongest(stored["table"], kind, min_connectivity, n_edges) for kind in KINDS}
     if layout == "tree":
         size = _size_of_line(names)
         with output.figure(size) as fig:
@@ -136,9 +138,12 @@ def niche_paga(
 
 
 def strongest(table: pd.DataFrame, kind: str, least: float, number: int) -> pd.DataFrame:
-    """Strongest connections of a kind, the weakest of them first."""
+    """Choose connections that are among the `number` strongest of either niche; the weakest come first."""
     found = table[(table[kind] >= least) & (table[kind] > 0)].astype({"group_a": str, "group_b": str})
-    return found.sort_values(kind, ascending=False, kind="stable").head(number).iloc[::-1]
+    found = found.sort_values(kind, ascending=False, kind="stable", ignore_index=True)
+    ends = pd.concat([found["group_a"], found["group_b"]]).sort_index(kind="stable")
+    rank = ends.groupby(ends).cumcount()  # of a connection among those of one of its niches
+    return found[(rank < number).groupby(level=0).any()].iloc[::-1]
 
 
 def _step(number: int) -> float:
@@ -154,8 +159,20 @@ def _band(names: Sequence[str]) -> float:
     return max(text_width(shown(name), _text_size(len(names))) for name in names) + 0.2 + 0.8 * _step(len(names))
 
 
+def _arc(width: float, widest: float) -> float:
+    """Height of an arc, lower for narrow ones; `widest` is the distance of the first and the last niche."""
+    return min(ARC * (width / widest) ** 0.7, 0.6 * width)
+
+
+def _line_scale(number: int) -> float:
+    """Width of a line of connectivity 1 in points, thinner among many niches."""
+    return LINE * min(1.0, float(np.sqrt(10 / number)))
+
+
 def _size_of_line(names: Sequence[str]) -> tuple[float, float]:
-    return max(1.1 + _step(len(names)) * len(names), 2.0), 2 * ARC + _band(names) + 0.2
+    step = _step(len(names))
+    widest = max(step * (len(names) - 1), step)
+    return max(1.1 + step * len(names), 2.0), 2 * max(_arc(widest, widest), 0.5) + _band(names) + 0.2
 
 
 def _draw_line(
@@ -181,13 +198,13 @@ def _draw_line(
         lines = []
         for one, other in zip(found["group_a"], found["group_b"], strict=True):
             left, right = sorted((x[one], x[other]))
-            height = ARC * ((right - left) / widest) ** 0.7
+            height = _arc(right - left, widest)
             lines.append(
                 np.c_[(left + right - (right - left) * np.cos(angle)) / 2, level + sign * height * np.sin(angle)]
             )
         strength = found[kind].to_numpy()
         shades = [(0.75 * (1 - 0.8 * value),) * 3 for value in strength]
-        widths = np.maximum(LINE * min(1, step / 0.25) * strength, 0.25)
+        widths = np.maximum(_line_scale(len(names)) * strength, 0.25)
         ax.add_collection(LineCollection(lines, colors=shades, linewidths=widths, zorder=1), autolim=False)
         ax.scatter(
             list(x.values()),
@@ -233,7 +250,15 @@ def _draw_tissue(
 ) -> None:
     names = list(niches["group"].astype(str))
     shades = np.array([*(colors[name] for name in names), "#dcdcdc"])[codes]
-    ax.scatter(*xy.T, s=float(np.clip(20_000 / len(xy), 0.2, 12)), c=shades, alpha=0.35, linewidths=0, rasterized=True)
+    ax.scatter(
+        xy[:, 0],
+        xy[:, 1],
+        s=float(np.clip(20_000 / len(xy), 0.2, 12)),
+        c=shades,
+        alpha=0.35,
+        linewidths=0,
+        rasterized=True,
+    )
     middle = {}
     for code, name in enumerate(names):
         own = xy[codes == code]
@@ -244,15 +269,15 @@ def _draw_tissue(
             ax.plot(
                 *np.stack([middle[one], middle[other]]).T,
                 color=".15",
-                linewidth=max(LINE * strength, 0.3),
+                linewidth=max(_line_scale(len(names)) * strength, 0.3),
                 zorder=2,
                 solid_capstyle="round",
             )
     number = niches.set_index(niches["group"].astype(str))["n_cells"]
     for name, place in middle.items():
         area = 30 + 220 * np.sqrt(number[name] / number.max())
-        ax.scatter(*place, s=area, color=colors[name], edgecolors="white", linewidths=0.8, zorder=3)
-        ax.text(*place, shown(name), fontsize=6, ha="center", va="center", zorder=4)
+        ax.scatter(place[0], place[1], s=area, color=colors[name], edgecolors="white", linewidths=0.8, zorder=3)
+        ax.text(place[0], place[1], shown(name), fontsize=6, ha="center", va="center", zorder=4)
     ax.set_aspect("equal")
     ax.invert_yaxis()
     ax.set_axis_off()

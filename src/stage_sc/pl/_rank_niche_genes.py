@@ -101,7 +101,7 @@ def rank_niche_genes(
     markers = _choose_markers(table, n_genes)
     if not len(markers):
         raise ValueError(f"`key_added`: no gene in uns[{key_added!r}] is higher in its niche than elsewhere.")
-    niches = [name for name in expression["group"].cat.categories if (expression["group"] == name).any()]
+    niches = [name for name in table["group"].cat.categories if (table["group"] == name).any()]
     chosen = expression[expression["names"].isin(markers.index)].astype({"group": str, "names": str})
     means, fractions = (
         chosen.pivot(index="group", columns="names", values=value).loc[niches, list(markers.index)]
