@@ -1,6 +1,6 @@
 """False discoveries and power of differential abundance on simulated cohorts, beside other tests.
 
-``python benchmarks/abundance.py [--cohorts 100] [--peers 20] [--edge-python PATH] [--out abundance.json]``
+``python benchmarks/abundance.py [--samples 3 4 8] [--cohorts 100] [--peers 20] [--edge-python PATH] [--out abundance.json]``
 
 A cohort has 3, 4 or 8 samples in each of two conditions, and niches on three levels (8, 32, 128). Shares of the
 children of a parent vary over samples as a Dirichlet distribution (even numbers of cohorts) or a logistic normal one
@@ -180,10 +180,10 @@ def score(cohort: Cohort, used: np.ndarray, rates: np.ndarray) -> dict[str, floa
     }
 
 
-def run(n_cohorts: int, n_peers: int, edge_python: Path | None) -> list[dict[str, object]]:
+def run(samples: list[int], n_cohorts: int, n_peers: int, edge_python: Path | None) -> list[dict[str, object]]:
     """Mean scores of every test, number of samples and kind of cohort."""
     rows: list[dict[str, object]] = []
-    for per_condition in SAMPLES:
+    for per_condition in samples:
         for difference in (False, True):
             scores: dict[str, list[dict[str, float]]] = defaultdict(list)
             peers: list[tuple[Cohort, np.ndarray]] = []
@@ -217,13 +217,14 @@ def run(n_cohorts: int, n_peers: int, edge_python: Path | None) -> list[dict[str
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--samples", type=int, nargs="+", default=list(SAMPLES), help="per condition")
     parser.add_argument("--cohorts", type=int, default=100, help="of each size, without and with difference")
     parser.add_argument("--peers", type=int, default=20, help="cohorts of pydeseq2 and edgepython, which are slow")
     parser.add_argument("--edge-python", type=Path, help="interpreter with edgepython")
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")
-    rows = run(arguments.cohorts, arguments.peers, arguments.edge_python)
+    rows = run(arguments.samples, arguments.cohorts, arguments.peers, arguments.edge_python)
     if arguments.out:
         arguments.out.write_text(json.dumps(rows, indent=1))
     print(pd.DataFrame(rows).to_string(index=False))

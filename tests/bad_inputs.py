@@ -77,6 +77,7 @@ WRONG: dict[str, list[Any]] = {
         pd.DataFrame({"source": ["a"], "target": ["b"]}),
     ],
     **dict.fromkeys(("Literal['dotplot', 'heatmap']", "Literal['bars', 'heatmap']", "Literal['tree', 'tissue']"), TEXT),
+    "Literal['contacts', 'cells', 'differences']": TEXT,
     **dict.fromkeys(("Literal['space', 'embedding']", "Literal['auto', 't-test', 'wilcoxon', 'pseudobulk']"), TEXT),
     **dict.fromkeys(("Literal['none', 'center', 'standardize']", "Literal['leaves', 'all']"), TEXT),
     **dict.fromkeys(
@@ -97,6 +98,8 @@ MEANT: dict[str, list[Any]] = {
     **dict.fromkeys(("lesion",), [[]]),
     "model.Stage.slides": [[], ["a", "a"]],
     "library_key": [""],
+    "covariates": [[]],
+    "fdr": [1e300],
     "min_connectivity": [0, 1e300],
     **dict.fromkeys(("pl.niche_paga.library", "pl.niche_paga.spatial_key"), ["no such name"]),  # of another layout
     "alpha": [1e300],
@@ -116,6 +119,9 @@ DESCRIBE: dict[str, dict[str, Any]] = {
     "pathways": {"groupby": "stage_domain", "min_cells": 2},
     "niche_paga": {"groupby": "stage_domain", "min_cells": 2, "n_neighbors": 5},
     "composition": {"groupby": "stage_domain"},
+    "differential_abundance": {"groupby": "stage_domain", "condition_key": "slide"},
+    "niche_neighbors": {"groupby": "stage_domain", "condition_key": "slide"},
+    "cell_type_enrichment": {"groupby": "stage_domain", "cell_type_key": "expert"},
 }
 
 WRITES_TABLE = [f"tl.{name}" for name in DESCRIBE]
@@ -141,6 +147,7 @@ def targets() -> dict[str, tuple[Callable[..., Any], dict[str, Any]]]:
         "tl.stage_niches": {"model": model, "n_domains": 3},
         "tl.fit": {"config": config, "progress": False},
         "tl.panel_agreement": {"model": model, "n_splits": 1},
+        "tl.distance_to_niche": {"niche": "D1", "groupby": "stage_domain"},
         "tl.label_files": {"files": [FILE], "out": FOLDER / "out", "model": model},
         "data.build_store": {"files": [FILE], "path": FOLDER / "store", "progress": False},
         "data.Store": {"path": FOLDER / "corpus"},
@@ -275,7 +282,7 @@ def judge(name: str, argument: str, value: Any) -> str:
     if argument == "second" and expected == "same":
         expected = "right"
     alone = {*ALONE, "unknown genes"} if name in WRITES_TABLE else ALONE
-    if argument == "second" and name.startswith(("metrics", "pl", *WRITES_TABLE)) and damage in alone:
+    if argument == "second" and name.startswith(("metrics", "pl", "tl.distance", *WRITES_TABLE)) and damage in alone:
         expected = "any"
     usual(name)
     try:

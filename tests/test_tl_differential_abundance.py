@@ -9,6 +9,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.collections import PathCollection
 
 import stage_sc as st
 
@@ -203,9 +204,9 @@ def test_plot(tmp_path):
     adata = cohort(draw(fold=6))
     compare(adata)
     changes, shares = st.pl.differential_abundance(adata, show=False)
-    filled = [tuple(color) for color in changes.collections[-1].get_facecolors() if tuple(color) != (1, 1, 1, 1)]
+    points = [one for one in changes.collections if isinstance(one, PathCollection)][-1]
     table = adata.uns["differential_abundance"]["table"]
-    assert len(filled) == (table["fdr"] <= 0.1).sum()
+    assert (points.get_facecolors() != 1).any(axis=1).sum() == (table["fdr"] <= 0.1).sum()
     names = [text.get_text() for text in changes.texts if text.get_text() != "■"]
     assert names == ["P", "x", "y", "z", "Q", "u", "v"] and shares.get_xscale() == "log"
     fig = st.pl.differential_abundance(adata, max_rows=2, return_fig=True, save=tmp_path / "a.svg")

@@ -32,7 +32,7 @@ def test_moments_are_those_of_permutations():
     graph = sp.triu(sp.random(40, 40, 0.15, random_state=1), 1, format="coo")
     edges = Edges(graph.row, graph.col, codes)
     mean, variance = shuffled_moments(edges, 3)
-    drawn = np.array([edges._replace(codes=rng.permutation(codes)).count(3) for _ in range(4000)])
+    drawn = np.array([edges._replace(codes=rng.permutation(codes)).count_pairs(3) for _ in range(4000)])
     assert np.allclose(drawn.mean(axis=0), mean, rtol=0.03)
     assert np.allclose(drawn.var(axis=0), variance, rtol=0.12)
 

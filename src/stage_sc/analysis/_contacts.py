@@ -18,7 +18,7 @@ class Edges(NamedTuple):
     codes: np.ndarray
     """``(n_cells,)`` intp label of every cell; all are counted."""
 
-    def count(self, n: int) -> np.ndarray:
+    def count_pairs(self, n: int) -> np.ndarray:
         """Pairs of each two labels, ``(n, n)`` float64, symmetric; on the diagonal the pairs inside a label."""
         found = _count(self.codes[self.one], self.codes[self.other], n)
         return found + found.T - np.diag(np.diag(found))

@@ -166,7 +166,7 @@ def differential_abundance(
             "table has changes alone, which may be differences between any two samples.",
             number,
         )
-    cells, totals = nested.count(cohort.samples)
+    cells, totals = nested.count_cells(cohort.samples)
     parts = [
         _compare(nested, cohort, condition, cells, totals, min_cells) for condition in range(1, len(cohort.conditions))
     ]

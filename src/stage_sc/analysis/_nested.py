@@ -28,7 +28,7 @@ class Nested(NamedTuple):
     parent: np.ndarray
     """``(n_nodes,)`` intp node, or -1 for all cells."""
 
-    def count(self, samples: Column) -> tuple[np.ndarray, np.ndarray]:
+    def count_cells(self, samples: Column) -> tuple[np.ndarray, np.ndarray]:
         """Cells of every node in every sample, ``(n_nodes, n_samples)`` int64, and those of its parent.
 
         Cells without a label in the first column belong to nothing.

@@ -185,7 +185,7 @@ def _contacts(edges: sp.csr_matrix, groups: Groups) -> pd.DataFrame:
     sums = np.zeros((6, n, n))
     for part in _by_slide(edges, groups):
         touching, expected = patch_contacts(part, n)
-        sums += (part.count(n), *shuffled_moments(part, n), touching, expected, residual_variance(expected))
+        sums += (part.count_pairs(n), *shuffled_moments(part, n), touching, expected, residual_variance(expected))
     found, mean, variance, touching, expected, spread = sums
     if not found.any():
         raise ValueError(f"No two cells with a label in obs[{groups.groupby!r}] are neighbours in the graph.")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -11,13 +11,13 @@ import numpy as np
 class Family(NamedTuple):
     """Hypotheses about the children of one node, which are considered only if that of the node is rejected."""
 
-    tests: Mapping[Hashable, float]
+    tests: Mapping[Any, float]
     """p-value of each hypothesis of its own, NaN if it was not tested."""
     nested: Sequence[Hashable]
     """Names of families below."""
 
 
-def tree_adjust(families: Mapping[Hashable, Family], root: Hashable) -> dict[Hashable, float]:
+def tree_adjust(families: Mapping[Any, Family], root: Hashable) -> dict[Any, float]:
     r"""Adjust p-values by TreeBH: the smallest rate at which each hypothesis is rejected.
 
     A family stands for "nothing differs in it or below", with the p-value of Simes over its members: its own tests and
@@ -36,7 +36,7 @@ def tree_adjust(families: Mapping[Hashable, Family], root: Hashable) -> dict[Has
     108 (2021).
     """
     p_values = _simes(families, root)
-    adjusted: dict[Hashable, float] = {}
+    adjusted: dict[Any, float] = {}
     # Rates at which the factor of the level changes, and the factor from each on.
     pending = [(root, np.array([p_values[root]]), np.array([1.0]))]
     while pending:
@@ -68,7 +68,7 @@ def benjamini_hochberg(p: np.ndarray) -> np.ndarray:
     return adjusted
 
 
-def _simes(families: Mapping[Hashable, Family], root: Hashable) -> dict[Hashable, float]:
+def _simes(families: Mapping[Any, Family], root: Hashable) -> dict[Hashable, float]:
     """p-value of each family from those of its members, from the leaves up; NaN without any."""
     order, pending = [], [root]
     while pending:

@@ -167,9 +167,14 @@ def _write_names(ax: Axes, data: Any, table: pd.DataFrame, names: list[str], pla
         colors[str(column)] = label_palette(data, str(column), [str(name) for name in rows["group"]])
     for row, (name, place) in enumerate(zip(names, places, strict=True)):
         color = colors[str(table["groupby"][row])][str(table["group"][row])]
-        at = {"xycoords": ax.get_yaxis_transform(), "textcoords": "offset points", "va": "center", "fontsize": TEXT}
-        ax.annotate("■", (0, row), (-72 * place, 0), color=color, annotation_clip=False, **at)
-        ax.annotate(name, (0, row), (-72 * place + 9, 0), annotation_clip=False, **at)
+        at: dict[str, Any] = {
+            "xycoords": ax.get_yaxis_transform(),
+            "textcoords": "offset points",
+            "va": "center",
+            "fontsize": TEXT,
+        }
+        ax.annotate("■", (0, row), (-72 * place, 0), color=color, **at)
+        ax.annotate(name, (0, row), (-72 * place + 9, 0), **at)
 
 
 def _draw_changes(ax: Axes, table: pd.DataFrame, condition: str, fdr: float) -> None:
@@ -181,9 +186,11 @@ def _draw_changes(ax: Axes, table: pd.DataFrame, condition: str, fdr: float) -> 
     rows = np.arange(len(table))
     known = ~np.isnan(lower)
     ax.hlines(rows[known], lower[known].clip(-limit, limit), upper[known].clip(-limit, limit), ".3", linewidth=0.8)
-    for end, side, marker in ((lower, -1, 4), (upper, 1, 5)):
+    for end, side, marker in ((lower, -1, "<"), (upper, 1, ">")):
         beyond = known & (side * end > limit)
-        ax.scatter(np.full(beyond.sum(), side * limit), rows[beyond], 12, ".3", marker, linewidths=0, clip_on=False)
+        ax.scatter(
+            np.full(beyond.sum(), side * limit), rows[beyond], 12, ".3", marker=marker, linewidths=0, clip_on=False
+        )
     found = (table["fdr"] <= fdr).to_numpy()
     drawn = np.isfinite(change)
     color = np.where(change > 0, "#b2182b", "#2166ac")
