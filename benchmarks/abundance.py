@@ -1,6 +1,6 @@
 """False discoveries and power of differential abundance on simulated cohorts, beside other tests.
 
-``python benchmarks/abundance.py [--samples 3 4 8] [--cohorts 100] [--peers 20] [--edge-python PATH] [--out abundance.json]``
+``python benchmarks/abundance.py [--samples 3 4 8] [--cohorts 100] [--peers 20] [--edge-python PATH] [--out FILE]``
 
 A cohort has 3, 4 or 8 samples in each of two conditions, and niches on three levels (8, 32, 128). Shares of the
 children of a parent vary over samples as a Dirichlet distribution (even numbers of cohorts) or a logistic normal one

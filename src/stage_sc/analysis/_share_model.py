@@ -36,17 +36,19 @@ class Fit(NamedTuple):
     """``(n_niches, n_samples)`` float64 shares."""
 
 
-def fit_shares(shares: Shares, weights: np.ndarray, design: np.ndarray) -> Fit:
+def fit_shares(shares: Shares, weights: np.ndarray, design: np.ndarray, start: np.ndarray | None = None) -> Fit:
     """Fit a logistic regression of every niche by iteratively reweighted least squares.
 
-    `weights` is ``(n_niches, n_samples)``, `design` ``(n_samples, n_columns)``. A niche that is absent from a condition
-    gets a large finite coefficient.
+    `weights` is ``(n_niches, n_samples)``, `design` ``(n_samples, n_columns)``, `start` coefficients to begin at. A
+    niche that is absent from a condition gets a large finite coefficient.
     """
     cells, totals, offset = shares
     pooled = (cells.sum(axis=1, keepdims=True) + 0.5) / (totals.sum(axis=1, keepdims=True) + 1)
-    predictor = np.log((cells + pooled) / (totals - cells + 1 - pooled))
-    ridge = np.eye(design.shape[1])
-    coefficients = (predictor - offset) @ np.linalg.pinv(design).T
+    observed = np.log((cells + pooled) / (totals - cells + 1 - pooled))
+    coefficients, ridge = (observed - offset) @ np.linalg.pinv(design).T, np.eye(design.shape[1])
+    if start is not None:  # unless it is where nothing moves
+        steady = np.abs(start @ design.T + offset).max(axis=1, keepdims=True) < FARTHEST / 2
+        coefficients = np.where(steady, start, coefficients)
     predictor = coefficients @ design.T + offset
     for _ in range(ROUNDS):
         share = expit(predictor)
@@ -60,7 +62,7 @@ def fit_shares(shares: Shares, weights: np.ndarray, design: np.ndarray) -> Fit:
         inside = np.abs(coefficients @ design.T + offset).max(axis=1, keepdims=True) < FARTHEST
         coefficients += step * inside
         predictor = coefficients @ design.T + offset
-        if np.abs(step * inside).max(initial=0) < 1e-7:
+        if np.abs(step * inside).max(initial=0) < 1e-6:
             break
     return Fit(coefficients, expit(predictor))
 

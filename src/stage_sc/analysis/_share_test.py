@@ -143,17 +143,19 @@ def _bound(shares: Shares, weights: np.ndarray, fold: _Fold, full: Fit, limit: n
     Bisection of all niches together.
     """
 
-    def profile(change: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def profile(change: np.ndarray, start: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         fixed = Shares(shares.cells, shares.totals, shares.offset + change[:, None] * fold.values)
-        fit = fit_shares(fixed, weights, fold.rest)
+        fit = fit_shares(fixed, weights, fold.rest, start)
         return deviance(shares, weights, fit.fitted) < limit, fit.coefficients
 
     near = np.clip(full.coefficients[:, fold.column], -FARTHEST, FARTHEST)
     far = near + side * FARTHEST
-    endless = profile(far)[0]
-    for _ in range(24):
+    rest = np.delete(full.coefficients, fold.column, axis=1)
+    endless = profile(far, rest)[0]
+    for _ in range(20):
         middle = (near + far) / 2
-        within = profile(middle)[0]
+        within, rest = profile(middle, rest)
         near, far = np.where(within, middle, near), np.where(within, far, middle)
+    _, rest = profile(far, rest)
     endless |= np.abs(far) > FARTHEST
-    return np.where(endless, side * np.inf, fold.at(profile(far)[1], far))
+    return np.where(endless, side * np.inf, fold.at(rest, far))
