@@ -85,7 +85,7 @@ def cell_type_enrichment(
     values = table.pivot(index="group", columns="cell_type", values="log2_odds").reindex(index=rows, columns=columns)
     marks = table.pivot(index="group", columns="cell_type", values="fdr").reindex(index=rows, columns=columns) <= fdr
     finite = np.abs(values.to_numpy(float))
-    limit = float(np.clip(finite[np.isfinite(finite)].max(initial=1e-9), 1e-9, MOST))
+    limit = float(np.clip(finite[np.isfinite(finite)].max(initial=1.0), 1.0, MOST))
     colors = label_palette(data, str(stored["params"]["groupby"]), rows)
     matrix = Matrix(
         *(values.clip(-limit, limit), "log2 odds", "RdBu_r", Normalize(-limit, limit)), marks=marks, row_colors=colors

@@ -13,7 +13,6 @@ from stage_sc._checks import check_choice, check_positive
 from stage_sc.analysis import read_stored
 from stage_sc.pl._figure import read_output, shown, text_width
 from stage_sc.pl._label_palette import label_palette
-from stage_sc.pl._palette import distinct_colors
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -23,6 +22,7 @@ if TYPE_CHECKING:
 
 # Inches.
 ROW, PANEL, INDENT, TEXT = 0.15, 2.1, 0.12, 7.0
+COLORS = "#8c8c8c", "#e08214"  # of reference and condition
 FARTHEST = 8.0  # log2 folds; more are drawn at the edge
 
 
@@ -215,15 +215,14 @@ def _draw_changes(ax: Axes, table: pd.DataFrame, condition: str, fdr: float) -> 
 def _draw_shares(ax: Axes, fractions: np.ndarray, samples: pd.DataFrame, condition: str, reference: str) -> None:
     percent = 100 * fractions
     least = percent[percent > 0].min(initial=1.0)
-    colors = distinct_colors(2)
     for number, name in enumerate((reference, condition)):
         own = (samples["condition"] == name).to_numpy()
         sample, row = np.nonzero(np.ones_like(percent[own]))
         values = np.maximum(percent[own][sample, row], least / 2)
-        ax.scatter(values, row + (number - 0.5) * 0.3, 8, colors[number], linewidths=0, alpha=0.8, label=shown(name))
+        ax.scatter(values, row + (number - 0.5) * 0.3, 8, COLORS[number], linewidths=0, alpha=0.8, label=shown(name))
     ax.set_xscale("log")
     ax.set_xlabel("% of cells of a sample", fontsize=TEXT)
-    handles = [Line2D([], [], linestyle="", marker="o", markersize=3, color=color) for color in colors]
+    handles = [Line2D([], [], linestyle="", marker="o", markersize=3, color=color) for color in COLORS]
     ax.legend(
         *(handles, [shown(reference), shown(condition)]),
         loc="upper left",

@@ -111,7 +111,7 @@ def niche_neighbors(
     if kind != "cells":
         marks = table.pivot(index="group", columns="neighbor", values="fdr").reindex(index=names, columns=names) <= fdr
     finite = np.abs(values.to_numpy(float))
-    limit = float(np.clip(finite[np.isfinite(finite)].max(initial=1e-9), 1e-9, MOST[kind]))
+    limit = float(np.clip(finite[np.isfinite(finite)].max(initial=1.0), 1.0, MOST[kind]))
     colors = label_palette(data, str(stored["params"]["groupby"]), names)
     matrix = Matrix(
         values.clip(-limit, limit),
