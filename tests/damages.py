@@ -181,7 +181,7 @@ HARMLESS: dict[str, set[str]] = {
     "tl.fit": {"unknown genes"},
     "tl.composition": {*FEW, "a slide of 3 cells"},
     "tl.rank_niche_genes": {"a slide of 3 cells", "unknown genes"},
-    "tl.pathways": {"a slide of 3 cells"},
+    "tl.pathways": {"a slide of 3 cells", "3 cells"},
     "tl.spatial_genes": {"unknown genes"},
     "pl.spatial_domains": {*FEW, *SHAPES, "places equal", "labels missing", "no graph"},
     "pl.niche_tree": {*FEW, "a slide of 3 cells"},
