@@ -186,7 +186,7 @@ HARMLESS: dict[str, set[str]] = {
     "tl.fit": {"unknown genes"},
     "tl.composition": {*FEW, "a slide of 3 cells"},
     "tl.rank_niche_genes": {"a slide of 3 cells", "unknown genes"},
-    "tl.pathways": {"a slide of 3 cells"},
+    "tl.pathways": {"a slide of 3 cells", "3 cells"},
     "tl.spatial_genes": {"unknown genes"},
     "tl.differential_abundance": {"a slide of 3 cells"},
     "tl.cell_type_enrichment": {*FEW, "a slide of 3 cells"},

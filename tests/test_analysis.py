@@ -101,8 +101,8 @@ def test_replicates_decide_under_variation_between_slides(cohort, net):
     dense = adata.X.toarray()
     layer = adata.obs["domain"].iloc[1]
     inside = (adata.obs["domain"] == layer).to_numpy()
-    dense[inside & (adata.obs["slide"] == "slide1").to_numpy(), 0] += 40
-    dense[inside, 1] += np.random.default_rng(0).poisson(10, inside.sum())
+    dense[inside & (adata.obs["slide"] == "slide1").to_numpy(), 0] += 60
+    dense[inside, 1] += np.random.default_rng(0).poisson(120, inside.sum())
     adata.X = sp.csr_matrix(dense, dtype=np.float32)
     adata.obs["own"] = pd.Categorical(np.where(inside, "in", "out"))
     st.tl.rank_niche_genes(adata, groupby="own", library_key="slide", n_genes=None)
@@ -114,7 +114,7 @@ def test_replicates_decide_under_variation_between_slides(cohort, net):
     )
     one, every = adata.var_names[:2]
     assert by_cell[one] < 1e-5 and by_cell[every] < 1e-5
-    assert by_slide[every] < 1e-8 and by_slide[one] > 1e-3
+    assert by_slide[every] < 1e-4 and by_slide[one] > 1e-2
 
 
 def test_small_niches_are_left_out_and_named(cohort, net, caplog):

@@ -16,7 +16,6 @@ from stage_sc._matrix import find_counts, read_matrix, to_csr
 from stage_sc._messages import element_name, naming
 from stage_sc.analysis._labels import Column
 from stage_sc.genes import is_control
-from stage_sc.slides import plan_columns, read_expression
 
 logger = logging.getLogger("stage_sc.tl")
 
@@ -38,6 +37,8 @@ def read_log_expression(tables: Tables, slides: Column, layer: str | None) -> Lo
     Values that are no counts are recognised, with a warning. Control probes are left out, columns of one name are
     added up. A ValueError if the objects have no gene in common.
     """
+    from stage_sc.slides import plan_columns, read_expression  # torch takes seconds to import
+
     genes = _common_genes(tables)
     number = {gene: position for position, gene in enumerate(genes)}
     parts, start = [], 0

@@ -16,7 +16,6 @@ from stage_sc.analysis._edges import read_edges
 from stage_sc.analysis._expression import as_frame, indicator
 from stage_sc.analysis._labels import Column, Groups, read_groups, warn_left_out
 from stage_sc.analysis._store import check_key, write_stored
-from stage_sc.slides import mix
 
 TOOL = "niche_paga"
 
@@ -200,6 +199,8 @@ def _connect_alike(embedding: np.ndarray, groups: Groups, n_neighbors: int, max_
 
 def _sample(embedding: np.ndarray, cells: np.ndarray, size: int) -> np.ndarray:
     """At most `size` of the cells, drawn by a hash of their embedding, and sorted by it."""
+    from stage_sc.slides import mix  # torch takes seconds to import
+
     leading = np.round(embedding[cells][:, :2].astype(np.float64) * 2.0**20).astype(np.int64).view(np.uint64)
     number = mix(leading[:, 0] + mix(leading[:, -1]))
     return cells[np.lexsort((*embedding[cells].T[::-1][-2:], number))[:size]]

@@ -75,14 +75,9 @@ def _fit(sums: np.ndarray, code: int) -> tuple[np.ndarray, np.ndarray, np.ndarra
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         genes = [f"gene{column}" for column in np.flatnonzero(tested)]
-        model = DeseqDataSet(
-            counts=pd.DataFrame(counts[:, tested].astype(np.int64), samples, genes),
-            metadata=design.copy(),
-            design=design,
-            size_factors_fit_type="poscounts",
-            **settings,
-        )
-        model.deseq2()
+        frame = pd.DataFrame(counts[:, tested].astype(np.int64), samples, genes)
+        model = DeseqDataSet(counts=frame, metadata=design.copy(), design=design, refit_cooks=False, **settings)
+        _fit_dispersions(model, counts.sum(axis=1))
         contrast = (design.columns == "inside").astype(float)
         result = DeseqStats(model, contrast=contrast, independent_filter=False, **settings)
         result.summary()
@@ -90,6 +85,23 @@ def _fit(sums: np.ndarray, code: int) -> tuple[np.ndarray, np.ndarray, np.ndarra
     for values, (key, missing) in zip(found, {"stat": 0, "log2FoldChange": 0, "pvalue": 1}.items(), strict=True):
         values[tested] = result.results_df[key].fillna(missing)
     return found[0], found[1], found[2]
+
+
+def _fit_dispersions(model: Any, totals: np.ndarray) -> None:
+    """Fit a model of pydeseq2 with samples scaled by their totals, as cells are.
+
+    Its own medians of ratios assume that most genes do not change, which a panel of markers does not hold to.
+    """
+    model.obs["size_factors"] = totals / np.exp(np.log(totals).mean())
+    model.layers["normed_counts"] = model.X / model.obs["size_factors"].to_numpy()[:, None]
+    model.var["_normed_means"] = model.layers["normed_counts"].mean(axis=0)
+    model.fit_genewise_dispersions()
+    model.fit_dispersion_trend()
+    model.fit_dispersion_prior()
+    model.fit_MAP_dispersions()
+    model.fit_LFC()
+    model.calculate_cooks()
+    model.cooks_outlier()
 
 
 def _require_counts(tables: Tables, layer: str | None) -> None:

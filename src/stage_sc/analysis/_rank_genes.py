@@ -110,7 +110,8 @@ def rank_niche_genes(
     ``pct_nz_group`` too.
 
     The fold change of cells is :math:`\log_2 (e^{m_1} - 1 + \epsilon) - \log_2 (e^{m_0} - 1 + \epsilon)`, with m the
-    means of log-normalised values and :math:`\epsilon = 10^{-9}`, as in scanpy. Time and memory of the t-test are
+    means of log-normalised values and :math:`\epsilon = 10^{-9}`, as in scanpy. Pseudobulk samples are scaled by their
+    totals, as cells are, since medians of ratios are biased on panels of markers. Time and memory of the t-test are
     linear in the cells; benchmarks/README.md has figures.
 
     Examples
