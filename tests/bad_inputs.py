@@ -81,6 +81,18 @@ WRONG: dict[str, list[Any]] = {
     "GeoDataFrame": [3, "file", {}, pd.DataFrame({"slide": ["a"]}), object(), []],
     "Stage | pd.DataFrame": [3, "bundled", object(), {}, pd.DataFrame(), pd.DataFrame({"loss": ["a"]})],
     "tuple[int, ...]": [3, "ab", [], [0], [2, 3], [2.5, 9], ["a"], [None], (NAN,), (True, 4), object()],
+    "pd.DataFrame": [
+        3,
+        "hallmark",
+        {},
+        ["a"],
+        object(),
+        pd.DataFrame(),
+        pd.DataFrame({"source": ["a"], "target": ["b"]}),
+    ],
+    **dict.fromkeys(("Literal['dotplot', 'heatmap']", "Literal['bars', 'heatmap']", "Literal['tree', 'tissue']"), TEXT),
+    "Literal['contacts', 'cells', 'differences']": TEXT,
+    **dict.fromkeys(("Literal['space', 'embedding']", "Literal['auto', 't-test', 'wilcoxon', 'pseudobulk']"), TEXT),
     **dict.fromkeys(("Literal['none', 'center', 'standardize']", "Literal['leaves', 'all']"), TEXT),
     **dict.fromkeys(
         ("Literal['context', 'cosine']", "Literal['prototype', 'slide']", "Literal['path', 'top-down']"), TEXT
@@ -115,6 +127,11 @@ MEANT: dict[str, list[Any]] = {
     "tl.label_files.table_key": ["no such name"],
     **dict.fromkeys(("shrinkage", "temperature", "simplify"), [0]),
     "micrometres": [],
+    "covariates": [[]],
+    "fdr": [1e300],
+    "min_connectivity": [0, 1e300],
+    **dict.fromkeys(("pl.niche_paga.library", "pl.niche_paga.spatial_key"), ["no such name"]),  # of another layout
+    "alpha": [1e300],
     "scheduler": [None],
     "title": ["", "no such name"],
     "pp.build_graph.scale": [{}],
@@ -132,6 +149,21 @@ MEANT: dict[str, list[Any]] = {
 }
 
 
+# Functions that write a table under their name, with arguments that work.
+DESCRIBE: dict[str, dict[str, Any]] = {
+    "rank_niche_genes": {"groupby": "stage_domain", "method": "t-test", "min_cells": 2},
+    "spatial_genes": {"groupby": "stage_domain"},
+    "pathways": {"groupby": "stage_domain", "min_cells": 2},
+    "niche_paga": {"groupby": "stage_domain", "min_cells": 2, "n_neighbors": 5},
+    "composition": {"groupby": "stage_domain"},
+    "differential_abundance": {"groupby": "stage_domain", "condition_key": "slide"},
+    "niche_neighbors": {"groupby": "stage_domain", "condition_key": "slide"},
+    "cell_type_enrichment": {"groupby": "stage_domain", "cell_type_key": "expert"},
+}
+
+WRITES_TABLE = [f"tl.{name}" for name in DESCRIBE]
+
+
 @cache
 def targets() -> dict[str, tuple[Callable[..., Any], dict[str, Any]]]:
     """Public functions with arguments that work."""
@@ -141,6 +173,10 @@ def targets() -> dict[str, tuple[Callable[..., Any], dict[str, Any]]]:
     config = st.model.StageConfig(dim=16, n_layers=1, levels=(2, 6), epochs=1, warmup_epochs=0, batch_size=64)
     model = st.tl.fit(adata, config=config, progress=False)
     st.tl.stage_niches(adata, n_domains=3, model=model)
+    net = pd.DataFrame({"source": "set", "target": adata.var_names[:20]})
+    describe = {name: {**given, **({"net": net} if name == "pathways" else {})} for name, given in DESCRIBE.items()}
+    for name, arguments in describe.items():
+        getattr(st.tl, name)(adata, **arguments, library_key="slide")
     adata.write_h5ad(FILE)
     model_file = st.model.save_checkpoint(model, FOLDER / "model")
     st.data.build_store([FILE], FOLDER / "corpus", library_key="slide", progress=False)
@@ -152,6 +188,7 @@ def targets() -> dict[str, tuple[Callable[..., Any], dict[str, Any]]]:
         "tl.label_regions": {"regions": outlines},
         "tl.write_outlines": {"outlines": outlines, "path": FOLDER / "o.csv", "slide": outlines["slide"].iloc[0]},
         "tl.write_cell_groups": {"path": FOLDER / "groups.csv"},
+        "tl.distance_to_niche": {"niche": "D1", "groupby": "stage_domain"},
         "tl.label_files": {"files": [FILE], "out": FOLDER / "out", "model": model},
         "data.build_store": {"files": [FILE], "path": FOLDER / "store", "progress": False},
         "data.Store": {"path": FOLDER / "corpus"},
@@ -162,7 +199,8 @@ def targets() -> dict[str, tuple[Callable[..., Any], dict[str, Any]]]:
         "model.Stage": {"config": config, "genes": ["a", "b"], "slides": ["one"]},
         "model.load_checkpoint": {"path": model_file},
         "model.save_checkpoint": {"model": model, "path": FOLDER / "saved"},
-        **{f"pl.{name}": {"return_fig": True} for name in ("spatial_domains", "niche_tree")},
+        **{f"pl.{name}": {"return_fig": True} for name in ("spatial_domains", "niche_tree", *describe)},
+        **{f"tl.{name}": arguments for name, arguments in describe.items()},
         **{f"metrics.{name}": {"key": "stage_domain"} for name in ("jsd", "fide", "pas", "asw")},
         **{f"metrics.{name}": {"key": "stage_domain", "reference": "expert"} for name in ("ari", "nmi")},
     }
@@ -261,7 +299,10 @@ def answer(result: Any, adata: ad.AnnData | None) -> Any:
     if result is None and adata is not None and "annotation_regions" in adata.uns:
         return adata.obs["annotation"].astype(str).tolist()
     if result is None and adata is not None:
-        return adata.obsp["local_connectivities"].toarray(), adata.obs["stage_path"].tolist()
+        graph = adata.obsp.get("local_connectivities")
+        tables = [adata.uns[name]["table"] for name in DESCRIBE if name in adata.uns]
+        entries = [graph.indptr, graph.indices, graph.data] if sp.issparse(graph) else graph  # damaged ones too
+        return entries, adata.obs["stage_path"].tolist(), tables
     return None if isinstance(result, mpl.figure.Figure) else result
 
 
@@ -292,7 +333,12 @@ def judge(name: str, argument: str, value: Any) -> str:
         expected = "any"
     if argument == "second" and expected == "same":
         expected = "right"
-    if argument == "second" and name.startswith(("metrics", "pl", "tl.outline", "tl.correct")) and damage in ALONE:
+    alone = {*ALONE, "unknown genes"} if name in WRITES_TABLE else ALONE
+    if (
+        argument == "second"
+        and name.startswith(("metrics", "pl", "tl.outline", "tl.correct", "tl.distance", *WRITES_TABLE))
+        and damage in alone
+    ):
         expected = "any"
     usual(name)
     try:

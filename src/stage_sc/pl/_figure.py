@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 T = TypeVar("T")  # axes or a list of them
 logger = logging.getLogger("stage_sc.pl")
 
+# Text of vector files stays text, which other programs can edit.
+TEXT_AS_TEXT: Any = {"pdf.fonttype": 42, "ps.fonttype": 42, "svg.fonttype": "none"}
 MOST_PIXELS = 500_000_000  # of a figure: 2 GB while it is drawn
 CATEGORY = str | Integral | np.bool_
 LONGEST = 30  # characters of a name in a figure
@@ -74,7 +76,8 @@ class Output(NamedTuple):
         if self.path is not None:
             image = io.BytesIO()  # a file that exists is replaced only after drawing has succeeded
             kind = self.path.suffix[1:].lower()
-            fig.savefig(image, dpi=self.dpi, bbox_inches="tight", format=kind)
+            with mpl.rc_context(TEXT_AS_TEXT):
+                fig.savefig(image, dpi=self.dpi, bbox_inches="tight", format=kind)
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self.path.write_bytes(image.getvalue())
             logger.info("Figure saved to %s.", self.path)

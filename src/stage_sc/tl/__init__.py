@@ -1,5 +1,16 @@
-"""Tools: niches with a pretrained model, training on own slides, outlines, robustness of labels."""
+"""Tools: niches with a pretrained model, training on own slides, outlines, robustness of labels, biology of niches."""
 
+from stage_sc.analysis import (
+    cell_type_enrichment,
+    composition,
+    differential_abundance,
+    distance_to_niche,
+    niche_neighbors,
+    niche_paga,
+    pathways,
+    rank_niche_genes,
+    spatial_genes,
+)
 from stage_sc.tl._correct_embedding import correct_embedding
 from stage_sc.tl._fit import fit
 from stage_sc.tl._label_files import label_files
@@ -10,12 +21,21 @@ from stage_sc.tl._stage_niches import stage_niches
 from stage_sc.tl._write_outlines import write_cell_groups, write_outlines
 
 __all__ = [
+    "cell_type_enrichment",
+    "composition",
     "correct_embedding",
+    "differential_abundance",
+    "distance_to_niche",
     "fit",
     "label_files",
     "label_regions",
+    "niche_neighbors",
+    "niche_paga",
     "outline_niches",
     "panel_agreement",
+    "pathways",
+    "rank_niche_genes",
+    "spatial_genes",
     "stage_niches",
     "write_cell_groups",
     "write_outlines",
