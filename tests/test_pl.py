@@ -24,7 +24,7 @@ from skimage.color import rgb2lab
 
 import stage_sc as st
 from stage_sc.pl import _palette, _points, niche_tree, spatial_domains, training_curves
-from stage_sc.pl._palette import distinct_colors, tree_colors
+from stage_sc._palette import distinct_colors, tree_colors
 
 LEVELS = ["stage_l1", "stage_l2", "stage_l3"]
 
