@@ -22,9 +22,9 @@ from stage_sc._input import (
     warn_if_overlapping,
 )
 from stage_sc._matrix import read_pairs
+from stage_sc._palette import MISSING_COLOR, distinct_colors, label_colors, tree_colors
 from stage_sc._result import Columns, read_result
 from stage_sc.pl._figure import CATEGORY
-from stage_sc._palette import MISSING_COLOR, distinct_colors, label_colors, tree_colors
 
 
 class Scale(NamedTuple):

@@ -16,10 +16,10 @@ from matplotlib.colors import PowerNorm
 from matplotlib.lines import Line2D
 from matplotlib.patheffects import withStroke
 
+from stage_sc._palette import tree_colors
 from stage_sc._result import children_of, require_result
 from stage_sc.pl._cells import read_cells
 from stage_sc.pl._figure import check_palette, read_output, shown, text_width
-from stage_sc._palette import tree_colors
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

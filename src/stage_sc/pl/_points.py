@@ -13,8 +13,8 @@ from matplotlib.patheffects import withStroke
 from mpl_toolkits.axes_grid1.anchored_artists import AnchoredSizeBar
 from scipy.spatial import cKDTree
 
-from stage_sc.pl._figure import root_figure, shown, text_width
 from stage_sc._palette import MISSING_COLOR
+from stage_sc.pl._figure import root_figure, shown, text_width
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -13,11 +13,11 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
 from stage_sc._checks import check_bool, check_choice, check_positive, read_names
+from stage_sc._palette import MISSING_COLOR
 from stage_sc._result import Columns, label_keys
 from stage_sc.pl._cells import Cells, read_cells
 from stage_sc.pl._figure import CATEGORY, check_palette, fitting_size, read_output, shown, text_width
 from stage_sc.pl._grid import HIGHEST, best_columns, panel_size, place_panels
-from stage_sc._palette import MISSING_COLOR
 from stage_sc.pl._points import add_scale_bar, cell_spacing, draw_cells, frame_tissue, write_names
 
 if TYPE_CHECKING:

@@ -36,7 +36,7 @@ from stage_sc.reports._groups import (
     sum_blocks,
 )
 from stage_sc.reports._layers import Layer, fold, read_layers
-from stage_sc.reports._methods import describe_methods, find_warnings, low_confidence
+from stage_sc.reports._methods import describe_methods, find_warnings
 from stage_sc.reports._pack import pack, smallest
 from stage_sc.reports._places import Places, quantise
 
@@ -79,7 +79,7 @@ def compose(cells: Cells, options: Options, heard: list[str]) -> Content:
     leaf = [layer for layer in layers if layer.kind == "level"][-1]
     places = quantise(xy, cells.slides, leaf.codes[:, None])
     confidence = None if options.groupby else read_confidence(cells)
-    warnings = [*find_warnings(cells), *low_confidence(confidence)]
+    warnings = find_warnings(cells)
     expression = _open(cells, options, warnings)
     arrays = {"x": pack(places.xy[:, 0], delta=True), "y": pack(places.xy[:, 1], delta=True)}
     described, genes = _describe_layers(cells, layers, options, confidence, expression, places, arrays)

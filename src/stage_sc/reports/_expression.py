@@ -120,12 +120,11 @@ def light_markers(sums: Sums, n: int, genes: Sequence[str], most: int = 12) -> l
             difference = sums.values[group] / own - (total.values - sums.values[group]) / rest
             inside, outside = sums.positive[group] / own, (total.positive - sums.positive[group]) / rest
         score = np.where((own >= FEWEST) & (inside >= LEAST) & (difference > 0), difference, -np.inf)
-        best = [gene for gene in np.lexsort((np.arange(len(score)), -score.round(6)))[:most] if np.isfinite(score[gene])]
+        best = [
+            gene for gene in np.lexsort((np.arange(len(score)), -score.round(6)))[:most] if np.isfinite(score[gene])
+        ]
         found.append(
-            [
-                [genes[gene], *(round(float(value[gene]), 4) for value in (difference, inside, outside))]
-                for gene in best
-            ]
+            [[genes[gene], *(round(float(value[gene]), 4) for value in (difference, inside, outside))] for gene in best]
         )
     return found
 
@@ -150,7 +149,9 @@ def grade(expression: Expression, genes: Sequence[str]) -> Iterator[tuple[str, n
         blocks.append((start, sp.csc_matrix(block @ onto)))
         measured.append((start, start + block.shape[0], np.array([position[names[column]] for column in own])))
     for column, gene in enumerate(genes):
-        found = [(start + part.indices[one], part.data[one]) for start, part in blocks for one in [_column(part, column)]]
+        found = [
+            (start + part.indices[one], part.data[one]) for start, part in blocks for one in [_column(part, column)]
+        ]
         positive = np.concatenate([values for _, values in found])
         top = float(np.quantile(positive, 0.999)) if len(positive) else 1.0
         grades = np.full(n, 255, np.uint8)
@@ -168,5 +169,7 @@ def _column(matrix: sp.csc_matrix, column: int) -> slice:
 
 def choose_genes(markers: Sequence[Sequence[Sequence[Any]]], most: int) -> list[str]:
     """Markers of all groups by turns: the first of each, then the second of each …, up to `most`."""
-    turns = (group[turn][0] for turn in range(max(map(len, markers), default=0)) for group in markers if turn < len(group))
+    turns = (
+        group[turn][0] for turn in range(max(map(len, markers), default=0)) for group in markers if turn < len(group)
+    )
     return list(dict.fromkeys(turns))[:most]

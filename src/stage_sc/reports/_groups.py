@@ -134,7 +134,10 @@ def rows_of(table: pd.DataFrame, layer: Layer, most: int = 12) -> list[list[list
     return [
         [
             [row.name_, round(row.value, 4)]
-            for row in by_group[name if name in by_group else id_].rename(columns={"name": "name_"}).head(most).itertuples()
+            for row in by_group[name if name in by_group else id_]
+            .rename(columns={"name": "name_"})
+            .head(most)
+            .itertuples()
         ]
         if name in by_group or id_ in by_group
         else []

@@ -9,14 +9,13 @@ from importlib.metadata import version
 from platform import python_version
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from stage_sc._result import FLAGS, Columns
 from stage_sc.pl import Cells
 
 PACKAGES = ("stage-sc", "anndata", "numpy", "scanpy", "scipy", "squidpy", "torch")
-FLAG_TEXT = {"empty": "have no counts of genes known to the model", "isolated": "have no neighbour"}
+FLAG_TEXT = {"empty": "without counts of genes known to the model", "isolated": "without neighbour"}
 
 
 def describe_methods(cells: Cells, n_cells: int, source: str) -> str:
@@ -29,9 +28,7 @@ def describe_methods(cells: Cells, n_cells: int, source: str) -> str:
     if not cells.result:
         return f"Labels are those of the column {source!r}, for {where}. {software}"
     model, params = cells.result.get("model", {}), cells.result["params"]
-    levels = ", ".join(
-        f"{part} at level {number}" for number, part in enumerate(_niches_in_use(cells), start=1)
-    )
+    levels = ", ".join(f"{part} at level {number}" for number, part in enumerate(_niches_in_use(cells), start=1))
     text = [
         f"Spatial niches were assigned to {where} with stage_sc (model {model.get('name', 'unnamed')}, "
         f"digest {model.get('digest', 'unknown')}, trained with version {model.get('version', 'unknown')}): {levels}."
@@ -70,10 +67,12 @@ def find_warnings(cells: Cells) -> list[str]:
     """Statements about the objects that a reader must know."""
     said: list[str] = []
     flag = Columns(cells.key_added).flag
-    flags = pd.concat([part.obs[flag].astype(str) for part in cells.parts if flag in part.obs] or [pd.Series(dtype=str)])
+    flags = pd.concat(
+        [part.obs[flag].astype(str) for part in cells.parts if flag in part.obs] or [pd.Series(dtype=str)]
+    )
     for name in FLAGS[1:]:
         if count := int((flags == name).sum()):
-            said.append(f"{count:,} cells {FLAG_TEXT[name]} (flag {name!r}).")
+            said.append(f"Cells {FLAG_TEXT[name]} (flag {name!r}): {count:,}.")
     for part in cells.parts:
         slides = _mapping(part.uns.get(cells.key_added)).get("slides")
         if isinstance(slides, pd.DataFrame) and "n_directions" in slides:
@@ -85,7 +84,9 @@ def find_warnings(cells: Cells) -> list[str]:
         table = _mapping(part.uns.get("stage_graph")).get("slides")
         if isinstance(table, pd.DataFrame) and "scale_source" in table:
             for slide in table.index[(table["scale_source"] == "guess").to_numpy()]:
-                said.append(f"Slide {slide!r}: the scale was estimated from the spacing of cells, lengths are uncertain.")
+                said.append(
+                    f"Slide {slide!r}: the scale was estimated from the spacing of cells, lengths are uncertain."
+                )
     if len({str(_mapping(part.uns.get(cells.key_added)).get("model")) for part in cells.parts}) > 1:
         said.append("The objects were labelled with different models: niches of one name are not the same.")
     return list(dict.fromkeys(said))
@@ -111,11 +112,3 @@ def hearing() -> Iterator[list[str]]:
         yield heard.texts
     finally:
         logger.removeHandler(heard)
-
-
-def low_confidence(values: np.ndarray | None, below: float = 0.5) -> list[str]:
-    """Statement on the fraction of cells with a confidence below one half."""
-    if values is None or not np.isfinite(values).any():
-        return []
-    share = float((values[np.isfinite(values)] < below).mean())
-    return [f"{100 * share:.0f} % of the cells have a confidence below {below:g}."] if share > 0.1 else []

@@ -55,7 +55,7 @@ function* visible(slide, around) {
 function drawPass(table) {
   const width = image.width, height = image.height;
   for (const slide of slides) {
-    const radius = Math.min(0.55 * slide.spacing * view.zoom, 30);
+    const spacing = slide.spacing * view.zoom, radius = Math.min((spacing < 8 ? 0.55 : 0.45) * spacing, 30);
     const rows = radius >= 1.5 ? disc(radius) : null, reach = rows ? Math.floor(radius) : 0, square = radius >= 0.7 ? 2 : 1;
     for (const { chunk, f, left, top } of visible(slide, reach + 2)) {
       for (let i = chunk.start; i < chunk.stop; i += 1) {
