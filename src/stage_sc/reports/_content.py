@@ -179,7 +179,7 @@ def _describe_layers(
             if sums is not None:
                 onto = sums if folded is None else sums.fold(folded, n + 1)
                 columns["markers"] = light_markers(onto, n, expression.genes) if expression else []
-                markers_of += columns["markers"]
+                markers_of += zip(layer.sizes.tolist(), columns["markers"], strict=True)
             if edges is not None:
                 columns["neighbors"] = light_neighbors(edges if folded is None else sum_blocks(edges, folded, n))
             _add_stored(cells, layer, columns)

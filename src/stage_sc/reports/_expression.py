@@ -167,9 +167,8 @@ def _column(matrix: sp.csc_matrix, column: int) -> slice:
     return slice(matrix.indptr[column], matrix.indptr[column + 1])
 
 
-def choose_genes(markers: Sequence[Sequence[Sequence[Any]]], most: int) -> list[str]:
-    """Markers of all groups by turns: the first of each, then the second of each …, up to `most`."""
-    turns = (
-        group[turn][0] for turn in range(max(map(len, markers), default=0)) for group in markers if turn < len(group)
-    )
+def choose_genes(markers: Sequence[tuple[int, Sequence[Sequence[Any]]]], most: int) -> list[str]:
+    """Two markers of each group, the largest groups first, up to `most` genes; `markers` has sizes and markers."""
+    largest = sorted(markers, key=lambda group: -group[0])
+    turns = (rows[turn][0] for pair in ((0, 1), (2, 3)) for _, rows in largest for turn in pair if turn < len(rows))
     return list(dict.fromkeys(turns))[:most]

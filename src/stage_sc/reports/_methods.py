@@ -73,23 +73,37 @@ def find_warnings(cells: Cells) -> list[str]:
     for name in FLAGS[1:]:
         if count := int((flags == name).sum()):
             said.append(f"Cells {FLAG_TEXT[name]} (flag {name!r}): {count:,}.")
-    for part in cells.parts:
-        slides = _mapping(part.uns.get(cells.key_added)).get("slides")
-        if isinstance(slides, pd.DataFrame) and "n_directions" in slides:
-            for slide in slides.index[slides["n_directions"] == 0]:
-                said.append(
-                    f"Slide {slide!r}: no direction of expression varies in space beyond chance, so all its cells have "
-                    "one niche."
-                )
-        table = _mapping(part.uns.get("stage_graph")).get("slides")
-        if isinstance(table, pd.DataFrame) and "scale_source" in table:
-            for slide in table.index[(table["scale_source"] == "guess").to_numpy()]:
-                said.append(
-                    f"Slide {slide!r}: the scale was estimated from the spacing of cells, lengths are uncertain."
-                )
+    flat, guessed = [], []
+    for name, (number, _, own) in cells.places.items():
+        part = cells.parts[number]
+        result, graph = _mapping(part.uns.get(cells.key_added)), _mapping(part.uns.get("stage_graph"))
+        flat += [name] if _entry(result.get("slides"), own, "n_directions") == 0 else []
+        guessed += [name] if _entry(graph.get("slides"), own, "scale_source") == "guess" else []
+    if flat:
+        said.append(
+            f"{_slides(flat)}: no direction of expression varies in space beyond chance, so all cells have one niche."
+        )
+    if guessed:
+        said.append(f"{_slides(guessed)}: the scale was estimated from the spacing of cells, lengths are uncertain.")
     if len({str(_mapping(part.uns.get(cells.key_added)).get("model")) for part in cells.parts}) > 1:
         said.append("The objects were labelled with different models: niches of one name are not the same.")
     return list(dict.fromkeys(said))
+
+
+def _entry(table: Any, slide: str, column: str) -> Any:
+    """Entry of a table of slides; that of the only row for a single slide, and None where there is none."""
+    if not isinstance(table, pd.DataFrame) or column not in table:
+        return None
+    found = table[column].set_axis(table.index.astype(str))
+    return found.iloc[0] if len(found) == 1 else found[slide] if slide in found and found.index.is_unique else None
+
+
+def _slides(names: list[str]) -> str:
+    """Beginning of a statement about slides."""
+    known = [repr(name) for name in names if name]
+    if not known:
+        return "The slide"
+    return f"Slide{'s' * (len(known) > 1)} {', '.join(known[:10])}{' …' * (len(known) > 10)}"
 
 
 class _Heard(logging.Handler):

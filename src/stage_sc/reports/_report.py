@@ -66,8 +66,8 @@ def report(
     genes
         Names of the genes that can be shown on the tissue. Default: markers of niches.
     n_genes
-        Largest number of genes without `genes`: the first marker of every niche, then the second, and so on. Each
-        takes about 0.1 bytes for a cell where one cell in ten has it.
+        Largest number of genes without `genes`: two markers of every niche of any level, the largest niches first. A
+        gene takes about 0.1 bytes for a cell where one cell in ten has it.
     spatial_key
         Entry of ``obsm`` with the coordinates. Default: the one of the niches.
     library_key
