@@ -105,12 +105,13 @@ class Page:
         x, y = self.run(f"(box => [box.x + box.width / 2, box.y + box.height / 2])({place})")
         self.click(x, y)
 
-    def type(self, selector: str, text: str, key: str = "Enter") -> None:
-        """Replace the text of a field, and press a key."""
+    def type(self, selector: str, text: str) -> None:
+        """Replace the text of a field, and press Enter."""
         self.run(f"(e => {{ e.focus(); e.select(); }})(document.querySelector({json.dumps(selector)}))")
         self.send("Input.insertText", text=text)
-        for kind in ("rawKeyDown", "keyUp"):
-            self.send("Input.dispatchKeyEvent", type=kind, key=key, code=key, windowsVirtualKeyCode=13)
+        enter = {"key": "Enter", "code": "Enter", "windowsVirtualKeyCode": 13}
+        self.send("Input.dispatchKeyEvent", type="keyDown", text="\r", **enter)
+        self.send("Input.dispatchKeyEvent", type="keyUp", **enter)
 
     def faults(self) -> list[str]:
         """Errors of scripts, refusals by the policy, and requests to anything but this page."""

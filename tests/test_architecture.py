@@ -23,6 +23,7 @@ ALLOWED = {
     "_messages": "",
     "_input": "_coordinates _evidence _matrix _messages",
     "_result": "_checks _messages",
+    "_palette": "_result",
     "genes": "_checks _input",
     "graph": "_checks _coordinates _evidence _input _matrix",
     "nn": "_checks",
@@ -32,10 +33,11 @@ ALLOWED = {
     "embed": "nn slides",
     "niches": "_compute _result nn slides",
     "train": "_files embed nn slides",
-    "tl": "_checks _compute _evidence _files _input _matrix _messages _result data embed genes graph metrics model "
-    "niches nn slides train",
+    "tl": "_checks _compute _evidence _files _input _matrix _messages _palette _result data embed genes graph metrics model "
+    "niches nn reports slides train",
     "pp": "_checks _input _matrix genes graph",
-    "pl": "_checks _evidence _input _matrix _result",
+    "pl": "_checks _evidence _input _matrix _palette _result",
+    "reports": "_checks _files _input _matrix _palette _result pl",
     "metrics": "_checks _input _matrix",
     "datasets": "_checks",
     "stage_sc": "",

@@ -20,6 +20,7 @@ NAMESPACES = ["pp", "tl", "pl", "metrics", "datasets", "model", "data"]
 PUBLIC = {
     f"{space}.{name}": getattr(getattr(st, space), name) for space in NAMESPACES for name in getattr(st, space).__all__
 }
+PUBLIC["report"] = st.report
 FUNCTIONS = {name: thing for name, thing in PUBLIC.items() if inspect.isfunction(thing)}
 HEAVY = {"lightning", "squidpy", "torch"}
 
@@ -43,7 +44,7 @@ class TestImport:
         assert own in loaded and not loaded & absent
 
     def test_names(self):
-        assert set(dir(st)) == {*NAMESPACES, "__version__"}
+        assert set(dir(st)) == {*NAMESPACES, "__version__", "report"}
         assert all(getattr(st, name) is not None for name in st.__all__)
         with pytest.raises(AttributeError, match="'stage_sc' has no attribute 'gr'"):
             st.gr  # noqa: B018

@@ -18,7 +18,12 @@ import pytest
 
 import stage_sc as st
 
-HOSTILE = ['</script><script>alert(1)</script>', '"\'><img src=x onerror=alert(1)>', "{{SCRIPT}} &amp; \u2028 <!--", "ü/µ"]
+HOSTILE = [
+    "</script><script>alert(1)</script>",
+    "\"'><img src=x onerror=alert(1)>",
+    "{{SCRIPT}} &amp; \u2028 <!--",
+    "ü/µ",
+]
 
 
 class Elements(HTMLParser):
@@ -216,7 +221,9 @@ class TestPage:
     def test_hostile_names_stay_text(self, cohort, tmp_path):
         adata = cohort.copy()
         adata.obs["expert"] = pd.Categorical(np.resize(HOSTILE, adata.n_obs))
-        adata.obs["slide"] = adata.obs["slide"].cat.rename_categories(dict(zip(["slide1", "slide2"], HOSTILE, strict=False)))
+        adata.obs["slide"] = adata.obs["slide"].cat.rename_categories(
+            dict(zip(["slide1", "slide2"], HOSTILE, strict=False))
+        )
         adata.var_names = [*HOSTILE, *adata.var_names[len(HOSTILE) :]]
         st.tl.annotate_niches(adata, {adata.obs["stage_l1"].cat.categories[0]: HOSTILE[0]})
         found = Decoded(st.report(adata, tmp_path / "a.html", keys="expert", genes=HOSTILE, title=HOSTILE[1]))
