@@ -33,8 +33,8 @@ ALLOWED = {
     "embed": "nn slides",
     "niches": "_compute _result nn slides",
     "train": "_files embed nn slides",
-    "tl": "_checks _compute _evidence _files _input _matrix _messages _palette _result data embed genes graph metrics model "
-    "niches nn reports slides train",
+    "tl": "_checks _compute _evidence _files _input _matrix _messages _palette _result data embed genes graph metrics "
+    "model niches nn reports slides train",
     "pp": "_checks _input _matrix genes graph",
     "pl": "_checks _evidence _input _matrix _palette _result",
     "reports": "_checks _files _input _matrix _palette _result pl",

@@ -20,6 +20,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 Page, find_browser = (getattr(importlib.import_module("browser"), name) for name in ("Page", "find_browser"))
 sys.path.pop(0)
 pytestmark = pytest.mark.skipif(find_browser() is None, reason="no Chromium")
+CORNER = "(box => [box.x, box.y])(byId('marks').getBoundingClientRect())"
 NAME = "</script><b>T zone</b>"
 
 
@@ -58,14 +59,16 @@ def page(adata, tmp_path):
 
 def place(page: Page, slide: int, x: float, y: float) -> tuple[float, float]:
     """Position in the window of a place on a slide."""
-    code = f"(([px, py], box) => [box.x + px / view.ratio, box.y + py / view.ratio])(toPixels(...fromSlide(slides[{slide}], {x}, {y})), byId('marks').getBoundingClientRect())"
-    return tuple(page.run(code))
+    px, py = page.run(f"toPixels(...fromSlide(slides[{slide}], {x}, {y}))")
+    left, top = page.run(CORNER)
+    return left + px, top + py
 
 
 def color_at(page: Page, x: float, y: float) -> str:
-    code = f"(box => [...cellContext.getImageData(({x} - box.x) * view.ratio, ({y} - box.y) * view.ratio, 1, 1).data])(byId('cells').getBoundingClientRect())"
+    left, top = page.run(CORNER)
     page.run("drawNow()")
-    return "#{:02x}{:02x}{:02x}".format(*page.run(code)[:3])
+    color = page.run(f"[...cellContext.getImageData({x - left}, {y - top}, 1, 1).data]")
+    return "#{:02x}{:02x}{:02x}".format(*color[:3])
 
 
 def saved(folder: Path, ending: str) -> Path:
@@ -106,7 +109,7 @@ def test_click_slider_and_search(page, adata):
 
 def test_zoom_and_drag_keep_the_place_under_the_pointer(page):
     before = page.run("toPlane(400, 300)")
-    box = page.run("(b => [b.x, b.y])(byId('marks').getBoundingClientRect())")
+    box = page.run(CORNER)
     page.mouse("mouseWheel", box[0] + 400, box[1] + 300, deltaX=0, deltaY=-500)
     page.wait(f"view.zoom > 0 && Math.abs(toPlane(400, 300)[0] - {before[0]}) < 1e-6")
     page.drag([(box[0] + 400, box[1] + 300), (box[0] + 450, box[1] + 330), (box[0] + 500, box[1] + 380)])

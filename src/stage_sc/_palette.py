@@ -121,7 +121,7 @@ def shades(color: str, n: int) -> list[str]:
     lighter = turns % 2 == 1
     part = ((turns + 1) // 2) / max((n + 1) // 2, 1)
     lightness = np.where(lighter, lab[0] + part * (high - lab[0]), lab[0] - part * (lab[0] - low))
-    others = _fit_gamut(lightness, np.full(n - 1, chroma), np.full(n - 1, hue)) if n > 1 else np.empty((0, 3))
+    others: list[Any] = list(_fit_gamut(lightness, np.full(n - 1, chroma), np.full(n - 1, hue))) if n > 1 else []
     return [to_hex(color), *(to_hex(one) for one in others)]
 
 

@@ -112,12 +112,14 @@ def category_nodes(
     """Id of each category of a column of niches or domains, of which `shown` has the category of each id.
 
     Categories that were renamed by hand are found by the paths of their cells; a ValueError where these do not tell.
+    Unknown categories without cells are their own ids.
     """
     by_name = {name: id_ for id_, name in shown.items()}
     names = [str(name) for name in labels.categories]
-    if set(names) <= set(by_name):
-        return [by_name[name] for name in names]
-    if set(names) <= set(shown):
+    used = {names[code] for code in np.unique(labels.codes) if code >= 0}
+    if used <= set(by_name):
+        return [by_name.get(name, name) for name in names]
+    if used <= set(shown):
         return names
     path = Columns(key_added).path
     if key in result["levels"] and path in adata.obs:
@@ -130,12 +132,11 @@ def category_nodes(
         pairs = pairs[(pairs["name"] >= 0) & (pairs["node"] != "")]
         found = dict(zip(pairs["name"], pairs["node"], strict=True))
         if pairs["name"].is_unique and pairs["node"].is_unique and set(found.values()) <= set(shown):
-            free = iter(sorted(set(shown) - set(found.values())))  # of categories without cells
-            return [found[code] if code in found else next(free) for code in range(len(names))]
+            return [found.get(code, by_name.get(name, name)) for code, name in enumerate(names)]
     unknown = [name for name in names if name not in by_name][:3]
     raise ValueError(
-        f"`obs[{key!r}]` has categories {unknown}, which are no niches of `uns[{key_added!r}]` and were joined or renamed "
-        "by hand: label the cells again, or restore the names."
+        f"`obs[{key!r}]` has categories {unknown}, which are no niches of `uns[{key_added!r}]` and were joined or "
+        "renamed by hand: label the cells again, or restore the names."
     )
 
 

@@ -148,7 +148,8 @@ def _describe_layers(
     levels = [layer for layer in layers if layer.kind == "level"]
     slides = slide_codes(cells, len(places.order))
     by_key = {layer.key: layer for layer in layers}
-    described, markers_of = [], []
+    described: list[dict[str, Any]] = []
+    markers_of: list[tuple[int, list[list[Any]]]] = []
     bases: dict[int, Any] = {}
     for number, layer in enumerate(layers):
         n = len(layer.ids)

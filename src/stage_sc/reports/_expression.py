@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -56,11 +57,9 @@ def open_expression(parts: Sequence[AnnData], layer: str | None) -> Expression:
     for part in parts:
         matrix = _rows(part, layer)
         counts = holds_counts(matrix)
-        totals = [
-            np.asarray(to_csr(matrix[start : start + BLOCK], lambda part=part: find_counts(part, layer)).sum(axis=1))
-            for start in range(0, part.n_obs, BLOCK)
-        ]
-        total = np.concatenate(totals).ravel() if totals else np.zeros(0)
+        advice = partial(find_counts, part, layer)
+        blocks = (to_csr(matrix[start : start + BLOCK], advice) for start in range(0, part.n_obs, BLOCK))
+        total = np.concatenate([np.zeros(0), *(np.asarray(block.sum(axis=1)).ravel() for block in blocks)])
         targets.append(float(np.median(total[total > 0])) if counts and (total > 0).any() else 0.0)
     genes = sorted(set().union(*(part.var_names.astype(str) for part in parts)))
     return Expression(parts, layer, targets, genes)
@@ -132,8 +131,8 @@ def light_markers(sums: Sums, n: int, genes: Sequence[str], most: int = 12) -> l
 def grade(expression: Expression, genes: Sequence[str]) -> Iterator[tuple[str, np.ndarray, float]]:
     """Yield name, value of every cell in 15 grades, uint8 ``(n,)``, and value of the highest grade.
 
-    Zero stays zero; the highest grade is the 99.9 % quantile of the values above zero, and all above it. 255 marks cells
-    in which the gene was not measured.
+    Zero stays zero; the highest grade is the 99.9 % quantile of the values above zero, and all above it. 255 marks
+    cells in which the gene was not measured.
     """
     position = {gene: number for number, gene in enumerate(genes)}
     n = sum(part.n_obs for part in expression.parts)
@@ -141,13 +140,11 @@ def grade(expression: Expression, genes: Sequence[str]) -> Iterator[tuple[str, n
     blocks: list[tuple[int, sp.csc_matrix]] = []
     for number, start, block in expression.blocks():
         names = [expression.genes[column] if column >= 0 else "" for column in expression.columns(number)]
-        own = [column for column, name in enumerate(names) if name in position]
-        onto = sp.csr_matrix(
-            (np.ones(len(own), np.float32), (own, [position[names[column]] for column in own])),
-            shape=(len(names), len(genes)),
-        )
-        blocks.append((start, sp.csc_matrix(block @ onto)))
-        measured.append((start, start + block.shape[0], np.array([position[names[column]] for column in own])))
+        taken = [column for column, name in enumerate(names) if name in position]
+        onto = [position[names[column]] for column in taken]
+        chosen = sp.csr_matrix((np.ones(len(onto), np.float32), (taken, onto)), shape=(len(names), len(genes)))
+        blocks.append((start, sp.csc_matrix(block @ chosen)))
+        measured.append((start, start + block.shape[0], np.array(onto)))
     for column, gene in enumerate(genes):
         found = [
             (start + part.indices[one], part.data[one]) for start, part in blocks for one in [_column(part, column)]

@@ -19,7 +19,7 @@ FEWEST_EDGES = 5
 
 
 def count_pairs(one: np.ndarray, other: np.ndarray, n: int, m: int) -> np.ndarray:
-    """Number of cells with every pair of codes, ``(n, m)``; cells without one of them are left out."""
+    """Count the cells with every pair of codes, ``(n, m)``; cells without one of them are left out."""
     known = (one >= 0) & (other >= 0)
     return np.bincount(one[known] * m + other[known], minlength=n * m).reshape(n, m)
 
@@ -65,7 +65,7 @@ def confidence_of(codes: np.ndarray, n: int, values: np.ndarray) -> list[dict[st
 
 
 def count_edges(cells: Cells, leaf: Layer) -> np.ndarray | None:
-    """Number of edges of the neighbourhood graph between groups, ``(n, n)``; None without a graph."""
+    """Count the edges of the neighbourhood graph between groups, ``(n, n)``; None without a graph."""
     n, offset, found = len(leaf.ids), 0, None
     for part in cells.parts:
         codes = leaf.codes[offset : offset + part.n_obs]
@@ -78,9 +78,9 @@ def count_edges(cells: Cells, leaf: Layer) -> np.ndarray | None:
 
 
 def light_neighbors(edges: np.ndarray) -> list[list[list[Any]]]:
-    """Groups that touch each group most: position, share of the edges that leave it, and ratio to the expected share.
+    """Find the groups that touch each group most: position, share of the edges that leave it, and its rise.
 
-    Expected is the share of a group in all edge ends outside of the first group, that is, by size alone.
+    The rise is the ratio to the share of a group in all edge ends outside of the first group, that is, by size alone.
     """
     ends, found = edges.sum(axis=1), []
     for group, row in enumerate(edges):
@@ -110,7 +110,7 @@ def sum_blocks(edges: np.ndarray, groups: Sequence[int], n: int) -> np.ndarray:
 def stored_table(
     uns: Mapping[str, Any], key: str, groups: Sequence[str], names: Sequence[str], values: Sequence[str]
 ) -> pd.DataFrame | None:
-    """Result of another tool as ``group``, ``name`` and ``value``; None unless it is a table with such columns.
+    """Read the result of another tool as ``group``, ``name`` and ``value``; None unless it is such a table.
 
     `groups`, `names` and `values` are the columns that may hold each, the first that is there counts.
     """
@@ -130,7 +130,7 @@ def stored_table(
 
 def rows_of(table: pd.DataFrame, layer: Layer, most: int = 12) -> list[list[list[Any]]]:
     """Rows of a stored table for each group, found by its present name or by its id."""
-    by_group = {group: part for group, part in table.groupby("group", sort=False)}
+    by_group = dict(iter(table.groupby("group", sort=False)))
     return [
         [
             [row.name_, round(row.value, 4)]

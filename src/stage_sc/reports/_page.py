@@ -15,7 +15,7 @@ from stage_sc.reports._content import Content
 # Parts of the script, in their order.
 SCRIPTS = ("data.js", "layout.js", "canvas.js", "regions.js", "details.js", "list.js", "files.js", "main.js")
 # Characters of text inside an element <script> that HTML or old browsers could take for something else.
-UNSAFE = {character: f"\\u{ord(character):04x}" for character in "<>&\u2028\u2029"}
+UNSAFE: dict[str, str | int | None] = {character: f"\\u{ord(character):04x}" for character in "<>&\u2028\u2029"}
 
 
 def build_page(content: Content) -> str:

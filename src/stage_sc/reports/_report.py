@@ -41,9 +41,9 @@ def report(
 ) -> Path:
     """Write one HTML file that shows the niches of all cells to somebody without Python.
 
-    The page opens in any current browser from a disk or a mail, loads nothing and sends nothing. All cells can be zoomed
-    and moved, a slider chooses the level of the tree. A click on a niche shows where it is, its numbers of cells by
-    slide and condition, marker genes, pathways, neighbours and confidence. Niches and genes can be searched, niches
+    The page opens in any current browser from a disk or a mail, loads nothing and sends nothing. All cells can be
+    zoomed and moved, a slider chooses the level of the tree. A click on a niche shows where it is, its numbers of cells
+    by slide and condition, marker genes, pathways, neighbours and confidence. Niches and genes can be searched, niches
     renamed, regions drawn. Names and regions are saved as JSON or GeoJSON, which ``st.tl.annotate_niches`` reads. The
     page also has a paragraph on methods, and the warnings about the data.
 

@@ -37,10 +37,10 @@ def annotate_niches(
     data
         Cells with niches from `stage_niches`; or a list or a dictionary of such objects, all of which get the names.
     names
-        Names by id, as ``{"N61": "T zone"}``; a domain has an id too, ``"D1"``. A present name can stand for an id where
-        no other niche has it. ``""`` or ``None`` takes a name away. Also a series, e.g. the column ``"proposal"`` of
-        `propose_names`, or the path of a JSON or GeoJSON file that was saved by the page of ``st.report``. Other niches
-        keep their names.
+        Names by id, as ``{"N61": "T zone"}``; a domain has an id too, ``"D1"``. A present name can stand for an id
+        where no other niche has it. ``""`` or ``None`` takes a name away. Also a series, e.g. the column ``"proposal"``
+        of `propose_names`, or the path of a JSON or GeoJSON file that was saved by the page of ``st.report``. Other
+        niches keep their names.
     match_to
         Column of ``obs`` with an expert's labels. Each niche gets the colour of the label that most of its cells have;
         niches of one label differ in lightness, the one with most cells has the exact colour. Niches without labelled
@@ -154,7 +154,7 @@ class _Names:
         self.ids[key] = category_nodes(adata, key, self.labels[key], tell_apart(known), self.result, self.key_added)
         shown = tell_apart(known)
         for id_, name in zip(self.ids[key], map(str, self.labels[key].categories), strict=True):
-            if name != shown[id_]:  # renamed by hand
+            if name != shown.get(id_):  # renamed by hand, or unknown
                 known[id_] = "" if name == id_ else name
         self.known[key] = known
 

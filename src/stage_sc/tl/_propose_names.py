@@ -62,11 +62,11 @@ def propose_names(
 
     Notes
     -----
-    Markers have the largest difference between mean log-normalised expression of the niche and of all other cells, in at
-    least 10 % of its cells; niches of fewer than 10 cells have none. The enrichment of a cell type with share p of a
+    Markers have the largest difference between mean log-normalised expression of the niche and of all other cells, in
+    at least 10 % of its cells; niches of fewer than 10 cells have none. The enrichment of a cell type with share p of a
     niche and share q of all cells is p log(p / q): the share of cells times its rise. The type with the largest value
-    names the niche, with the second where the first is less than half of the cells. Expression is read twice, in blocks:
-    about 15 s for a million cells.
+    names the niche, with the second where the first is less than half of the cells. Expression is read once for each
+    level, in blocks: about 20 s for a million cells.
 
     Examples
     --------
@@ -121,7 +121,8 @@ def propose_names(
 
 def _codes(parts: list[AnnData], key: str, number: int, key_added: str) -> tuple[list[str], np.ndarray, dict[str, str]]:
     """Ids in use at a level, position of that of each cell, and present names."""
-    found, shown = [], {}
+    found: list[np.ndarray] = []
+    shown: dict[str, str] = {}
     for part in parts:
         result = require_result(part, key_added)
         labels = read_labels(part, key, integers=False, argument="key_added")
