@@ -67,7 +67,7 @@ def report(
         Names of the genes that can be shown on the tissue. Default: markers of niches.
     n_genes
         Largest number of genes without `genes`: two markers of every niche of any level, the largest niches first. A
-        gene takes about 0.1 bytes for a cell where one cell in ten has it.
+        gene takes 0.1 to 0.5 bytes for a cell.
     spatial_key
         Entry of ``obsm`` with the coordinates. Default: the one of the niches.
     library_key
@@ -110,8 +110,8 @@ def report(
     of a niche with at least 10. Neighbours are groups with most edges of the neighbourhood graph to a niche; beside the
     share of its outer edges is the ratio to the share by size alone.
 
-    A million cells take about 9 bytes each in the file with 60 genes, and 40 s to write. The same cells give the same
-    file, in any order.
+    A million cells of a panel of 380 genes take 25 bytes each in the file, most of them for 60 genes, and 30 s to
+    write; the page opens in 2 s. The same cells give the same file, in any order.
 
     Examples
     --------

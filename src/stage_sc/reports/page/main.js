@@ -26,7 +26,7 @@ function layerPasses(layer, chosen) {
     const group = groupOf(table, code), color = group < 0 ? facts.missing : layer.groups[group].color;
     if (chosen < 0) below[code] = rgba(color);
     else if (group === chosen) above[code] = rgba(color);
-    else below[code] = mixed(color, 0.18);
+    else below[code] = mixed(color, 0.26);
   }
   return chosen < 0 ? [below] : [below, above];
 }
