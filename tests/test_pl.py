@@ -23,8 +23,9 @@ from scipy.spatial.distance import cdist, pdist
 from skimage.color import rgb2lab
 
 import stage_sc as st
+from stage_sc import _palette
 from stage_sc._palette import distinct_colors, tree_colors
-from stage_sc.pl import _palette, _points, niche_tree, spatial_domains, training_curves
+from stage_sc.pl import _points, niche_tree, spatial_domains, training_curves
 
 LEVELS = ["stage_l1", "stage_l2", "stage_l3"]
 
