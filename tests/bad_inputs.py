@@ -225,7 +225,7 @@ def answer(result: Any, adata: ad.AnnData | None) -> Any:
     if isinstance(result, Path):
         return result.read_bytes() if result.suffix == ".html" else None
     if result is None and adata is not None:
-        return sp.csr_matrix(adata.obsp["local_connectivities"]).toarray(), adata.obs["stage_path"].tolist()
+        return adata.obsp.get("local_connectivities"), adata.obs["stage_path"].tolist()
     return None if isinstance(result, mpl.figure.Figure) else result
 
 

@@ -177,7 +177,7 @@ HARMLESS: dict[str, set[str]] = {
     **dict.fromkeys(("tl.label_files", "data.build_store"), {*FILTERED, "masked X"}),
     "tl.fit": {"unknown genes"},
     "pl.spatial_domains": {*FEW, *SHAPES, "places equal", "labels missing", "no graph"},
-    "tl.annotate_niches": {*FEW, "labels missing"},
+    "tl.annotate_niches": {*FEW, "labels missing", "0 cells"},
     "tl.propose_names": FEW,
     "report": {*FEW, *SHAPES, "places equal", "no graph", "labels missing"},
     "pl.niche_tree": {*FEW, "a slide of 3 cells"},

@@ -287,5 +287,7 @@ class TestPage:
         assert not list(tmp_path.iterdir())
 
     def test_bad_path(self, cohort, tmp_path):
+        with pytest.raises(ValueError, match=r"\.html"):
+            st.report(cohort, tmp_path / "slide.h5ad")
         with pytest.raises(FileNotFoundError, match="path"):
             st.report(cohort, tmp_path / "none" / "a.html")

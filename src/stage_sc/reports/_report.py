@@ -88,8 +88,8 @@ def report(
     TypeError
         If an argument is of another type.
     ValueError
-        If there are no cells, or expression that was asked for (`genes`, `layer`) cannot be used. Without these the
-        page has no genes, and says why.
+        If `path` has another ending, if there are no cells, or if expression that was asked for (`genes`, `layer`)
+        cannot be used. Without these the page has no genes, and says why.
     OSError
         If `path` cannot be written.
 
@@ -122,6 +122,8 @@ def report(
     'tissue.html'
     """
     file = file_to_write(path, "path")
+    if file.suffix.lower() not in (".html", ".htm"):
+        raise ValueError(f"`path` must end in .html, got {str(file)!r}: a browser opens the file by its name.")
     for name, value in {"groupby": groupby, "condition_key": condition_key, "cell_type_key": cell_type_key}.items():
         if value is not None:
             check_name(value, name)

@@ -12,7 +12,7 @@ from anndata import AnnData
 
 from stage_sc._checks import check_bool, check_name
 from stage_sc._input import read_labels, read_tables
-from stage_sc._palette import distinct_colors, label_colors, shades
+from stage_sc._palette import MISSING_COLOR, distinct_colors, label_colors, shades
 from stage_sc._result import Columns, category_nodes, require_result, tell_apart
 from stage_sc.tl._saved_names import find_cells, read_saved
 
@@ -123,7 +123,7 @@ def annotate_niches(
         written[number].write(part, columns[number])
         for key, by_id in colors.items():
             if key in part.obs:
-                part.uns[f"{key}_colors"] = [by_id[id_] for id_ in written[number].ids[key]]
+                part.uns[f"{key}_colors"] = [by_id.get(id_, MISSING_COLOR) for id_ in written[number].ids[key]]
         if regions is not None:
             part.obs[f"{key_added}_region"] = regions[number]
             part.uns.pop(f"{key_added}_region_colors", None)
@@ -178,8 +178,9 @@ class _Names:
         domain = Columns(self.key_added).domain
         for key, labels in columns.items():
             if key == domain and f"{key}_colors" not in adata.uns:  # which follow from the numbers
-                default = label_colors(self.result, key, self.key_added, self.ids[key], {})
-                adata.uns[f"{key}_colors"] = [default[id_] for id_ in self.ids[key]]
+                numbered = [id_ for id_ in self.ids[key] if id_.removeprefix("D").isdecimal()]
+                default = label_colors(self.result, key, self.key_added, numbered, {})
+                adata.uns[f"{key}_colors"] = [default.get(id_, MISSING_COLOR) for id_ in self.ids[key]]
             adata.obs[key] = labels
         tree = result["tree"].copy()
         names = {id_: name for key, known in self.known.items() if key != domain for id_, name in known.items()}

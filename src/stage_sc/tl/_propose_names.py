@@ -54,7 +54,7 @@ def propose_names(
     TypeError
         If an argument is of another type.
     ValueError
-        If expression is negative, or labels were joined by hand so that their ids are uncertain.
+        If there are no cells, expression is negative, or labels were joined by hand so that their ids are uncertain.
 
     See Also
     --------
@@ -85,6 +85,8 @@ def propose_names(
         if value is not None:
             check_name(value, name)
     parts = list(read_tables(data).by_name.values())
+    if not sum(part.n_obs for part in parts):
+        raise ValueError("`data` has no cells.")
     results = [require_result(part, key_added) for part in parts]
     if cell_type_key is None:
         types, type_codes = [], np.full(sum(part.n_obs for part in parts), -1)
