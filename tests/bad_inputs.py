@@ -74,6 +74,10 @@ WRONG: dict[str, list[Any]] = {
     "list[str]": [3, "gene", None, object(), [3], [None], ["a", "a"]],
     "Mapping[str, str]": [3, "viridis", ["red"], object(), {"N1": "no colour"}, {"N1": 3}],
     "tuple[float, float]": [3, "ab", (1,), (1, 2, 3), (0, 1), (-1, 1), (NAN, 1), (1, INF), ("a", 1), object(), 10**6],
+    "Mapping[str, str] | pd.Series | str | os.PathLike[str]": [
+        *(3, 1.5, [], {}, "", "no such file", FOLDER, FILE, object()),
+        *({"N99999": "x"}, {"N0": 3}, {3: "x"}, {"N0": "N1"}, {"N0": "a\nb"}, pd.Series([1.0], index=["N0"])),
+    ],
     "Axes": [3, "ax", object(), [], [None]],
     "StageConfig": [3, "paper", {}, {"dim": 8}, object(), st.model.StageConfig],
     "Callable[[pd.DataFrame], None]": [3, "print", [print], {}],
@@ -143,6 +147,10 @@ MEANT: dict[str, list[Any]] = {
     "tl.write_outlines.path": [FILE],
     "tl.write_cell_groups.path": [FILE],
     "tl.label_regions.key_added": ["no such name"],
+    "report.keys": [[]],
+    "report.n_genes": [0],
+    "report.title": ["no such name"],
+    "report.path": [FOLDER / "picture.html"],
     "data.build_store.path": [FOLDER, FOLDER / "none" / "none"],
     "tl.label_files.out": [FOLDER / "none" / "none"],
     "model.save_checkpoint.path": [FILE],
@@ -190,6 +198,9 @@ def targets() -> dict[str, tuple[Callable[..., Any], dict[str, Any]]]:
         "tl.write_cell_groups": {"path": FOLDER / "groups.csv"},
         "tl.distance_to_niche": {"niche": "D1", "groupby": "stage_domain"},
         "tl.label_files": {"files": [FILE], "out": FOLDER / "out", "model": model},
+        "tl.annotate_niches": {"names": {"D1": "core"}},
+        "tl.propose_names": {"cell_type_key": "cell_type"},
+        "report": {"path": FOLDER / "report.html", "n_genes": 3},
         "data.build_store": {"files": [FILE], "path": FOLDER / "store", "progress": False},
         "data.Store": {"path": FOLDER / "corpus"},
         "pl.training_curves": {"history": model, "return_fig": True},
@@ -213,6 +224,7 @@ def targets() -> dict[str, tuple[Callable[..., Any], dict[str, Any]]]:
             if "library_key" in parameters and name not in ("fit", "stage_niches"):
                 arguments["library_key"] = "slide"
             found[f"{module}.{name}"] = function, arguments
+    found["report"] = st.report, {**good["report"], "data": adata, "library_key": "slide"}
     return found
 
 
@@ -296,6 +308,8 @@ def answer(result: Any, adata: ad.AnnData | None) -> Any:
         return [header["sizes"] for header in result.headers]
     if isinstance(result, list) and all(isinstance(path, Path) for path in result):
         return [ad.read_h5ad(path).obs["stage_path"].tolist() for path in result]
+    if isinstance(result, Path):
+        return result.read_bytes() if result.suffix == ".html" else None
     if result is None and adata is not None and "annotation_regions" in adata.uns:
         return adata.obs["annotation"].astype(str).tolist()
     if result is None and adata is not None:
@@ -334,11 +348,8 @@ def judge(name: str, argument: str, value: Any) -> str:
     if argument == "second" and expected == "same":
         expected = "right"
     alone = {*ALONE, "unknown genes"} if name in WRITES_TABLE else ALONE
-    if (
-        argument == "second"
-        and name.startswith(("metrics", "pl", "tl.outline", "tl.correct", "tl.distance", *WRITES_TABLE))
-        and damage in alone
-    ):
+    others = ("metrics", "pl", "report", "tl.annotate", "tl.correct", "tl.distance", "tl.outline", "tl.propose")
+    if argument == "second" and name.startswith((*others, *WRITES_TABLE)) and damage in alone:
         expected = "any"
     usual(name)
     try:

@@ -19,15 +19,18 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from stage_sc import data, datasets, metrics, model, pl, pp, tl
+    from stage_sc.reports import report
 
     __version__: str
 
-__all__ = ["__version__", "data", "datasets", "metrics", "model", "pl", "pp", "tl"]
+__all__ = ["__version__", "data", "datasets", "metrics", "model", "pl", "pp", "report", "tl"]
 
 
 def __getattr__(name: str) -> Any:
     if name == "__version__":
         return version("stage-sc")
+    if name == "report":
+        return import_module(f"{__name__}.reports").report
     if name in __all__:
         return import_module(f"{__name__}.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

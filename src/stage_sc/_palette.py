@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from matplotlib.colors import to_hex
+from matplotlib.colors import to_hex, to_rgb
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -91,6 +91,21 @@ def distinct_colors(n: int) -> list[str]:
         nearest = np.minimum(nearest, _distance(views, views[:, chosen[-1:]]))
     rgb = _gamma(linear[chosen])
     return [to_hex(rgb[i % len(rgb)]) for i in range(n)]
+
+
+def shades(color: str, n: int) -> list[str]:
+    """`n` colours of the hue of `color`, which comes first; the others are lighter and darker in turn (OKLCH)."""
+    rgb = np.array(to_rgb(color))
+    linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
+    lab = np.cbrt(linear @ np.linalg.inv(_LMS_TO_RGB).T) @ np.linalg.inv(_LAB_TO_LMS).T
+    chroma, hue = np.hypot(lab[1], lab[2]), np.rad2deg(np.arctan2(lab[2], lab[1]))
+    low, high = min(0.35, lab[0]), max(0.9, lab[0])
+    turns = np.arange(1, n)
+    lighter = turns % 2 == 1
+    part = ((turns + 1) // 2) / max((n + 1) // 2, 1)
+    lightness = np.where(lighter, lab[0] + part * (high - lab[0]), lab[0] - part * (lab[0] - low))
+    others: list[Any] = list(_fit_gamut(lightness, np.full(n - 1, chroma), np.full(n - 1, hue))) if n > 1 else []
+    return [to_hex(color), *(to_hex(one) for one in others)]
 
 
 def _far_apart(n: int) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -95,6 +96,63 @@ def label_colors(
         return {}
     palette = distinct_colors(max(map(int, numbers.values()), default=0))
     return {name: palette[int(numbers[name]) - 1] for name in sorted(names, key=lambda name: int(numbers[name]))}
+
+
+def node_labels_shown(result: Mapping[str, Any], level: int) -> dict[str, str]:
+    """Category of each node of a level: its name, with the id where others have this name, or the id."""
+    tree = result["tree"]
+    nodes = tree.index[tree["level"] == level].astype(str)
+    given = (
+        tree["name"].astype(str).to_numpy()[(tree["level"] == level).to_numpy()]
+        if "name" in tree
+        else [""] * len(nodes)
+    )
+    return tell_apart(dict(zip(nodes, given, strict=True)))
+
+
+def tell_apart(names: Mapping[str, str]) -> dict[str, str]:
+    """Category of each id: its name, with the id where others have this name; the id itself without a name."""
+    counts = Counter(names.values())
+    return {id_: id_ if not name else name if counts[name] == 1 else f"{name} ({id_})" for id_, name in names.items()}
+
+
+def category_nodes(
+    adata: AnnData,
+    key: str,
+    labels: pd.Categorical,
+    shown: Mapping[str, str],
+    result: Mapping[str, Any],
+    key_added: str,
+) -> list[str]:
+    """Id of each category of a column of niches or domains, of which `shown` has the category of each id.
+
+    Categories that were renamed by hand are found by the paths of their cells; a ValueError where these do not tell.
+    Unknown categories without cells are their own ids.
+    """
+    by_name = {name: id_ for id_, name in shown.items()}
+    names = [str(name) for name in labels.categories]
+    used = {names[code] for code in np.unique(labels.codes) if code >= 0}
+    if used <= set(by_name):
+        return [by_name.get(name, name) for name in names]
+    if used <= set(shown):
+        return names
+    path = Columns(key_added).path
+    if key in result["levels"] and path in adata.obs:
+        depth = list(result["levels"]).index(key)
+        steps = [
+            (str(one).split(">") + [""] * (depth + 1))[depth] for one in pd.Categorical(adata.obs[path]).categories
+        ]
+        nodes = np.array([*steps, ""], dtype=object)[pd.Categorical(adata.obs[path]).codes]
+        pairs = pd.DataFrame({"name": labels.codes, "node": nodes}).drop_duplicates()
+        pairs = pairs[(pairs["name"] >= 0) & (pairs["node"] != "")]
+        found = dict(zip(pairs["name"], pairs["node"], strict=True))
+        if pairs["name"].is_unique and pairs["node"].is_unique and set(found.values()) <= set(shown):
+            return [found.get(code, by_name.get(name, name)) for code, name in enumerate(names)]
+    unknown = [name for name in names if name not in by_name][:3]
+    raise ValueError(
+        f"`obs[{key!r}]` has categories {unknown}, which are no niches of `uns[{key_added!r}]` and were joined or "
+        "renamed by hand: label the cells again, or restore the names."
+    )
 
 
 def check_key(parts: Mapping[str, AnnData], key_added: str, argument: str = "data") -> None:

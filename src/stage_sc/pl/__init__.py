@@ -1,6 +1,8 @@
 """Plots: niches on the tissue, the tree of niches, results about niches, and training curves."""
 
 from stage_sc.pl._cell_type_enrichment import cell_type_enrichment
+from stage_sc.pl._cells import Cells as Cells
+from stage_sc.pl._cells import read_cells as read_cells  # for reports
 from stage_sc.pl._composition import composition
 from stage_sc.pl._differential_abundance import differential_abundance
 from stage_sc.pl._niche_neighbors import niche_neighbors
