@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,7 @@ def cell_type_enrichment(
     cell_type_key: str,
     groupby: str | None = None,
     library_key: str | None = None,
+    table_key: str | Sequence[str] | None = None,
     key_added: str = TOOL,
     copy: bool = False,
 ) -> Any:
@@ -40,6 +42,8 @@ def cell_type_enrichment(
         niches of level 2.
     library_key
         Column of ``obs`` that names the slide of every cell. ``None``: the one of the niches or of the graph.
+    table_key
+        Tables of a SpatialData, or the modality of a MuData, as in `stage_sc.pp.build_graph`.
     key_added
         Name of the result in ``uns``.
     copy
@@ -88,8 +92,8 @@ def cell_type_enrichment(
     'slides'
     """
     check_bool(copy, "copy")
-    tables = read_tables(data)
-    check_key(tables, key_added, TOOL)
+    tables = read_tables(data, table_key=table_key)
+    check_key(tables, key_added, TOOL, copy=copy)
     groups = read_groups(tables, groupby, library_key)
     types = read_column(tables, cell_type_key, "cell_type_key")
     if cell_type_key == groups.groupby:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ def composition(
     groupby: str | None = None,
     by: str | None = None,
     library_key: str | None = None,
+    table_key: str | Sequence[str] | None = None,
     key_added: str = TOOL,
     copy: bool = False,
 ) -> Any:
@@ -42,6 +44,8 @@ def composition(
         value are left out. ``None``: the slides.
     library_key
         Column of ``obs`` that names the slide of every cell. ``None``: the one of the niches or of the graph.
+    table_key
+        Tables of a SpatialData, or the modality of a MuData, as in `stage_sc.pp.build_graph`.
     key_added
         Name of the result in ``uns``.
     copy
@@ -92,8 +96,8 @@ def composition(
     if by is not None:
         check_name(by, "by")
     check_bool(copy, "copy")
-    tables = read_tables(data)
-    check_key(tables, key_added, TOOL)
+    tables = read_tables(data, table_key=table_key)
+    check_key(tables, key_added, TOOL, copy=copy)
     groups = read_groups(tables, groupby, library_key)
     if by == groups.groupby:
         raise ValueError(f"`by` and `groupby` are the same column, {by!r}: name two, or leave out `by` for slides.")

@@ -34,6 +34,7 @@ def differential_abundance(
     covariates: str | Sequence[str] = (),
     min_cells: int = 10,
     library_key: str | None = None,
+    table_key: str | Sequence[str] | None = None,
     key_added: str = TOOL,
     copy: bool = False,
 ) -> Any:
@@ -65,6 +66,8 @@ def differential_abundance(
         together are not tested.
     library_key
         Column of ``obs`` that names the slide of every cell. ``None``: the one of the niches or of the graph.
+    table_key
+        Tables of a SpatialData, or the modality of a MuData, as in `stage_sc.pp.build_graph`.
     key_added
         Name of the result in ``uns``.
     copy
@@ -151,8 +154,8 @@ def differential_abundance(
     covariates = read_names(covariates, "covariates")
     check_positive(min_cells, "min_cells", integer=True)
     check_bool(copy, "copy")
-    tables = read_tables(data)
-    check_key(tables, key_added, TOOL)
+    tables = read_tables(data, table_key=table_key)
+    check_key(tables, key_added, TOOL, copy=copy)
     nested = read_nested(tables, groupby)
     if sample_key is None:
         samples = read_groups(tables, nested.columns[-1], library_key).slides

@@ -25,6 +25,7 @@ def distance_to_niche(
     groupby: str | None = None,
     spatial_key: str = "spatial",
     library_key: str | None = None,
+    table_key: str | Sequence[str] | None = None,
     key_added: str = "distance_to_niche",
     copy: bool = False,
 ) -> Any:
@@ -43,6 +44,8 @@ def distance_to_niche(
         Entry of ``obsm`` with the coordinates.
     library_key
         Column of ``obs`` that names the slide of every cell. ``None``: the one of the niches or of the graph.
+    table_key
+        Tables of a SpatialData, or the modality of a MuData, as in `stage_sc.pp.build_graph`.
     key_added
         Column of ``obs`` to write.
     copy
@@ -86,7 +89,9 @@ def distance_to_niche(
     niches = read_names(niche, "niche")
     check_name(key_added, "key_added")
     check_bool(copy, "copy")
-    tables = read_tables(data)
+    tables = read_tables(data, table_key=table_key)
+    if not copy:
+        tables.check_in_memory()
     groups = read_groups(tables, groupby, library_key)
     unknown = [name for name in niches if name not in groups.labels.names]
     if unknown or not niches:

@@ -38,6 +38,7 @@ def niche_neighbors(
     covariates: str | Sequence[str] = (),
     min_cells: int = 10,
     library_key: str | None = None,
+    table_key: str | Sequence[str] | None = None,
     key_added: str = TOOL,
     copy: bool = False,
 ) -> Any:
@@ -59,6 +60,8 @@ def niche_neighbors(
         In a comparison, the least number of cells of both niches in a sample that counts.
     library_key
         Column of ``obs`` that names the slide of every cell. ``None``: the one of the niches or of the graph.
+    table_key
+        Tables of a SpatialData, or the modality of a MuData, as in `stage_sc.pp.build_graph`.
     key_added
         Name of the result in ``uns``.
     copy
@@ -141,8 +144,8 @@ def niche_neighbors(
         raise ValueError(
             "`condition_key` is needed to compare: `sample_key`, `reference` and `covariates` are about it."
         )
-    tables = read_tables(data)
-    check_key(tables, key_added, TOOL)
+    tables = read_tables(data, table_key=table_key)
+    check_key(tables, key_added, TOOL, copy=copy)
     groups = read_groups(tables, groupby, library_key)
     cohort = None
     if condition_key is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -29,6 +30,7 @@ def niche_paga(
     max_cells: int = 20_000,
     min_cells: int = 10,
     library_key: str | None = None,
+    table_key: str | Sequence[str] | None = None,
     key_added: str = TOOL,
     copy: bool = False,
 ) -> Any:
@@ -53,6 +55,8 @@ def niche_paga(
         Smaller niches are left out, and named in a warning: with a few cells, any contact is more than chance.
     library_key
         Column of ``obs`` that names the slide of every cell. ``None``: the one of the niches or of the graph.
+    table_key
+        Tables of a SpatialData, or the modality of a MuData, as in `stage_sc.pp.build_graph`.
     key_added
         Name of the result in ``uns``.
     copy
@@ -112,8 +116,8 @@ def niche_paga(
     check_positive(max_cells, "max_cells", integer=True)
     check_positive(min_cells, "min_cells", integer=True)
     check_bool(copy, "copy")
-    tables = read_tables(data)
-    check_key(tables, key_added, TOOL)
+    tables = read_tables(data, table_key=table_key)
+    check_key(tables, key_added, TOOL, copy=copy)
     groups = _leave_out_small(read_groups(tables, groupby, library_key), int(min_cells))
     use_rep = use_rep or Columns(str(groups.result.get("params", {}).get("key_added", "stage"))).embedding
     embedding = _read_embedding(tables, use_rep)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from importlib.util import find_spec
 from typing import Any, Literal
 
@@ -33,6 +34,7 @@ def rank_niche_genes(
     min_cells: int = 10,
     library_key: str | None = None,
     layer: str | None = None,
+    table_key: str | Sequence[str] | None = None,
     key_added: str = TOOL,
     copy: bool = False,
 ) -> Any:
@@ -65,6 +67,8 @@ def rank_niche_genes(
         Column of ``obs`` that names the slide of every cell. ``None``: the one of the niches or of the graph.
     layer
         Entry of ``layers`` with the counts. ``None``: ``X``.
+    table_key
+        Tables of a SpatialData, or the modality of a MuData, as in `stage_sc.pp.build_graph`.
     key_added
         Name of the result in ``uns``.
     copy
@@ -129,8 +133,8 @@ def rank_niche_genes(
     if cell_type_key is not None:
         check_name(cell_type_key, "cell_type_key")
     check_bool(copy, "copy")
-    tables = read_tables(data)
-    check_key(tables, key_added, TOOL)
+    tables = read_tables(data, table_key=table_key)
+    check_key(tables, key_added, TOOL, copy=copy)
     groups = read_groups(tables, groupby, library_key)
     cell_types = None if cell_type_key is None else read_column(tables, cell_type_key, "cell_type_key")
     used = _choose_method(method, groups)

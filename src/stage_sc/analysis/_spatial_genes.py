@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -29,6 +30,7 @@ def spatial_genes(
     min_cells: int = 10,
     library_key: str | None = None,
     layer: str | None = None,
+    table_key: str | Sequence[str] | None = None,
     key_added: str = TOOL,
     copy: bool = False,
 ) -> Any:
@@ -50,6 +52,8 @@ def spatial_genes(
         Column of ``obs`` that names the slide of every cell. ``None``: the one of the niches or of the graph.
     layer
         Entry of ``layers`` with the counts. ``None``: ``X``.
+    table_key
+        Tables of a SpatialData, or the modality of a MuData, as in `stage_sc.pp.build_graph`.
     key_added
         Name of the result in ``uns``.
     copy
@@ -107,8 +111,8 @@ def spatial_genes(
     """
     check_positive(min_cells, "min_cells", integer=True)
     check_bool(copy, "copy")
-    tables = read_tables(data)
-    check_key(tables, key_added, TOOL)
+    tables = read_tables(data, table_key=table_key)
+    check_key(tables, key_added, TOOL, copy=copy)
     groups = read_groups(tables, groupby, library_key)
     edges = read_edges(tables)
     expression = read_log_expression(tables, groups.slides, layer)

@@ -9,12 +9,17 @@ import numpy as np
 import pandas as pd
 
 from stage_sc._checks import check_name
-from stage_sc._input import Tables, read_tables
+from stage_sc._input import Tables
 from stage_sc._messages import element_name
 
 
-def check_key(tables: Tables, key_added: str, tool: str) -> None:
-    """Raise unless ``uns[key_added]`` of every object is free or holds a table of the function `tool`."""
+def check_key(tables: Tables, key_added: str, tool: str, *, copy: bool) -> None:
+    """Raise unless ``uns[key_added]`` of every object is free or holds a table of the function `tool`.
+
+    Without `copy`, also if objects were read from files, as the results would be lost.
+    """
+    if not copy:
+        tables.check_in_memory()
     check_name(key_added, "key_added")
     if "/" in key_added:
         raise ValueError(f"`key_added` must not contain '/', which is a folder inside a file, got {key_added!r}.")
@@ -48,10 +53,10 @@ def write_stored(
         }
 
 
-def read_stored(data: Any, key_added: str, tool: str) -> Mapping[str, Any]:
+def read_stored(tables: Tables, key_added: str, tool: str) -> Mapping[str, Any]:
     """Return ``uns[key_added]`` of the first object with a table of `tool`; a KeyError that names the call without."""
     check_name(key_added, "key_added")
-    for part in read_tables(data).by_name.values():
+    for part in tables.by_name.values():
         if _is_table(found := part.uns.get(key_added), tool):
             return found
     call = f"st.tl.{tool}(data" + (")" if key_added == tool else f", key_added={key_added!r})")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -9,6 +10,7 @@ import numpy as np
 from matplotlib.colors import Normalize
 
 from stage_sc._checks import check_positive
+from stage_sc._input import read_tables
 from stage_sc.analysis import read_stored
 from stage_sc.pl._figure import read_output
 from stage_sc.pl._label_palette import label_palette
@@ -27,6 +29,7 @@ def cell_type_enrichment(
     data: Data,
     *,
     fdr: float = 0.05,
+    table_key: str | Sequence[str] | None = None,
     key_added: str = "cell_type_enrichment",
     figsize: tuple[float, float] | None = None,
     show: bool | None = None,
@@ -42,6 +45,8 @@ def cell_type_enrichment(
         Object or objects with the result of ``st.tl.cell_type_enrichment``.
     fdr
         Fields with a point have a false discovery rate of at most this, above 0.
+    table_key
+        Tables of a SpatialData, or the modality of a MuData, as in `stage_sc.pp.build_graph`.
     key_added
         Name of the result in ``uns``.
     figsize
@@ -79,14 +84,15 @@ def cell_type_enrichment(
     """
     output = read_output("cell_type_enrichment", figsize=figsize, show=show, save=save, dpi=dpi, return_fig=return_fig)
     check_positive(fdr, "fdr")
-    stored = read_stored(data, key_added, "cell_type_enrichment")
+    tables = read_tables(data, table_key=table_key)
+    stored = read_stored(tables, key_added, "cell_type_enrichment")
     table = stored["table"]
     rows, columns = (list(table[name].cat.categories) for name in ("group", "cell_type"))
     values = table.pivot(index="group", columns="cell_type", values="log2_odds").reindex(index=rows, columns=columns)
     marks = table.pivot(index="group", columns="cell_type", values="fdr").reindex(index=rows, columns=columns) <= fdr
     finite = np.abs(values.to_numpy(float))
     limit = float(np.clip(finite[np.isfinite(finite)].max(initial=1.0), 1.0, MOST))
-    colors = label_palette(data, str(stored["params"]["groupby"]), rows)
+    colors = label_palette(tables, str(stored["params"]["groupby"]), rows)
     matrix = Matrix(
         *(values.clip(-limit, limit), "log2 odds", "RdBu_r", Normalize(-limit, limit)), marks=marks, row_colors=colors
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -13,6 +13,7 @@ from matplotlib.colors import PowerNorm
 from matplotlib.patches import Patch
 
 from stage_sc._checks import check_bool, check_choice
+from stage_sc._input import read_tables
 from stage_sc.analysis import read_stored
 from stage_sc.pl._figure import read_output, shown, text_width
 from stage_sc.pl._label_palette import label_palette
@@ -31,6 +32,7 @@ def composition(
     *,
     kind: Literal["bars", "heatmap"] = "bars",
     cluster: bool = True,
+    table_key: str | Sequence[str] | None = None,
     key_added: str = "composition",
     figsize: tuple[float, float] | None = None,
     show: bool | None = None,
@@ -49,6 +51,8 @@ def composition(
         more than 15 groups and for rare ones.
     cluster
         Order rows by their tree, drawn on the right. False: the order of the categories.
+    table_key
+        Tables of a SpatialData, or the modality of a MuData, as in `stage_sc.pp.build_graph`.
     key_added
         Name of the result in ``uns``.
     figsize
@@ -92,13 +96,14 @@ def composition(
     output = read_output("composition", figsize=figsize, show=show, save=save, dpi=dpi, return_fig=return_fig)
     check_choice(kind, "kind", ("bars", "heatmap"))
     check_bool(cluster, "cluster")
-    stored = read_stored(data, key_added, "composition")
+    tables = read_tables(data, table_key=table_key)
+    stored = read_stored(tables, key_added, "composition")
     table, params = stored["table"], stored["params"]
     rows, groups = (list(table[name].cat.categories) for name in ("by", "group"))
     fractions = pd.DataFrame(table["fraction"].to_numpy().reshape(len(rows), len(groups)), rows, groups)
-    colors = label_palette(data, str(params["groupby"]), groups)
+    colors = label_palette(tables, str(params["groupby"]), groups)
     linkage = np.asarray(stored["linkage"]) if cluster and "linkage" in stored else None
-    row_colors = label_palette(data, str(params["by"]), rows) if params["by"] else None
+    row_colors = label_palette(tables, str(params["by"]), rows) if params["by"] else None
     matrix = Matrix(
         100 * fractions,
         "% of cells",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +11,7 @@ import pandas as pd
 from matplotlib.lines import Line2D
 
 from stage_sc._checks import check_choice, check_positive
+from stage_sc._input import read_tables
 from stage_sc.analysis import read_stored
 from stage_sc.pl._figure import read_output, shown, text_width
 from stage_sc.pl._label_palette import label_palette
@@ -18,7 +20,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from stage_sc._input import Data
+    from stage_sc._input import Data, Tables
 
 # Inches.
 ROW, PANEL, INDENT, TEXT = 0.15, 2.1, 0.12, 7.0
@@ -32,6 +34,7 @@ def differential_abundance(
     condition: str | None = None,
     fdr: float = 0.1,
     max_rows: int = 60,
+    table_key: str | Sequence[str] | None = None,
     key_added: str = "differential_abundance",
     figsize: tuple[float, float] | None = None,
     show: bool | None = None,
@@ -55,6 +58,8 @@ def differential_abundance(
         False discovery rate of filled points, above 0.
     max_rows
         Largest number of niches. Of more, those with the smallest p-values are drawn, and the niches above them.
+    table_key
+        Tables of a SpatialData, or the modality of a MuData, as in `stage_sc.pp.build_graph`.
     key_added
         Name of the result in ``uns``.
     figsize
@@ -96,7 +101,8 @@ def differential_abundance(
     )
     check_positive(fdr, "fdr")
     check_positive(max_rows, "max_rows", integer=True)
-    stored = read_stored(data, key_added, "differential_abundance")
+    tables = read_tables(data, table_key=table_key)
+    stored = read_stored(tables, key_added, "differential_abundance")
     table = stored["table"]
     names = [name for name in table["condition"].cat.categories if (table["condition"] == name).any()]
     if condition is not None:
@@ -117,7 +123,7 @@ def differential_abundance(
             fig.add_axes(((left + start) / width, 0.5 / height, PANEL / width, rows / height))
             for start in (0, PANEL + 0.2)
         ]
-        _write_names(axes[0], data, table, names_left, left - 0.15 - indents)
+        _write_names(axes[0], tables, table, names_left, left - 0.15 - indents)
         _draw_changes(axes[0], table, condition, float(fdr))
         _draw_shares(axes[1], fractions, stored["samples"], condition, str(table["reference"][0]))
         for ax in axes:
@@ -160,11 +166,11 @@ def _most_different(table: pd.DataFrame, most: int) -> np.ndarray:
     return np.array(sorted(chosen or set(range(min(most, len(table))))))
 
 
-def _write_names(ax: Axes, data: Any, table: pd.DataFrame, names: list[str], places: np.ndarray) -> None:
+def _write_names(ax: Axes, tables: Tables, table: pd.DataFrame, names: list[str], places: np.ndarray) -> None:
     """Names on the left of the axes, `places` inches from them, behind a square of the colour."""
     colors: dict[str, dict[str, str]] = {}
     for column, rows in table.groupby("groupby", observed=True):
-        colors[str(column)] = label_palette(data, str(column), [str(name) for name in rows["group"]])
+        colors[str(column)] = label_palette(tables, str(column), [str(name) for name in rows["group"]])
     for row, (name, place) in enumerate(zip(names, places, strict=True)):
         color = colors[str(table["groupby"][row])][str(table["group"][row])]
         at: dict[str, Any] = {

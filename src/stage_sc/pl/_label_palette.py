@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from matplotlib.colors import is_color_like, to_hex
 
-from stage_sc._input import read_labels, read_tables
+from stage_sc._input import Tables, read_labels
 from stage_sc._palette import distinct_colors
 from stage_sc._result import label_colors
 from stage_sc.analysis import find_result
 
 
-def label_palette(data: Any, key: str, names: Sequence[str]) -> dict[str, str]:
+def label_palette(tables: Tables, key: str, names: Sequence[str]) -> dict[str, str]:
     """Colour of each of `names`, labels of ``obs[key]``: as stored, else by the tree, else as far apart as possible."""
-    tables = read_tables(data)
     for part in tables.by_name.values():
         colors = part.uns.get(f"{key}_colors")
         if key not in part.obs or not isinstance(colors, list | tuple | np.ndarray):

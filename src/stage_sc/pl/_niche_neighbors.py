@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -9,6 +10,7 @@ import numpy as np
 from matplotlib.colors import Normalize
 
 from stage_sc._checks import check_choice, check_positive
+from stage_sc._input import read_tables
 from stage_sc.analysis import read_stored
 from stage_sc.pl._figure import read_output
 from stage_sc.pl._label_palette import label_palette
@@ -34,6 +36,7 @@ def niche_neighbors(
     kind: Literal["contacts", "cells", "differences"] = "contacts",
     condition: str | None = None,
     fdr: float = 0.1,
+    table_key: str | Sequence[str] | None = None,
     key_added: str = "niche_neighbors",
     figsize: tuple[float, float] | None = None,
     show: bool | None = None,
@@ -55,6 +58,8 @@ def niche_neighbors(
         Condition of differences. Default: the first one that was compared.
     fdr
         Fields with a point have a false discovery rate of at most this, above 0; not for ``"cells"``.
+    table_key
+        Tables of a SpatialData, or the modality of a MuData, as in `stage_sc.pp.build_graph`.
     key_added
         Name of the result in ``uns``.
     figsize
@@ -94,7 +99,8 @@ def niche_neighbors(
     output = read_output("niche_neighbors", figsize=figsize, show=show, save=save, dpi=dpi, return_fig=return_fig)
     check_choice(kind, "kind", LABELS)
     check_positive(fdr, "fdr")
-    stored = read_stored(data, key_added, "niche_neighbors")
+    tables = read_tables(data, table_key=table_key)
+    stored = read_stored(tables, key_added, "niche_neighbors")
     table, column = stored["table"], {"contacts": "log2_ratio", "cells": "z_score", "differences": "log2_fold"}[kind]
     if kind == "differences" and "differences" not in stored:
         raise ValueError("`kind`: no conditions were compared: run `st.tl.niche_neighbors` with `condition_key`.")
@@ -112,7 +118,7 @@ def niche_neighbors(
         marks = table.pivot(index="group", columns="neighbor", values="fdr").reindex(index=names, columns=names) <= fdr
     finite = np.abs(values.to_numpy(float))
     limit = float(np.clip(finite[np.isfinite(finite)].max(initial=1.0), 1.0, MOST[kind]))
-    colors = label_palette(data, str(stored["params"]["groupby"]), names)
+    colors = label_palette(tables, str(stored["params"]["groupby"]), names)
     matrix = Matrix(
         values.clip(-limit, limit),
         LABELS[kind],

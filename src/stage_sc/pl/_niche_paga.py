@@ -20,7 +20,7 @@ from stage_sc.pl._label_palette import label_palette
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from stage_sc._input import Data
+    from stage_sc._input import Data, Tables
 
 # Inches between niches, of the highest arc, and of the tissue; line of the strongest connection in points.
 STEP, LEAST_STEP, WIDEST, ARC, TISSUE, LINE = 0.42, 0.09, 13.0, 1.9, 5.0, 4.0
@@ -37,6 +37,7 @@ def niche_paga(
     n_edges: int | None = None,
     library: str | None = None,
     spatial_key: str | None = None,
+    table_key: str | Sequence[str] | None = None,
     key_added: str = "niche_paga",
     figsize: tuple[float, float] | None = None,
     ax: Axes | None = None,
@@ -65,6 +66,8 @@ def niche_paga(
         Slide to draw on. Default: the one with most cells.
     spatial_key
         Key of ``obsm`` with the coordinates. Default: the one of the niches, or "spatial".
+    table_key
+        Tables of a SpatialData, or the modality of a MuData, as in `stage_sc.pp.build_graph`.
     key_added
         Name of the result in ``uns``.
     figsize
@@ -117,10 +120,11 @@ def niche_paga(
     for value, name in ((library, "library"), (spatial_key, "spatial_key")):
         if value is not None:
             check_name(value, name)
-    stored = read_stored(data, key_added, "niche_paga")
+    tables = read_tables(data, table_key=table_key)
+    stored = read_stored(tables, key_added, "niche_paga")
     niches = stored["niches"]
     names = list(niches["group"].astype(str))
-    colors = label_palette(data, str(stored["params"]["groupby"]), names)
+    colors = label_palette(tables, str(stored["params"]["groupby"]), names)
     n_edges = n_edges or (2 if len(names) <= MANY else 1)
     chosen = {kind: strongest(stored["table"], kind, min_connectivity, n_edges) for kind in KINDS}
     if layout == "tree":
@@ -129,7 +133,7 @@ def niche_paga(
             axes = fig.add_axes((0, 0, 1, 1)) if ax is None else ax
             _draw_line(axes, niches, colors, chosen, size, stored["table"])
             return output.finish(fig, axes)
-    xy, codes = _read_places(data, str(stored["params"]["groupby"]), names, library, spatial_key)
+    xy, codes = _read_places(tables, str(stored["params"]["groupby"]), names, library, spatial_key)
     span = np.maximum(np.ptp(xy, axis=0), 1e-9)
     with output.figure(TISSUE * span / span.max()) as fig:
         axes = fig.add_axes((0, 0, 1, 1)) if ax is None else ax
@@ -223,10 +227,9 @@ def _draw_line(
 
 
 def _read_places(
-    data: Data, groupby: str, names: Sequence[str], library: str | None, spatial_key: str | None
+    tables: Tables, groupby: str, names: Sequence[str], library: str | None, spatial_key: str | None
 ) -> tuple[np.ndarray, np.ndarray]:
     """Coordinates, ``(n, 2)``, and positions in `names` of the cells of one slide."""
-    tables = read_tables(data)
     groups = read_groups(tables, groupby)
     slides = groups.slides
     if library is not None and library not in slides.names:

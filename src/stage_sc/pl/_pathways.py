@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import Normalize
 
 from stage_sc._checks import check_positive
+from stage_sc._input import read_tables
 from stage_sc.analysis import read_stored
 from stage_sc.pl._figure import read_output
 from stage_sc.pl._label_palette import label_palette
@@ -26,6 +28,7 @@ def pathways(
     *,
     n_sets: int = 30,
     alpha: float = 0.05,
+    table_key: str | Sequence[str] | None = None,
     key_added: str = "pathways",
     figsize: tuple[float, float] | None = None,
     show: bool | None = None,
@@ -43,6 +46,8 @@ def pathways(
         Number of sets to draw, those with the largest range of scores over the niches.
     alpha
         A point marks scores with a smaller adjusted p-value.
+    table_key
+        Tables of a SpatialData, or the modality of a MuData, as in `stage_sc.pp.build_graph`.
     key_added
         Name of the result in ``uns``.
     figsize
@@ -87,7 +92,8 @@ def pathways(
     output = read_output("pathways", figsize=figsize, show=show, save=save, dpi=dpi, return_fig=return_fig)
     check_positive(n_sets, "n_sets", integer=True)
     check_positive(alpha, "alpha")
-    stored = read_stored(data, key_added, "pathways")
+    tables = read_tables(data, table_key=table_key)
+    stored = read_stored(tables, key_added, "pathways")
     table = stored["table"]
     niches = [name for name in table["group"].cat.categories if (table["group"] == name).any()]
     scores, pvals = (
@@ -98,7 +104,7 @@ def pathways(
     chosen = spread.index[:n_sets]
     scores, pvals = scores.loc[chosen], pvals.loc[chosen]
     limit = float(np.nanmax(np.abs(scores.to_numpy()), initial=1e-9))
-    colors = label_palette(data, str(stored["params"]["groupby"]), niches)
+    colors = label_palette(tables, str(stored["params"]["groupby"]), niches)
     matrix = Matrix(
         scores,
         "score (t)",

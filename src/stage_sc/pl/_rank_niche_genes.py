@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -10,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import Normalize
 
 from stage_sc._checks import check_choice, check_positive
+from stage_sc._input import read_tables
 from stage_sc.analysis import read_stored
 from stage_sc.pl._figure import read_output
 from stage_sc.pl._label_palette import label_palette
@@ -30,6 +32,7 @@ def rank_niche_genes(
     kind: Literal["dotplot", "heatmap"] = "dotplot",
     n_genes: int | None = None,
     cell_type: str | None = None,
+    table_key: str | Sequence[str] | None = None,
     key_added: str = "rank_niche_genes",
     figsize: tuple[float, float] | None = None,
     show: bool | None = None,
@@ -53,6 +56,8 @@ def rank_niche_genes(
         Number of genes of each niche. Default: 5 for up to 12 niches, 3 for up to 30, 2 for up to 80, else 1.
     cell_type
         Cell type to draw, if genes were ranked within cell types.
+    table_key
+        Tables of a SpatialData, or the modality of a MuData, as in `stage_sc.pp.build_graph`.
     key_added
         Name of the result in ``uns``.
     figsize
@@ -96,7 +101,8 @@ def rank_niche_genes(
     check_choice(kind, "kind", ("dotplot", "heatmap"))
     if n_genes is not None:
         check_positive(n_genes, "n_genes", integer=True)
-    stored = read_stored(data, key_added, "rank_niche_genes")
+    tables = read_tables(data, table_key=table_key)
+    stored = read_stored(tables, key_added, "rank_niche_genes")
     table, expression = (_of_type(stored[name], cell_type) for name in ("table", "expression"))
     markers = _choose_markers(table, n_genes)
     if not len(markers):
@@ -108,7 +114,7 @@ def rank_niche_genes(
         for value in ("mean", "fraction")
     )
     span = means.max() - means.min()
-    colors = label_palette(data, str(stored["params"]["groupby"]), niches)
+    colors = label_palette(tables, str(stored["params"]["groupby"]), niches)
     matrix = Matrix(
         ((means - means.min()) / span.where(span > 0, 1)).fillna(0.0),
         "mean, scaled by gene",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
 from stage_sc._checks import check_positive
+from stage_sc._input import read_tables
 from stage_sc.analysis import read_stored
 from stage_sc.pl._figure import read_output, shown, text_width
 from stage_sc.pl._label_palette import label_palette
@@ -27,6 +29,7 @@ def spatial_genes(
     data: Data,
     *,
     n_genes: int = 15,
+    table_key: str | Sequence[str] | None = None,
     key_added: str = "spatial_genes",
     figsize: tuple[float, float] | None = None,
     ax: Axes | None = None,
@@ -45,6 +48,8 @@ def spatial_genes(
         Object or objects with the result of ``st.tl.spatial_genes``.
     n_genes
         Number of genes to name, those with the largest Moran's I; names that would overlap are left out.
+    table_key
+        Tables of a SpatialData, or the modality of a MuData, as in `stage_sc.pp.build_graph`.
     key_added
         Name of the result in ``uns``.
     figsize
@@ -89,10 +94,11 @@ def spatial_genes(
     """
     output = read_output("spatial_genes", ax=ax, figsize=figsize, show=show, save=save, dpi=dpi, return_fig=return_fig)
     check_positive(n_genes, "n_genes", integer=True)
-    stored = read_stored(data, key_added, "spatial_genes")
+    tables = read_tables(data, table_key=table_key)
+    stored = read_stored(tables, key_added, "spatial_genes")
     table = stored["table"].dropna(subset=["moran_i", "eta_squared"])
     niches = list(table["group"].cat.categories)
-    colors = label_palette(data, str(stored["params"]["groupby"]), niches)
+    colors = label_palette(tables, str(stored["params"]["groupby"]), niches)
     with output.figure(SIZE) as fig:
         axes = fig.add_subplot() if ax is None else ax
         named = table.head(n_genes)
