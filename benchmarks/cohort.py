@@ -1,6 +1,6 @@
 """A cohort of many slides, some of them broken: memory, time by one and two workers, and kills.
 
-    python benchmarks/cohort.py DATA [--slides 200] [--parts speed,kills] [--kills 10] [--seed 0]
+    python benchmarks/cohort.py DATA [--slides 200] [--parts speed,kills] [--kills 10] [--workers 2] [--seed 0]
 
 DATA is a folder of sections as .h5ad files. They are replicated, rotated and cut to three panels (all genes, two
 thirds, half) and three units (µm, pixels of 0.2125 µm, mm), as .h5ad files and zarr folders; five of the files are
@@ -19,11 +19,13 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import argparse
 import hashlib
 import json
+import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -88,8 +90,11 @@ def label(files: list[str], out: str, workers: int, write_back: bool) -> None:
     import stage_sc as st
 
     logging.disable(logging.WARNING)
-    options = {"threads_per_worker": 1, "dashboard_address": None, "silence_logs": logging.CRITICAL}
-    with LocalCluster(n_workers=workers, **options) as cluster, Client(cluster):
+    with ExitStack() as stack:
+        if workers:
+            options = {"threads_per_worker": 1, "dashboard_address": None, "silence_logs": logging.CRITICAL}
+            cluster = stack.enter_context(LocalCluster(n_workers=workers, **options))
+            stack.enter_context(Client(cluster))
         began = time.perf_counter()
         results = st.tl.label_files(files, out, n_domains=7, write_back=write_back)
         print(json.dumps({"seconds": round(time.perf_counter() - began, 1), "results": len(results)}), flush=True)
@@ -112,7 +117,11 @@ def call(paths: list[Path], out: Path, workers: int, *, write_back: bool = False
     said = process.stdout.read()  # whatever becomes of the workers at the end, on a busy machine
     if not said:
         raise RuntimeError("the call failed, see above")
-    return {**json.loads(said.splitlines()[-1]), "peak_gb": round(peak / 1e9, 2)}
+    return {
+        **json.loads(said.splitlines()[-1]),
+        "wall": round(time.perf_counter() - began, 1),
+        "peak_gb": round(peak / 1e9, 2),
+    }
 
 
 def family_of(pid: int) -> list[psutil.Process]:
@@ -172,6 +181,7 @@ def main() -> None:
     parser.add_argument("--slides", type=int, default=200)
     parser.add_argument("--parts", default="speed,kills")
     parser.add_argument("--kills", type=int, default=10)
+    parser.add_argument("--workers", type=int, default=2, help="of the calls that are killed; 0: no cluster")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--call", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -184,25 +194,29 @@ def main() -> None:
         paths = write_cohort(options.data, folder, options.slides, options.seed)
         print(f"{len(paths)} files, {sum(read_size(path) for path in paths) / 1e6:.0f} MB", flush=True)
         runs = {}
-        for workers in (1, 2) if "speed" in options.parts else (2,):
+        for workers in (1, 2) if "speed" in options.parts else (options.workers,):
             runs[workers] = call(paths, folder / f"out{workers}", workers)
             print(f"{workers} workers: {runs[workers]}, digest {digest_of(folder / f'out{workers}')}", flush=True)
-        expected = digest_of(folder / "out2")
-        table = pd.read_csv(folder / "out2" / "summary.csv", index_col="file", keep_default_na=False)
+        expected = digest_of(folder / f"out{workers}")
+        table = pd.read_csv(folder / f"out{workers}" / "summary.csv", index_col="file", keep_default_na=False)
         problems = table["problem"]
         print(f"{table['labelled'].replace('', 0).astype(int).sum():,} cells; {(problems != '').sum()} files left out")
         if 1 in runs:
             faults += digest_of(folder / "out1") != expected
             print(f"two workers are {runs[1]['seconds'] / runs[2]['seconds']:.2f} times as fast", flush=True)
         if "kills" in options.parts:
-            before, seconds = content(paths, problems), 1.5 * runs[2]["seconds"] + 10
+            before, wall = content(paths, problems), runs[workers]["wall"]
             for moment in rng.random(options.kills):
-                call(paths, folder / "killed", 2, write_back=True, kill_after=0.15 * moment * seconds + 5)
+                call(paths, folder / "killed", options.workers, write_back=True, kill_after=(0.3 + 0.7 * moment) * wall)
                 same = content(paths, problems) == before
                 done = len(list((folder / "killed").glob("*.h5ad")))
-                print(f"killed, {done} results; files {'unchanged' if same else 'CHANGED'}", flush=True)
+                written = sum("stage_path" in read(path).obs for path in paths if not problems[str(path)])
+                state = "unchanged" if same else "CHANGED"
+                print(f"killed: {done} results, {written} of them in the files, all else {state}", flush=True)
                 faults += not same
-            call(paths, folder / "killed", 2, write_back=True)
+                if done == len(before) == written:  # begin again, with files that hold a result
+                    shutil.rmtree(folder / "killed")
+            call(paths, folder / "killed", options.workers, write_back=True)
             same, wrong = digest_of(folder / "killed") == expected, check_files(paths, folder / "killed", problems)
             same_content = content(paths, problems) == before
             left = [one for one in folder.rglob("*") if one.name.endswith(".part")]
