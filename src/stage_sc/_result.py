@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from stage_sc._checks import check_name
-from stage_sc._messages import element_name
+from stage_sc._messages import element_name, naming
 from stage_sc._palette import distinct_colors, tree_colors
 
 if TYPE_CHECKING:  # torch takes seconds to import
@@ -77,6 +77,25 @@ def label_keys(adata: AnnData, key_added: str = "stage") -> list[str]:
     """Columns of ``obs`` with the niches of all levels and, if any, the domains."""
     domain = Columns(key_added).domain
     return [*require_result(adata, key_added)["levels"], *([domain] if domain in adata.obs else [])]
+
+
+def default_column(parts: Mapping[str, AnnData], key_added: str = "stage") -> str:
+    """Column of labels where no `groupby` is given: the domains if all objects have them, else the niches of level 2.
+
+    Of level 1 if the tree has one level; a KeyError without niches.
+    """
+    keys: list[list[str]] = []
+    for name, part in parts.items():
+        with naming(element_name("data", name), repr(name)):
+            try:
+                keys.append(label_keys(part, key_added))
+            except KeyError as error:
+                raise KeyError(f"{error.args[0]}, or pass `groupby`, a column of obs with labels") from None
+    domain = Columns(key_added).domain
+    if all(domain in one for one in keys):
+        return domain
+    levels = [key for key in keys[0] if key != domain]
+    return levels[min(1, len(levels) - 1)]
 
 
 def label_colors(

@@ -1,4 +1,4 @@
-"""Labels and slides of the cells of a container, one object after the other; the default column is chosen here."""
+"""Labels and slides of the cells of a container, one object after the other."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from stage_sc._checks import check_name
 from stage_sc._input import Tables, read_labels, read_slide_codes, slide_name
 from stage_sc._messages import element_name, naming
 from stage_sc._palette import children_of
-from stage_sc._result import Columns, label_keys, read_result
+from stage_sc._result import Columns, default_column, read_result
 
 logger = logging.getLogger("stage_sc.tl")
 
@@ -63,30 +63,13 @@ def read_groups(tables: Tables, groupby: str | None = None, library_key: str | N
     """
     if library_key is not None and not isinstance(library_key, str):
         check_name(library_key, "library_key")
-    column = choose_column(tables, groupby)
+    if groupby is not None:
+        check_name(groupby, "groupby")
+    column = default_column(tables.by_name) if groupby is None else groupby
     labels = read_column(tables, column, "groupby")
     result = find_result(tables, column)
     library_key = result.get("params", {}).get("library_key") or None if library_key is None else library_key
     return Groups(column, labels, _read_slides(tables, library_key), result)
-
-
-def choose_column(tables: Tables, groupby: str | None) -> str:
-    """Column of labels: `groupby`, else the domains, else the niches of level 2; a KeyError if there are none."""
-    if groupby is not None:
-        check_name(groupby, "groupby")
-        return groupby
-    keys: list[list[str]] = []
-    for name, part in tables.by_name.items():
-        with naming(element_name("data", name), repr(name)):
-            try:
-                keys.append(label_keys(part))
-            except KeyError as error:
-                raise KeyError(f"{error.args[0]}, or pass `groupby`, a column of obs with labels") from None
-    domain = Columns("stage").domain
-    if all(domain in one for one in keys):
-        return domain
-    levels = [key for key in keys[0] if key != domain]
-    return levels[min(1, len(levels) - 1)]
 
 
 def read_column(tables: Tables, key: str, argument: str) -> Column:

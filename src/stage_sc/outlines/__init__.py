@@ -1,6 +1,6 @@
 """Outlines of niches: polygons, files of other programs, shapes of SpatialData, regions read back."""
 
-from stage_sc.outlines._labels import LabelledSlide, category_colors, choose_column, read_slides
+from stage_sc.outlines._labels import LabelledSlide, category_colors, read_slides
 from stage_sc.outlines._measures import outline_slide
 from stage_sc.outlines._regions import Regions, find_regions, read_regions
 from stage_sc.outlines._shapes import check_element, write_shapes
@@ -12,7 +12,6 @@ __all__ = [
     "category_colors",
     "cell_groups",
     "check_element",
-    "choose_column",
     "find_regions",
     "outline_slide",
     "read_outlines",

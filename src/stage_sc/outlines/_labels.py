@@ -13,7 +13,7 @@ from matplotlib.colors import is_color_like, to_hex
 from stage_sc._input import Tables, planar_coordinates, read_labels, slide_name
 from stage_sc._messages import element_name, naming
 from stage_sc._palette import distinct_colors
-from stage_sc._result import Columns, label_colors, label_keys, read_result
+from stage_sc._result import label_colors, read_result
 
 
 class LabelledSlide(NamedTuple):
@@ -29,14 +29,6 @@ class LabelledSlide(NamedTuple):
     """``(n, 2)`` float64 coordinates as stored."""
     codes: np.ndarray
     """``(n,)`` position in the names of all labels, -1 for missing ones."""
-
-
-def choose_column(tables: Tables, groupby: str | None, key_added: str) -> str:
-    """Column of labels: by default the domains, else the niches of level 1; a KeyError without a result."""
-    if groupby is not None:
-        return groupby
-    keys = [label_keys(part, key_added) for part in tables.by_name.values()]
-    return Columns(key_added).domain if Columns(key_added).domain in keys[0] else keys[0][0]
 
 
 def read_slides(

@@ -10,11 +10,11 @@ import shapely
 
 from stage_sc._checks import check_bool, check_name, check_positive
 from stage_sc._input import Data, read_tables
+from stage_sc._result import default_column
 from stage_sc.graph import graph_scale
 from stage_sc.outlines import (
     LabelledSlide,
     check_element,
-    choose_column,
     outline_slide,
     read_slides,
     write_shapes,
@@ -51,7 +51,7 @@ def outline_niches(
         of these.
     groupby
         Column of ``obs`` with labels; cells without one are outside of all outlines. ``None``: the domains of
-        `stage_sc.tl.stage_niches`, else its niches of level 1.
+        `stage_sc.tl.stage_niches`, else its niches of level 2.
     key_added
         Name under which the niches were written.
     max_gap
@@ -153,7 +153,7 @@ def outline_niches(
         raise ValueError("`shapes_key`: elements are in the unit of the coordinates. Leave out `micrometres`.")
     if simplify and not hasattr(shapely, "coverage_simplify"):
         raise ImportError("`simplify` needs shapely 2.1 or later: `pip install -U shapely`.")
-    column = choose_column(tables, groupby, key_added)
+    column = default_column(tables.by_name, key_added) if groupby is None else groupby
     colors, found = read_slides(tables, column, key_added, spatial_key, library_key)
     slides = list(found)
     scales = [_micrometres(slide, key_added, spatial_key) if micrometres else 1.0 for slide in slides]

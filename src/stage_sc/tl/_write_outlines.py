@@ -12,8 +12,9 @@ from anndata import AnnData
 
 from stage_sc._checks import check_name, check_scale
 from stage_sc._files import file_to_write, write_whole
-from stage_sc._input import check_anndata, read_labels, read_tables
-from stage_sc.outlines import category_colors, cell_groups, choose_column, read_outlines, to_geojson, to_selections
+from stage_sc._input import check_anndata, read_labels
+from stage_sc._result import default_column
+from stage_sc.outlines import category_colors, cell_groups, read_outlines, to_geojson, to_selections
 
 if TYPE_CHECKING:
     from geopandas import GeoDataFrame
@@ -102,7 +103,7 @@ def write_cell_groups(
     path
         File to write, with the columns ``cell_id``, ``group`` and ``color``; cells without a label are left out.
     groupby
-        Column of ``obs`` with labels. ``None``: the domains of `stage_niches`, else its niches of level 1.
+        Column of ``obs`` with labels. ``None``: the domains of `stage_niches`, else its niches of level 2.
     key_added
         Name under which the niches were written.
     cell_key
@@ -139,7 +140,7 @@ def write_cell_groups(
         if value is not None:
             check_name(value, name)
     file = file_to_write(path, "path")
-    column = choose_column(read_tables(adata), groupby, key_added)
+    column = default_column({"": adata}, key_added) if groupby is None else groupby
     labels = read_labels(adata, column, argument="groupby")
     if cell_key is not None and cell_key not in adata.obs:
         raise KeyError(f"`cell_key`: no column {cell_key!r} in adata.obs, which has {list(adata.obs.columns)}.")
