@@ -245,11 +245,20 @@ class TestPage:
 
     def test_results_of_other_tools_are_shown(self, cohort, tmp_path):
         adata = cohort.copy()
-        niche = adata.obs["stage_l1"].cat.categories[0]
-        adata.uns["rank_niche_genes"] = pd.DataFrame({"niche": niche, "gene": ["A", "B"], "score": [1.0, 2.0]})
-        adata.uns["pathways"] = pd.DataFrame({"niche": niche, "pathway": ["P"], "activity": [0.5]})
-        group = Decoded(st.report(adata, tmp_path / "a.html")).layers["stage_l1"]["groups"][0]
-        assert group["ranked"] == [["B", 2.0], ["A", 1.0]] and group["pathways"] == [["P", 0.5]]
+        genes = adata.var_names[::2]
+        net = pd.DataFrame({"source": "even", "target": genes})
+        st.tl.rank_niche_genes(adata, groupby="stage_l1")
+        st.tl.pathways(adata, net, groupby="stage_l1")
+        ranked = adata.uns["rank_niche_genes"]["table"].set_index("group")
+        scores = adata.uns["pathways"]["table"].set_index("group")["score"]
+        first = adata.obs["stage_l1"].cat.categories[0]
+        st.tl.annotate_niches(adata, {first: "named later"})
+        layers = Decoded(st.report(adata, tmp_path / "a.html")).layers
+        for group in layers["stage_l1"]["groups"]:
+            table = ranked.loc[group["id"]].head(12)
+            assert [name for name, _ in group["ranked"]] == table["names"].tolist()
+            assert group["pathways"] == [["even", pytest.approx(scores[group["id"]], abs=1e-4)]]
+        assert all("ranked" not in group for group in layers["stage_l2"]["groups"])
 
     def test_columns_instead_of_niches(self, raw_tissue, tmp_path):
         found = Decoded(st.report(raw_tissue, tmp_path / "a.html", groupby="domain"))

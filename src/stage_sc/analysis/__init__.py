@@ -14,7 +14,7 @@ from stage_sc.analysis._paga import niche_paga
 from stage_sc.analysis._pathways import pathways
 from stage_sc.analysis._rank_genes import rank_niche_genes
 from stage_sc.analysis._spatial_genes import spatial_genes
-from stage_sc.analysis._store import check_key, read_stored, write_stored
+from stage_sc.analysis._store import check_key, find_stored, read_stored, write_stored
 
 __all__ = [
     "Groups",
@@ -24,6 +24,7 @@ __all__ = [
     "differential_abundance",
     "distance_to_niche",
     "find_result",
+    "find_stored",
     "niche_neighbors",
     "niche_paga",
     "pathways",

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from anndata import AnnData
 
 from stage_sc._checks import check_name
 from stage_sc._input import Tables
@@ -56,11 +57,15 @@ def write_stored(
 def read_stored(tables: Tables, key_added: str, tool: str) -> Mapping[str, Any]:
     """Return ``uns[key_added]`` of the first object with a table of `tool`; a KeyError that names the call without."""
     check_name(key_added, "key_added")
-    for part in tables.by_name.values():
-        if _is_table(found := part.uns.get(key_added), tool):
-            return found
+    if found := find_stored(tables.by_name.values(), key_added, tool):
+        return found
     call = f"st.tl.{tool}(data" + (")" if key_added == tool else f", key_added={key_added!r})")
     raise KeyError(f"`key_added`: no table in uns[{key_added!r}]: run {call} first")
+
+
+def find_stored(parts: Iterable[AnnData], key_added: str, tool: str) -> Mapping[str, Any]:
+    """Find ``uns[key_added]`` of the first object with a table of `tool`; empty without."""
+    return next((found for part in parts if _is_table(found := part.uns.get(key_added), tool)), {})
 
 
 def _is_table(found: Any, tool: str) -> bool:

@@ -29,10 +29,9 @@ from stage_sc.reports._groups import (
     count_pairs,
     light_neighbors,
     read_confidence,
-    rows_of,
     shares,
     slide_codes,
-    stored_table,
+    stored_rows,
     sum_blocks,
 )
 from stage_sc.reports._layers import Layer, fold, read_layers
@@ -42,9 +41,8 @@ from stage_sc.reports._places import Places, quantise
 
 logger = logging.getLogger("stage_sc")
 
-GROUPS = ("niche", "group", "groups", "node", "label", "source")
-MARKERS = (GROUPS, ("gene", "names", "name"), ("score", "scores", "logfoldchanges", "effect"))
-PATHWAYS = (GROUPS[:-1], ("pathway", "source", "name"), ("activity", "score", "mean", "value"))
+# Results of other tools: name in the page, tool, and the columns with names and values.
+STORED = (("ranked", "rank_niche_genes", "names", "scores"), ("pathways", "pathways", "source", "score"))
 CONFIDENCE_STEPS = 254  # 255 is none
 
 
@@ -192,10 +190,8 @@ def _describe_layers(
 
 def _add_stored(cells: Cells, layer: Layer, columns: dict[str, list[Any]]) -> None:
     """Results of other tools in ``uns``, if any: markers beside the light ones, and pathways."""
-    for column, key, options in (("ranked", "rank_niche_genes", MARKERS), ("pathways", "pathways", PATHWAYS)):
-        tables = (stored_table(part.uns, key, *options) for part in cells.parts)
-        table = next((one for one in tables if one is not None), None)
-        if table is not None and any(rows := rows_of(table, layer)):
+    for column, tool, name, value in STORED:
+        if any(rows := stored_rows(cells.parts, tool, name, value, layer)):
             columns[column] = rows
 
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from anndata import AnnData
 
 from stage_sc._matrix import read_pairs
 from stage_sc._result import Columns
+from stage_sc.analysis import find_stored
 from stage_sc.pl import Cells
 from stage_sc.reports._layers import Layer
 
@@ -107,39 +109,24 @@ def sum_blocks(edges: np.ndarray, groups: Sequence[int], n: int) -> np.ndarray:
     return onto @ edges @ onto.T
 
 
-def stored_table(
-    uns: Mapping[str, Any], key: str, groups: Sequence[str], names: Sequence[str], values: Sequence[str]
-) -> pd.DataFrame | None:
-    """Read the result of another tool as ``group``, ``name`` and ``value``; None unless it is such a table.
+def stored_rows(
+    parts: Sequence[AnnData], tool: str, name: str, value: str, layer: Layer, most: int = 12
+) -> list[list[list[Any]]]:
+    """Names with the largest values for each group, from the table of `tool` if it is about the labels of `layer`.
 
-    `groups`, `names` and `values` are the columns that may hold each, the first that is there counts.
+    `name` and `value` are columns of the table. Groups are found by their present name or by their id.
     """
-    found = uns.get(key)
-    found = found.get("table", found.get("results")) if isinstance(found, Mapping) else found
-    if not isinstance(found, pd.DataFrame):
-        return None
-    chosen = [next((one for one in options if one in found), None) for options in (groups, names, values)]
-    if None in chosen:
-        return None
-    table = found[chosen].set_axis(["group", "name", "value"], axis=1).dropna()
-    table = table[pd.to_numeric(table["value"], errors="coerce").notna()]
-    return table.astype({"group": str, "name": str, "value": float}).sort_values(
-        ["group", "value", "name"], ascending=[True, False, True], kind="stable"
-    )
-
-
-def rows_of(table: pd.DataFrame, layer: Layer, most: int = 12) -> list[list[list[Any]]]:
-    """Rows of a stored table for each group, found by its present name or by its id."""
-    by_group = dict(iter(table.groupby("group", sort=False)))
-    return [
-        [
-            [row.name_, round(row.value, 4)]
-            for row in by_group[name if name in by_group else id_]
-            .rename(columns={"name": "name_"})
-            .head(most)
-            .itertuples()
+    stored = find_stored(parts, tool, tool)
+    if not stored or str(stored["params"].get("groupby")) != layer.key:
+        return []
+    table = stored["table"].dropna(subset=[value])
+    table = pd.DataFrame({"group": table["group"].astype(str), "name": table[name].astype(str), "value": table[value]})
+    table = table.sort_values(["group", "value", "name"], ascending=[True, False, True], kind="stable")
+    table = table.drop_duplicates(["group", "name"])  # the best of the cell types
+    rows: dict[str, list[list[Any]]] = {}
+    for group, some in table.groupby("group", sort=False):
+        best = some.head(most)
+        rows[str(group)] = [
+            [one, round(float(number), 4)] for one, number in zip(best["name"], best["value"], strict=True)
         ]
-        if name in by_group or id_ in by_group
-        else []
-        for name, id_ in zip(layer.names, layer.ids, strict=True)
-    ]
+    return [rows.get(shown, rows.get(id_, [])) for shown, id_ in zip(layer.names, layer.ids, strict=True)]
