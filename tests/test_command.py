@@ -106,6 +106,25 @@ def test_write_back_of_the_good_ones(folder, tmp_path):
     assert "stage_path" in ad.read_h5ad(copies[0]).obs and copies[1].read_bytes() == before
 
 
+def test_report(folder, tmp_path, capsys):
+    """Of labelled files: the same page as of the function."""
+    files = [tmp_path / "one.h5ad", tmp_path / "two.h5ad"]
+    for path in files:
+        path.write_bytes((folder / path.name).read_bytes())
+    assert (
+        run(tmp_path, [], *files, "--out", tmp_path / "out", "--model", folder / "model.safetensors", "--write-back")
+        == 0
+    )
+    capsys.readouterr()
+    options = ["--keys", "domain", "slide", "--n-genes", "3", "--title", "Both"]
+    assert main(["report", *map(str, files), "--out", str(tmp_path / "a.html"), *options]) == 0
+    assert capsys.readouterr().out.strip() == str(tmp_path / "a.html")
+    st.report(files, tmp_path / "b.html", keys=["domain", "slide"], n_genes=3, title="Both")
+    assert (tmp_path / "a.html").read_bytes() == (tmp_path / "b.html").read_bytes()
+    assert main(["report", str(folder / "one.h5ad"), "--out", str(tmp_path / "c.html")]) == 1
+    assert "stage_niches" in capsys.readouterr().err and not (tmp_path / "c.html").exists()
+
+
 @pytest.mark.parametrize(
     ("arguments", "status", "text"),
     [

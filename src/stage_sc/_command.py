@@ -1,4 +1,4 @@
-"""``stage-sc label FILES --out FOLDER`` and ``stage-sc summary FILES``: functions of the package as a command."""
+"""``stage-sc label``, ``summary`` and ``report``: functions of the package as a command."""
 
 from __future__ import annotations
 
@@ -18,9 +18,12 @@ import stage_sc as st
 COMMANDS = {
     "label": "label slides in files that need not fit into memory together",
     "summary": "tell what is in files, and what is wrong with them, without labelling",
+    "report": "write one HTML page with the niches of all cells in labelled files",
 }
 STATUS = "Exit status: 0, or 1 after an error, 2 for wrong options, 3 if files were left out or have a problem."
 LEFT_OUT = 3
+# Options with one or more values.
+SEVERAL = ("keys", "genes")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -31,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     warnings.simplefilter("ignore", SyntaxWarning)  # of packages, while they are imported
     try:
-        return {"label": _label, "summary": _summary}[command](options)
+        return {"label": _label, "summary": _summary, "report": _report}[command](options)
     except KeyboardInterrupt:
         _say("interrupted. The same command continues.")
         return 130
@@ -68,6 +71,12 @@ def _summary(options: dict[str, Any]) -> int:
     else:
         table.to_csv(save)
     return LEFT_OUT if table["problem"].fillna("").astype(bool).any() else 0
+
+
+def _report(options: dict[str, Any]) -> int:
+    files, path = options.pop("files"), options.pop("path")
+    print(st.report(files if len(files) > 1 else files[0], path, **options))
+    return 0
 
 
 @contextmanager
@@ -108,7 +117,7 @@ def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:
         command = commands.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.", epilog=STATUS)
         command.add_argument("--debug", action="store_true", help="show where an error comes from")
         if name in argv:
-            {"label": _add_label, "summary": _add_summary}[name](command)
+            {"label": _add_label, "summary": _add_summary, "report": _add_report}[name](command)
     return parser
 
 
@@ -124,8 +133,15 @@ def _add_summary(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--csv", type=Path, metavar="FILE", help="write the table to a file instead of printing it")
 
 
+def _add_report(parser: argparse.ArgumentParser) -> None:
+    _add_options(parser, st.report, files="Labelled .h5ad files, or zarr folders of AnnData or SpatialData.")
+
+
 def _add_options(
-    parser: argparse.ArgumentParser, function: Callable[..., Any], like: Callable[..., Any] | None = None
+    parser: argparse.ArgumentParser,
+    function: Callable[..., Any],
+    like: Callable[..., Any] | None = None,
+    files: str = "",
 ) -> None:
     """Add the arguments of a function, with the help of its docstring or of the function `like` it; files are first."""
     own, described = (read_parameters(inspect.getdoc(one) or "") for one in (function, like))
@@ -134,11 +150,15 @@ def _add_options(
     for position, (name, parameter) in enumerate(inspect.signature(function).parameters.items()):
         text, kind = described.get(name, ""), str(parameter.annotation)
         if position == 0:
-            parser.add_argument("files", nargs="+", metavar="FILE", help=text)
+            parser.add_argument("files", nargs="+", metavar="FILE", help=files or described["files"])
             continue
         flag, default = f"--{name.replace('_', '-')}", parameter.default
-        if default is inspect.Parameter.empty:
+        if name == "path":
+            parser.add_argument("--out", dest=name, required=True, metavar="FILE", help=text)
+        elif default is inspect.Parameter.empty:
             parser.add_argument(flag, required=True, metavar="FOLDER", help=text)
+        elif name in SEVERAL:
+            parser.add_argument(flag, nargs="+", default=default, metavar=name.upper(), help=text)
         elif kind == "bool":
             parser.add_argument(flag, action=argparse.BooleanOptionalAction, default=default, help=text)
         elif kind == "Errors":

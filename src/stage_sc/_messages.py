@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -24,6 +25,27 @@ def naming(name: str, known_by: str | None = None) -> Iterator[None]:
         raise
     finally:
         _subject.reset(before)
+
+
+@contextmanager
+def collected_warnings(*, divert: bool = False) -> Iterator[list[str]]:
+    """Collect the warnings of the package that this thread logs in a block; with `divert` nobody else gets them."""
+    texts: list[str] = []
+    collector, thread = logging.Handler(logging.WARNING), threading.get_ident()
+
+    def emit(record: logging.LogRecord) -> None:
+        if record.thread == thread:
+            texts.append(record.getMessage())
+
+    collector.emit = emit  # type: ignore[method-assign]
+    package = logging.getLogger("stage_sc")
+    handlers, propagate = package.handlers, package.propagate
+    package.handlers = [collector] if divert else [*handlers, collector]
+    package.propagate = propagate and not divert
+    try:
+        yield texts
+    finally:
+        package.handlers, package.propagate = handlers, propagate
 
 
 def element_name(argument: str, key: str) -> str:

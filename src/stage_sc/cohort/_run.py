@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-import threading
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -23,7 +21,7 @@ from stage_sc._files import (
     temporary_folder,
     write_h5ad,
 )
-from stage_sc._messages import naming
+from stage_sc._messages import collected_warnings, naming
 from stage_sc._result import Columns, check_key, write_labels, written_names
 from stage_sc.cohort._results import Record, read_back, read_sources, source_digest
 from stage_sc.cohort._task import FileTask
@@ -69,7 +67,7 @@ def embed_file(task: FileTask) -> Exception | None:
         if task.known_source() is not None:
             return None
         source = task.source
-        with naming(str(task.path)), _collected() as said:
+        with naming(str(task.path)), collected_warnings() as said:
             found = _embed(task)
     except Exception as error:
         if task.errors == "raise" or not is_about_file(error):
@@ -88,25 +86,6 @@ def is_about_file(error: Exception) -> bool:
 def portable(error: Exception) -> Exception:
     """Return an error of a kind that every process can read."""
     return error if type(error).__module__ == "builtins" else ValueError(f"{type(error).__name__}: {error}")
-
-
-@contextmanager
-def _collected() -> Iterator[list[str]]:
-    """Collect the warnings that this thread logs."""
-    said: list[str] = []
-    handler, thread = logging.Handler(logging.WARNING), threading.get_ident()
-
-    def emit(record: logging.LogRecord) -> None:
-        if record.thread == thread:
-            said.append(record.getMessage())
-
-    handler.emit = emit  # type: ignore[method-assign]
-    package = logging.getLogger("stage_sc")
-    package.addHandler(handler)
-    try:
-        yield said
-    finally:
-        package.removeHandler(handler)
 
 
 def _embed(task: FileTask) -> AnnData:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,7 +13,7 @@ from anndata import AnnData
 from stage_sc._checks import check_name, check_scale
 from stage_sc._input import entries_of, open_container, slide_name
 from stage_sc._matrix import read_matrix, to_csr
-from stage_sc._messages import LOGGERS, element_name
+from stage_sc._messages import collected_warnings, element_name
 from stage_sc._result import Columns, read_result
 from stage_sc.genes import match_genes
 from stage_sc.graph import find_platform, measure_slides
@@ -151,7 +150,7 @@ def _rows(
     """One row for each slide of an object."""
     common: dict[str, Any] = {"object": name, "genes": part.n_vars}
     errors, doubts = [], []
-    with _collecting() as logged:
+    with collected_warnings(divert=True) as logged:
         try:
             match = match_genes(part)
             common |= {"matched": match.n_matched, "species": match.species}
@@ -169,7 +168,7 @@ def _rows(
     doubts += logged
     rows = []
     try:
-        with _collecting() as logged:
+        with collected_warnings(divert=True) as logged:
             for one in measure_slides(part, owner, name, **reading):
                 row = {"slide": one.name, "cells": len(one.rows), "scale": one.scale, "unit": one.source}
                 row |= {"layout": one.layout, "spacing": one.spacing, "neighbours": one.neighbours}
@@ -196,25 +195,6 @@ def _labels(part: AnnData, slide: str, name: str, rows: np.ndarray, key_added: s
     if isinstance(table, pd.DataFrame) and "likeness" in table and whole in table.index:
         found["likeness"] = float(table.loc[whole, "likeness"])
     return found
-
-
-@contextmanager
-def _collecting() -> Iterator[list[str]]:
-    """Collect the warnings of the package in a list, instead of logging them."""
-    found: list[str] = []
-
-    def collect(record: logging.LogRecord) -> bool:
-        if record.levelno >= logging.WARNING:
-            found.append(record.getMessage())
-        return False
-
-    for name in LOGGERS:
-        logging.getLogger(name).addFilter(collect)
-    try:
-        yield found
-    finally:
-        for name in LOGGERS:
-            logging.getLogger(name).removeFilter(collect)
 
 
 def _compare_spacings(table: pd.DataFrame) -> None:

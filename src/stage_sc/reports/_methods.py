@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from importlib.metadata import version
 from platform import python_version
 from typing import Any
@@ -104,25 +102,3 @@ def _slides(names: list[str]) -> str:
     if not known:
         return "The slide"
     return f"Slide{'s' * (len(known) > 1)} {', '.join(known[:10])}{' …' * (len(known) > 10)}"
-
-
-class _Heard(logging.Handler):
-    """Texts of warnings."""
-
-    def __init__(self) -> None:
-        super().__init__(logging.WARNING)
-        self.texts: list[str] = []
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self.texts.append(record.getMessage())
-
-
-@contextmanager
-def hearing() -> Iterator[list[str]]:
-    """Collect the warnings of the package that are logged in a block."""
-    heard, logger = _Heard(), logging.getLogger("stage_sc")
-    logger.addHandler(heard)
-    try:
-        yield heard.texts
-    finally:
-        logger.removeHandler(heard)

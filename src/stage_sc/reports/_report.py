@@ -6,15 +6,15 @@ import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from stage_sc._checks import check_name, check_positive, read_names
 from stage_sc._files import file_to_write, write_whole
 from stage_sc._input import read_labels, read_tables
+from stage_sc._messages import collected_warnings
 from stage_sc._result import require_result
 from stage_sc.pl import Cells, read_cells
 from stage_sc.reports._content import Options, compose
-from stage_sc.reports._methods import hearing
 from stage_sc.reports._page import build_page
 
 if TYPE_CHECKING:
@@ -37,6 +37,7 @@ def report(
     spatial_key: str | None = None,
     library_key: str | None = None,
     layer: str | None = None,
+    table_key: str | Sequence[str] | None = None,
     title: str | None = None,
 ) -> Path:
     """Write one HTML file that shows the niches of all cells to somebody without Python.
@@ -50,7 +51,8 @@ def report(
     Parameters
     ----------
     data
-        Cells with niches from ``st.tl.stage_niches``; or a list or a dictionary of such objects.
+        Cells with niches from ``st.tl.stage_niches``: an AnnData, SpatialData or MuData, the path of one, or a list or
+        a dictionary of these.
     path
         File to write, as ``"cohort.html"``. A file of this name is replaced.
     key_added
@@ -74,6 +76,8 @@ def report(
         Column of ``obs`` that names the slide of each cell. Default: the one of the niches.
     layer
         Entry of ``layers`` with counts, for genes. Default: ``X``.
+    table_key
+        Tables of a SpatialData, or the modality of a MuData, as in `stage_sc.pp.build_graph`.
     title
         Title of the page. Default: name of the file.
 
@@ -133,9 +137,10 @@ def report(
     check_positive(n_genes, "n_genes", integer=True, zero=True)
     columns = read_names(keys, "keys")
     chosen = None if genes is None else read_names(genes, "genes")
-    with hearing() as heard:
-        cells = read_cells(data, key_added, library_key, spatial_key)
-        _check(cells, data, groupby, [("condition_key", condition_key), ("cell_type_key", cell_type_key)], columns)
+    tables = read_tables(data, table_key=table_key)
+    with collected_warnings() as heard:
+        cells = read_cells(tables, key_added, library_key, spatial_key)
+        _check(cells, groupby, [("condition_key", condition_key), ("cell_type_key", cell_type_key)], columns)
         _check_genes(cells, chosen)
         options = Options(
             groupby, columns, condition_key, cell_type_key, chosen, int(n_genes), layer, title or file.stem
@@ -147,12 +152,10 @@ def report(
     return file
 
 
-def _check(
-    cells: Cells, data: Any, groupby: str | None, named: Sequence[tuple[str, str | None]], columns: Sequence[str]
-) -> None:
+def _check(cells: Cells, groupby: str | None, named: Sequence[tuple[str, str | None]], columns: Sequence[str]) -> None:
     """Raise unless there are niches, or `groupby`, and all columns in at least one object."""
     if groupby is None:
-        for part in read_tables(data).by_name.values():
+        for part in cells.parts:
             require_result(part, cells.key_added)
     for argument, key in [("groupby", groupby), *named, *(("keys", key) for key in columns)]:
         if key is None:

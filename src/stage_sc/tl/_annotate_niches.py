@@ -5,13 +5,14 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from anndata import AnnData
 
 from stage_sc._checks import check_bool, check_name
-from stage_sc._input import read_labels, read_tables
+from stage_sc._input import Data, read_labels, read_tables
 from stage_sc._palette import MISSING_COLOR, distinct_colors, shades
 from stage_sc._result import Columns, category_nodes, label_colors, require_result, tell_apart
 from stage_sc.tl._saved_names import find_cells, read_saved
@@ -20,13 +21,14 @@ logger = logging.getLogger("stage_sc.tl")
 
 
 def annotate_niches(
-    data: AnnData | Sequence[AnnData] | Mapping[str, AnnData],
+    data: Data,
     names: Mapping[str, str] | pd.Series | str | os.PathLike[str] | None = None,
     *,
     match_to: str | None = None,
     key_added: str = "stage",
+    table_key: str | Sequence[str] | None = None,
     copy: bool = False,
-) -> AnnData | list[AnnData] | dict[str, AnnData] | None:
+) -> Any:
     """Give niches names, and colours of an expert's labels.
 
     Names become the categories of the columns of labels, so that all plots, tables and later calls use them. The ids of
@@ -35,7 +37,8 @@ def annotate_niches(
     Parameters
     ----------
     data
-        Cells with niches from `stage_niches`; or a list or a dictionary of such objects, all of which get the names.
+        Cells with niches from `stage_niches`: an AnnData, SpatialData or MuData, or a list or a dictionary of these,
+        all of which get the names.
     names
         Names by id, as ``{"N61": "T zone"}``; a domain has an id too, ``"D1"``. A present name can stand for an id
         where no other niche has it. ``""`` or ``None`` takes a name away. Also a series, e.g. the column ``"proposal"``
@@ -47,6 +50,8 @@ def annotate_niches(
         cells keep the colour of the tree.
     key_added
         Name under which the niches were written.
+    table_key
+        Tables of a SpatialData, or the modality of a MuData, as in `stage_sc.pp.build_graph`.
     copy
         Return an annotated copy instead of writing into `data`.
 
@@ -100,7 +105,9 @@ def annotate_niches(
     check_bool(copy, "copy")
     if match_to is not None:
         check_name(match_to, "match_to")
-    tables = read_tables(data)
+    tables = read_tables(data, table_key=table_key)
+    if not copy:
+        tables.check_in_memory()
     for part in tables.by_name.values():
         require_result(part, key_added)
     saved = read_saved(names)

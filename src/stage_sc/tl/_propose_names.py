@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -25,13 +26,14 @@ def propose_names(
     n_genes: int = 2,
     key_added: str = "stage",
     layer: str | None = None,
+    table_key: str | Sequence[str] | None = None,
 ) -> pd.DataFrame:
     """Propose names for niches, from marker genes and cell types: a table to edit.
 
     Parameters
     ----------
     data
-        Cells with niches from `stage_niches`; or a list or a dictionary of such objects.
+        Cells with niches from `stage_niches`: an AnnData, SpatialData or MuData, or a list or a dictionary of these.
     cell_type_key
         Column of ``obs`` with cell types. Default: names of genes alone.
     n_genes
@@ -40,6 +42,8 @@ def propose_names(
         Name under which the niches were written.
     layer
         Entry of ``layers`` with the counts. Default: ``X``.
+    table_key
+        Tables of a SpatialData, or the modality of a MuData, as in `stage_sc.pp.build_graph`.
 
     Returns
     -------
@@ -84,7 +88,7 @@ def propose_names(
     for name, value in {"cell_type_key": cell_type_key, "layer": layer}.items():
         if value is not None:
             check_name(value, name)
-    parts = list(read_tables(data).by_name.values())
+    parts = list(read_tables(data, table_key=table_key).by_name.values())
     if not sum(part.n_obs for part in parts):
         raise ValueError("`data` has no cells.")
     results = [require_result(part, key_added) for part in parts]
