@@ -44,7 +44,7 @@ ALLOWED = {
     "metrics model niches nn outlines reports slides train",
     "pp": "_checks _input _matrix _messages _result genes graph",
     "pl": "_checks _evidence _input _matrix _palette _result _stack analysis",
-    "reports": "_checks _files _input _matrix _palette _result analysis pl",
+    "reports": "_checks _files _input _matrix _messages _palette _result analysis pl",
     "analysis": "_checks _input _matrix _messages _palette _result genes graph slides",
     "metrics": "_checks _input _matrix",
     "datasets": "_checks _files",
