@@ -14,6 +14,7 @@ import shapely
 from stage_sc._files import as_path
 from stage_sc._input import Tables, read_coordinates, read_slide_codes, slide_name
 from stage_sc._result import require_result
+from stage_sc.outlines import find_regions
 
 
 class Saved(NamedTuple):
@@ -95,14 +96,16 @@ def find_cells(tables: Tables, saved: Saved, key_added: str) -> list[pd.Categori
         codes[key] = np.full(part.n_obs, -1)
         for own, rows in read_slide_codes(part, params.get("library_key") or None).rows().items():
             places[slide_name(key, own)] = key, rows, xy[rows]
-    order = sorted(range(len(saved.regions)), key=lambda number: -saved.regions[number][2].area)
-    for number in order:  # the smallest last
-        name, slide, area = saved.regions[number]
+    names = list(dict.fromkeys(name for name, *_ in saved.regions))
+    on_slide: dict[str, list[int]] = {}
+    for number, (name, slide, _) in enumerate(saved.regions):
         slide = next(iter(places)) if len(places) == 1 and (not slide or slide not in places) else slide
         if slide not in places:
             raise KeyError(f"`names`: region {name!r} lies on slide {slide!r}, slides here are {list(places)[:10]}.")
+        on_slide.setdefault(slide, []).append(number)
+    for slide, numbers in on_slide.items():
         key, rows, xy = places[slide]
-        codes[key][rows[shapely.intersects_xy(area, *xy.T)]] = number
-    names = list(dict.fromkeys(name for name, *_ in saved.regions))
-    position = np.array([names.index(name) for name, *_ in saved.regions] + [-1])
-    return [pd.Categorical.from_codes(position[codes[key]], names) for key in tables.by_name]
+        found = find_regions(xy, np.array([saved.regions[number][2] for number in numbers]))
+        position = np.array([*(names.index(saved.regions[number][0]) for number in numbers), -1])
+        codes[key][rows] = position[found]
+    return [pd.Categorical.from_codes(codes[key], names) for key in tables.by_name]
