@@ -289,9 +289,7 @@ def _tabulate(table: pd.DataFrame, pairs: Pairs, units: Units, groups: Groups, t
         names["source"] = names["target"] = types.names
     of = units.niche if units.kind is None else units.kind
     columns |= {side: of[units_of] for side, units_of in ends.items()}
-    for side in ("ligand", "receptor"):
-        names[f"{side}_complex"] = sorted(set(pairs.table[side]))
-        found = pd.Categorical(pairs.table[side], names[f"{side}_complex"]).codes
-        columns[f"{side}_complex"] = found[table["pair"].to_numpy()]
+    for side in ("ligand", "receptor"):  # strings, as liana's plots need them
+        columns[f"{side}_complex"] = pairs.table[side].to_numpy(dtype=object)[table["pair"].to_numpy()]
     columns |= {str(name): table[name].to_numpy() for name in table if name not in ("source", "target", "pair")}
     return as_frame(columns, **names)

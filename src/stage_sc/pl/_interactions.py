@@ -92,8 +92,8 @@ def interactions(
     Notes
     -----
     Colours are -log10 of ``specificity_rank``, up to 4. The area of a dot is the fraction of the cells that express the
-    ligand in the sender or the receptor in the receiver, whichever is lower. Without a dot, a pair is not expressed. The
-    table has the form of liana's, and ``liana.pl.dotplot(liana_res=table, ...)`` draws it too.
+    ligand in the sender or the receptor in the receiver, whichever is lower. Without a dot, a pair is not expressed.
+    The table has the form of liana's, and ``liana.pl.dotplot(liana_res=table, ...)`` draws it too.
 
     Examples
     --------
