@@ -97,11 +97,12 @@ def find_resource(resource: str | pd.DataFrame | None, genes: Sequence[str]) -> 
     name = max(found, key=lambda one: len(found[one]))  # the first of equals
     if not len(found[name]):
         example = tables[name].iloc[0].tolist() if len(tables[name]) else []
+        tried = " or ".join(map(repr, tables))
         raise ValueError(
-            f"`resource`: none of the {len(tables[name])} pairs of {name!r} (such as {example}) is on the panel of "
-            f"{len(genes)} genes (such as {list(genes[:3])}). Gene symbols of the same species are needed in "
-            f"`var_names`; {HUMAN!r} is for human and {MOUSE!r} for mouse. A small panel may hold none: then pass "
-            "pairs of your own, a data frame with the columns 'ligand' and 'receptor'."
+            f"`resource`: no pair of {tried} (such as {example}) is on the panel of {len(genes)} genes (such as "
+            f"{list(genes[:3])}). Gene symbols of the same species are needed in `var_names`; {HUMAN!r} is for human "
+            f"and {MOUSE!r} for mouse. A small panel may hold none: then pass pairs of your own, a data frame with the "
+            "columns 'ligand' and 'receptor'."
         )
     level = logging.WARNING if len(found[name]) < FEW else logging.INFO
     text = "; ranks of so few pairs say little." if level == logging.WARNING else "."

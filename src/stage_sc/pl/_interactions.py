@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,7 +15,7 @@ from matplotlib.colors import Normalize
 from stage_sc._checks import check_bool, check_positive, read_names
 from stage_sc._input import read_tables
 from stage_sc.analysis import read_stored
-from stage_sc.pl._figure import read_output
+from stage_sc.pl._figure import LONGEST, read_output
 from stage_sc.pl._label_palette import label_palette
 from stage_sc.pl._matrix import GAP, STRIP, Matrix, draw_matrix, draw_strip, frame_of
 
@@ -120,6 +121,8 @@ def interactions(
         table.pivot(index="pair", columns="column", values=value).reindex(index=pairs, columns=columns["column"])
         for value in ("color", "fraction")
     )
+    values.columns = fractions.columns = [_short(name) for name in values.columns]
+    values.index = fractions.index = [_short(name) for name in values.index]
     limit = float(np.clip(np.nanmax(values.to_numpy(float)), 1.0, MOST))
     colors = label_palette(tables, str(stored["params"]["groupby"]), names)
     matrix = Matrix(
@@ -170,6 +173,16 @@ def _label(table: pd.DataFrame) -> pd.DataFrame:
             "fraction": np.minimum(table["ligand_props"], table["receptor_props"]),
         }
     )
+
+
+def _short(name: str) -> str:
+    """Cut the parts of a name rather than its end, so that sender and receiver can both be read."""
+    parts = re.split("( → | – |: )", name)
+    names = parts[::2]
+    most = max((LONGEST - len("".join(parts[1::2]))) // len(names), 2)
+    spare = sum(max(most - len(one), 0) for one in names) // max(sum(len(one) > most for one in names), 1)
+    parts[::2] = [one if len(one) <= most + spare else one[: most + spare - 1] + "…" for one in names]
+    return "".join(parts)
 
 
 def _choose_groups(
