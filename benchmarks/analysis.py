@@ -24,7 +24,7 @@ from typing import Any
 
 FUNCTIONS = (
     *("rank_niche_genes", "rank_niche_genes within 6 cell types", "rank_niche_genes level 3", "spatial_genes"),
-    *("pathways", "niche_paga", "composition", "cell types by niche"),
+    *("pathways", "niche_paga", "composition", "cell types by niche", "interactions"),
 )
 
 
@@ -98,6 +98,7 @@ def measure(path: str, name: str, n_sets: int) -> dict[str, float]:
         "pathways": (st.tl.pathways, {"net": net}),
         "niche_paga": (st.tl.niche_paga, {}),
         "composition": (st.tl.composition, {}),
+        "interactions": (st.tl.interactions, {"groupby": "stage_domain"}),
         "cell types by niche": (st.tl.composition, {"groupby": "cell_type", "by": "stage_domain"}),
     }
     function, arguments = calls[name]

@@ -19,6 +19,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +95,11 @@ WRONG: dict[str, list[Any]] = {
         pd.DataFrame(),
         pd.DataFrame({"source": ["a"], "target": ["b"]}),
     ],
+    "str | pd.DataFrame": [
+        *(3, 1.5, True, {}, ["a"], object(), "", "no such name"),
+        *(pd.DataFrame(), pd.DataFrame({"source": ["a"], "target": ["b"]}), pd.DataFrame({"ligand": ["a"]})),
+        pd.DataFrame({"ligand": ["elsewhere"], "receptor": ["elsewhere"]}),
+    ],
     **dict.fromkeys(("Literal['dotplot', 'heatmap']", "Literal['bars', 'heatmap']", "Literal['tree', 'tissue']"), TEXT),
     "Literal['contacts', 'cells', 'differences']": TEXT,
     **dict.fromkeys(("Literal['space', 'embedding']", "Literal['auto', 't-test', 'wilcoxon', 'pseudobulk']"), TEXT),
@@ -168,6 +174,8 @@ DESCRIBE: dict[str, dict[str, Any]] = {
     "niche_neighbors": {"groupby": "stage_domain", "condition_key": "slide"},
     "cell_type_enrichment": {"groupby": "stage_domain", "cell_type_key": "expert"},
 }
+if find_spec("liana"):
+    DESCRIBE["interactions"] = {"groupby": "stage_domain", "min_cells": 2, "expr_prop": 0.01}
 
 WRITES_TABLE = [f"tl.{name}" for name in DESCRIBE]
 
@@ -219,6 +227,8 @@ def targets() -> dict[str, tuple[Callable[..., Any], dict[str, Any]]]:
     for module in ("pp", "tl", "pl", "metrics", "datasets", "data", "model"):
         for name in sorted(set(getattr(st, module).__all__) - {"GeneMatch"}):  # a result
             function = getattr(getattr(st, module), name)
+            if name == "interactions" and name not in DESCRIBE:  # an extra that is not installed
+                continue
             parameters, arguments = inspect.signature(function).parameters, good.get(f"{module}.{name}", {})
             arguments |= {key: adata for key in ("data", "adata") if key in parameters}
             if "library_key" in parameters and name not in ("fit", "stage_niches"):

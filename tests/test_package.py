@@ -24,6 +24,7 @@ PUBLIC = {
 PUBLIC["report"] = st.report
 FUNCTIONS = {name: thing for name, thing in PUBLIC.items() if inspect.isfunction(thing)}
 REAL = {f"datasets.{name}" for name in st.datasets.__all__ if not name.startswith("simulate")}
+NEEDS = {"tl.interactions": "liana", "pl.interactions": "liana"}
 HEAVY = {"lightning", "squidpy", "torch"}
 
 
@@ -78,6 +79,8 @@ class TestDocumentation:
     def test_example_runs(self, name, tmp_path, monkeypatch):
         if name in REAL and not os.environ.get("STAGE_SC_DATA"):
             pytest.skip("no real sections")
+        if name in NEEDS:
+            pytest.importorskip(NEEDS[name])
         monkeypatch.chdir(tmp_path)  # some write files
         (example,) = doctest.DocTestFinder(recurse=False).find(FUNCTIONS[name], name, globs={})
         said: list[str] = []

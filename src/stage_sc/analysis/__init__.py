@@ -8,6 +8,7 @@ from stage_sc.analysis._cell_type_enrichment import cell_type_enrichment
 from stage_sc.analysis._composition import composition
 from stage_sc.analysis._differential_abundance import differential_abundance
 from stage_sc.analysis._distances import distance_to_niche
+from stage_sc.analysis._interactions import interactions
 from stage_sc.analysis._labels import Groups, find_result, read_column, read_groups
 from stage_sc.analysis._niche_neighbors import niche_neighbors
 from stage_sc.analysis._paga import niche_paga
@@ -25,6 +26,7 @@ __all__ = [
     "distance_to_niche",
     "find_result",
     "find_stored",
+    "interactions",
     "niche_neighbors",
     "niche_paga",
     "pathways",

@@ -115,9 +115,9 @@ def draw_matrix(fig: Figure, frame: Frame, matrix: Matrix) -> Axes:
     ax.spines[:].set(linewidth=0.5, color=".5")
     if matrix.row_colors is not None:
         strip = frame.inside(fig, -STRIP - GAP, 0, STRIP, frame.rows)
-        _draw_strip(strip, [matrix.row_colors[str(name)] for name in values.index], upright=True)
+        draw_strip(strip, [matrix.row_colors[str(name)] for name in values.index], upright=True)
     if matrix.column_colors is not None:
-        _draw_strip(frame.inside(fig, 0, frame.rows + GAP, frame.columns, STRIP), matrix.column_colors, upright=False)
+        draw_strip(frame.inside(fig, 0, frame.rows + GAP, frame.columns, STRIP), matrix.column_colors, upright=False)
     right = frame.columns + 0.05
     if matrix.linkage is not None:
         draw_tree(frame.inside(fig, right, 0, TREE, frame.rows), matrix.linkage)
@@ -181,7 +181,7 @@ def _size_legend(ax: Axes, side: float) -> None:
     )
 
 
-def _draw_strip(ax: Axes, colors: Sequence[str], *, upright: bool) -> None:
+def draw_strip(ax: Axes, colors: Sequence[str], *, upright: bool) -> None:
     """Colours of rows, from the top, or of columns."""
     ax.set_axis_off()
     places = np.arange(len(colors))
