@@ -67,7 +67,13 @@ def explain_nodes(
 
 
 def explain_domains(
-    model: Stage, slide: Slide, chosen: Cells, contexts: ContextMap, domains: Domains, pair: tuple[int, int], tally: Tally
+    model: Stage,
+    slide: Slide,
+    chosen: Cells,
+    contexts: ContextMap,
+    domains: Domains,
+    pair: tuple[int, int],
+    tally: Tally,
 ) -> None:
     """Add the contributions to differences of squared distances, which are linear in expression."""
     one, other = (domains.centres[number].double() for number in pair)

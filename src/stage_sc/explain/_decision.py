@@ -35,7 +35,9 @@ def find_tree(model: Stage, labelled: Labelled, embeddings: list[np.ndarray]) ->
     tree = find_partition(model, items, settle=settle, n_domains=None).tree
     h = torch.from_numpy(np.concatenate(embeddings))
     if h.shape[1] != tree.prototypes.shape[1]:
-        raise ValueError(f"obsm[{labelled.columns.embedding!r}] has {h.shape[1]} columns and was not made by this model.")
+        raise ValueError(
+            f"obsm[{labelled.columns.embedding!r}] has {h.shape[1]} columns and was not made by this model."
+        )
     again = tree.paths(h, how=model.config.assignment).numpy()
     return tree, _check_same(again[:, -1], labelled.paths()[:, -1], "niches")
 
@@ -54,7 +56,11 @@ def _item(niche: np.ndarray | None = None, context: np.ndarray | None = None) ->
     n = 0 if given is None else len(given)
     none = np.empty((n, 0), np.float32)
     return Item(
-        np.arange(n), none if niche is None else niche, none if context is None else context, np.zeros(n), pd.DataFrame()
+        np.arange(n),
+        none if niche is None else niche,
+        none if context is None else context,
+        np.zeros(n),
+        pd.DataFrame(),
     )
 
 
@@ -64,22 +70,20 @@ def _check_same(again: np.ndarray, stored: np.ndarray, what: str) -> float:
     same = float((again[known] == stored[known]).mean()) if known.any() else 0.0
     if same < SAME:
         raise ValueError(
-            f"The {what} of this call cannot be found again: {1 - same:.1%} of the cells would get another label. Niches "
-            "depend on all cells that were labelled together. Pass all objects of the call with all their cells, and "
-            "label them again if expression or places have changed."
+            f"The {what} of this call cannot be found again: {1 - same:.1%} of the cells would get another label. "
+            "Niches depend on all cells that were labelled together. Pass all objects of the call with all their "
+            "cells, and label them again if expression or places have changed."
         )
     return same
 
 
-def choose_node(
-    tree: PrototypeTree, labelled: Labelled, niche: str, h: np.ndarray, used: np.ndarray, how: str
-) -> str:
+def choose_node(tree: PrototypeTree, labelled: Labelled, niche: str, h: np.ndarray, used: np.ndarray, how: str) -> str:
     """Sibling in use that is nearest to the cells ``h`` of a niche: with the smallest mean score difference."""
     siblings = [one for one in siblings_of(labelled.result["tree"], niche) if int(one[1:]) in used]
     if not siblings:
         raise ValueError(
-            f"`niche`: {niche} is the only niche with cells below its parent, so there is no sibling to compare it with. "
-            "Pass `reference`, any other niche, or explain a niche of another level."
+            f"`niche`: {niche} is the only niche with cells below its parent, so there is no sibling to compare it "
+            "with. Pass `reference`, any other niche, or explain a niche of another level."
         )
     margin = [_mean_margin(h, tree.rivals(int(niche[1:]), int(one[1:]), how=how)) for one in siblings]  # type: ignore[arg-type]
     return siblings[int(np.argmin(margin))]

@@ -2,37 +2,27 @@
 
 from __future__ import annotations
 
-import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 
 from stage_sc._checks import check_bool, check_name, check_positive, read_rng
 from stage_sc._compute import one_thread
-from stage_sc._input import Data, Tables, read_tables
-from stage_sc._messages import element_name, naming
+from stage_sc._input import Data, read_tables
 from stage_sc.analysis import check_key, read_column, write_stored
-from stage_sc.embed import context_map
-from stage_sc.explain._attribute import Cells, explain_domains, explain_nodes
-from stage_sc.explain._decision import choose_domain, choose_node, draw_cells, find_domain_centres, find_tree
 from stage_sc.explain._names import gene_names
 from stage_sc.explain._question import Labelled, find_niche, read_labelled
-from stage_sc.explain._tally import Tally
+from stage_sc.explain._result import assemble
+from stage_sc.explain._task import Task
 from stage_sc.model import resolve_model
-from stage_sc.slides import Slide, read_slides, scratch_folder
 
 if TYPE_CHECKING:
     from stage_sc.nn import Stage
 
-logger = logging.getLogger("stage_sc.tl")
-
 TOOL = "explain_niche"
-# Largest error of the sum of contributions, as a fraction of the score difference, without a warning.
-LARGE = 0.02
 
 
 def explain_niche(
@@ -52,7 +42,129 @@ def explain_niche(
     copy: bool = False,
     rng: int | np.random.Generator | None = 0,
 ) -> Any:
-    r"""DOC"""
+    r"""Explain a niche: the genes and neighbours that put cells into it rather than into another.
+
+    The score that decided between both niches is taken apart. Contributions of genes, of the cells themselves, of
+    neighbours by distance and by label each add up to the same sum.
+
+    Parameters
+    ----------
+    data
+        Cells with niches from `stage_niches`, their graph and the counts that were labelled; all objects of that call.
+    niche
+        Id or name of a niche at any level, as ``"N27"``, or of a domain, as ``"D3"``.
+    reference
+        Niche to compare with: any other node of the tree that is neither above nor below, or another domain. ``None``:
+        the sibling that came closest, with the smallest mean score difference over the cells of `niche`; for a domain,
+        the one with the nearest centre.
+    model
+        The model that the niches were made with. ``None``: the bundled model.
+    groupby
+        Column of ``obs`` of the niche, such as ``"other_l2"``, if niches were written under another name than
+        ``"stage"``, or if several niches have the name. ``None``: found by `niche`.
+    n_cells
+        Largest number of cells of each of the two niches, drawn at random. Means over 500 cells are known to a few
+        percent of the spread between cells; time is proportional.
+    cell_type_key
+        Column of ``obs`` by which neighbours are told apart, e.g. cell types. ``None``: the niches of the level of
+        `niche`, or the domains.
+    spatial_key, library_key, layer
+        As in `stage_niches`. ``None``: those of that call.
+    table_key
+        Tables of a SpatialData, or the modality of a MuData, as in `stage_sc.pp.build_graph`.
+    key_added
+        Name of the result in ``uns``.
+    copy
+        Return a copy of `data` with the result instead of writing into `data`.
+    rng
+        Seed or generator of the random cells, which do not depend on the order of the cells.
+
+    Returns
+    -------
+    ``None``, or with `copy` a copy of `data`. Written into every object is ``uns[key_added]``, about all of them:
+
+    ``"table"``
+        Data frame with a row for each gene, the largest contribution first: ``names``; ``contribution`` to the score
+        difference, the sum of ``own`` (by the cells themselves) and ``neighbors``, and the difference of ``niche`` and
+        ``reference``, the contributions in the cells of either; ``niche_mean`` and ``reference_mean``, standardised
+        expression of the cells and their neighbours, means over hops as in the method.
+    ``"neighbors"``
+        The same contributions by the label of the cell that they come from: ``label``, ``contribution``, ``own``,
+        ``neighbors``, ``niche``, ``reference``; ``niche_share`` and ``reference_share`` of the cells with this label in
+        the means over hops. Cells without a label are ``"unlabelled"``.
+    ``"hops"``
+        The same by the number of edges from the cell, 0 for the cell itself: ``hops``, ``contribution``, ``niche``,
+        ``reference``.
+    ``"params"``
+        ``niche``, ``reference`` (ids) and their names, number of cells of both, mean ``score_niche`` and
+        ``score_reference``, ``score_difference``, ``sum_contributions``, ``baseline_difference``, and ``error``:
+        ``score_difference = sum_contributions + baseline_difference + error``. Also scores of both baselines,
+        ``agreement``, the fraction of cells that get the stored label again, and name and digest of the model.
+
+    Raises
+    ------
+    KeyError
+        If there are no niches, no graph, no embeddings or no column, or no niche has the id or name.
+    TypeError
+        If an argument is of another type, or `data` has paths and `copy` is False.
+    ValueError
+        If the model is another one, there is no other niche to compare with, both niches overlap, no cell is in one of
+        them, or the labels do not follow from the data (other cells than in the call, or changed expression).
+
+    See Also
+    --------
+    stage_sc.pl.explain_niche : Bars of genes and neighbours.
+    rank_niche_genes : Genes that differ between niches, whether or not they decided.
+
+    Notes
+    -----
+    **Score.** A cell takes the path with the best sum of cosines, so between the niches A and B decides
+
+    .. math:: f(\tilde h) = \max_{k \in A} \tilde h^\top s_k - \max_{k \in B} \tilde h^\top s_k, \qquad
+        s_k = \sum_l 2^{\,l - L} c_{k_l}
+
+    over the leaves k below each, with the prototypes :math:`c` of the tree, settled as it was in the call (of models
+    with top-down assignment: the cosines with the two siblings at which the paths part). It is positive where A wins.
+    Between domains decides the difference of squared distances, :math:`\|x' - \mu_B\|^2 - \|x' - \mu_A\|^2` in their
+    metric. Tree and domains are found again from the data, and must give the labels that are stored.
+
+    **Contributions.** With :math:`\tilde x_{jg}` the standardised expression of gene g in the cell j, and 0 (each cell
+    the mean of the slide) as baseline, the contribution to the score of the cell i is the integrated gradient [1]_
+
+    .. math:: \phi_{ijg} = \tilde x_{jg} \int_0^1 \frac{\partial f_i}{\partial \tilde x_{jg}}(t \tilde x) \, dt, \qquad
+        \sum_{j, g} \phi_{ijg} = f_i(\tilde x) - f_i(0)
+
+    through averaging, pooling and attention, over all cells on which the embedding of i depends. Domains are linear in
+    expression, so that it is exact: :math:`\phi_{ijg} = \tilde x_{jg}\, \partial f_i / \partial \tilde x_{jg}`. Tables
+    have the mean over the cells of A less the mean over those of B. A gene that is high in both, or that speaks for A
+    in both, cancels; one that is low in A and high in B counts for A. The baseline is the same everywhere and cancels
+    too (but for domains over several slides, whose constants differ: ``baseline_difference``).
+
+    The integral is a sum over six points, with the leaf that wins found on a line of 256. Its error is stored; it was
+    below 0.1 % of the score difference on all sections tried. A warning is logged above 2 %.
+
+    Contributions say what the model used, not what causes what: of two genes that vary together, one may get the
+    larger part.
+
+    Time: that of reading the data and finding its spatial directions (for a domain, also the domains), and about 10 to
+    20 ms for each of the cells drawn. Memory is that of the expression of all objects, as in `stage_niches`.
+
+    References
+    ----------
+    .. [1] Sundararajan, Taly, Yan. Axiomatic attribution for deep networks. ICML (2017).
+
+    Examples
+    --------
+    >>> import stage_sc as st
+    >>> adata = st.datasets.simulate_tissue(500)
+    >>> st.pp.build_graph(adata)
+    >>> st.tl.stage_niches(adata, n_domains=4)
+    >>> st.tl.explain_niche(adata, "D1", n_cells=50)
+    >>> result = adata.uns["explain_niche"]
+    >>> total = result["table"]["contribution"].sum()
+    >>> bool(abs(total - result["params"]["score_difference"]) < 1e-3)
+    True
+    """
     check_name(niche, "niche")
     if reference is not None:
         check_name(reference, "reference")
@@ -74,9 +186,9 @@ def explain_niche(
         "layer": layer or str(params.get("layer") or "") or None,
     }
     with one_thread(), ExitStack() as stack:
-        task = _Task(network, tables, labelled, one, other and other[1], labels.codes, int(n_cells), seed)
+        task = Task(network, tables, labelled, one, other and other[1], labels.codes, int(n_cells), seed)
         found = (task.domains if column == labelled.columns.domain else task.nodes)(stack, reading)
-    result = _assemble(found, tables, network, labels.names)
+    result = assemble(found.tally, gene_names(tables, network), labels.names)
     names = labelled.names(column), labelled.names(other[0] if other else column)
     written = {
         "niche": one,
@@ -97,172 +209,20 @@ def explain_niche(
     return tables.given if copy else None
 
 
-class _Found(NamedTuple):
-    tally: Tally
-    reference: str
-    same: float
-    """Fraction of cells that get the stored label again."""
-
-
-class _Task(NamedTuple):
-    """All that an explanation is computed from."""
-
-    model: Stage
-    tables: Tables
-    labelled: Labelled
-    niche: str
-    reference: str | None
-    labels: np.ndarray
-    """``(n_cells,)`` position of the label by which neighbours are told apart, -1 without one."""
-    n_cells: int
-    seed: int
-
-    def nodes(self, stack: ExitStack, reading: dict[str, Any]) -> _Found:
-        """Explain a node of the tree."""
-        embeddings = self.labelled.embeddings()
-        tree, same = find_tree(self.model, self.labelled, embeddings)
-        stored, paths = np.concatenate(embeddings), self.labelled.paths()
-        how = self.model.config.assignment
-        inside = self._draw(stored, (paths == int(self.niche[1:])).any(axis=1), "niche", self.niche)
-        used = np.unique(paths)
-        other = self.reference or choose_node(tree, self.labelled, self.niche, stored[inside], used, how)
-        beside = self._draw(stored, (paths == int(other[1:])).any(axis=1), "reference", other)
-        rivals = tree.rivals(int(self.niche[1:]), int(other[1:]), how=how)
-        tally = None
-        slides = [*self._read(stack, reading)]
-        tally = self._tally([slide for slide, _ in slides])
-        for slide, start in slides:
-            chosen, rows = self._choose(slide, start, inside, beside)
-            if len(rows):
-                explain_nodes(self.model, slide, chosen, stored[rows], rivals, tally)
-        return _Found(tally, other, same)
-
-    def domains(self, stack: ExitStack, reading: dict[str, Any]) -> _Found:
-        """Explain a domain."""
-        stored, codes = np.concatenate(self.labelled.embeddings()), self.labelled.domains()
-        number = int(self.niche[1:]) - 1
-        inside = self._draw(stored, codes == number, "niche", self.niche)
-        slides = [*self._read(stack, reading)]
-        maps = [context_map(self.model, slide) for slide, _ in slides]
-        contexts = np.empty((len(codes), self.model.config.dim), np.float32)
-        for (slide, start), one in zip(slides, maps, strict=True):
-            contexts[start + slide.cells[:]] = one.context.numpy()
-        centres, same = find_domain_centres(self.model, self.labelled, np.split(contexts, self._ends()[:-1]))
-        used = np.unique(codes[codes >= 0])
-        other = choose_domain(centres, number, used) if self.reference is None else int(self.reference[1:]) - 1
-        beside = self._draw(stored, codes == other, "reference", f"D{other + 1}")
-        tally = self._tally([slide for slide, _ in slides])
-        for (slide, start), one in zip(slides, maps, strict=True):
-            chosen, rows = self._choose(slide, start, inside, beside)
-            if len(rows):
-                explain_domains(self.model, slide, chosen, one, centres, (number, other), tally)
-        return _Found(tally, f"D{other + 1}", same)
-
-    def _draw(self, stored: np.ndarray, member: np.ndarray, argument: str, name: str) -> np.ndarray:
-        rows = np.flatnonzero(member)
-        if not len(rows):
-            raise ValueError(f"`{argument}`: no cell is in {name!r}.")
-        return draw_cells(stored, rows, self.n_cells, self.seed)
-
-    def _ends(self) -> np.ndarray:
-        return np.cumsum([part.n_obs for part in self.labelled.parts.values()])
-
-    def _read(self, stack: ExitStack, reading: dict[str, Any]) -> Iterator[tuple[Slide, int]]:
-        """All slides, with the position of the first cell of their object among all cells."""
-        starts = [0, *self._ends()]
-        for (name, part), start in zip(self.tables.by_name.items(), starts, strict=False):
-            with naming(element_name("data", name), repr(name)):
-                scratch = stack.enter_context(scratch_folder(part, reading["layer"]))
-                vocabulary = self.model.vocabulary.keys()
-                for slide in read_slides(
-                    part, self.model.config, vocabulary=vocabulary, prefix=name, scratch=scratch, **reading
-                ):
-                    yield slide, start
-
-    def _tally(self, slides: Sequence[Slide]) -> Tally:
-        return Tally(sorted({gene for slide in slides for gene in slide.genes}), int(self.labels.max()) + 1)
-
-    def _choose(
-        self, slide: Slide, start: int, inside: np.ndarray, beside: np.ndarray
-    ) -> tuple[Cells, np.ndarray]:
-        """Cells of a slide that were drawn, and their rows among all cells."""
-        rows = start + slide.cells[:]
-        of_niche, of_reference = np.isin(rows, inside), np.isin(rows, beside)
-        centres = np.flatnonzero(of_niche | of_reference)
-        labels = self.labels[rows]
-        label = np.where(labels < 0, int(self.labels.max()) + 1, labels)
-        return Cells(centres, of_reference[centres].astype(np.intp), label), rows[centres]
-
-
-class _Result(NamedTuple):
-    table: pd.DataFrame
-    neighbors: pd.DataFrame
-    hops: pd.DataFrame
-    sums: dict[str, float]
-
-
-def _assemble(found: _Found, tables: Tables, model: Stage, labels: list[str]) -> _Result:
-    """Tables of mean contributions in the niche less those in the reference."""
-    tally, number = found.tally, found.tally.n_cells.astype(np.float64)
-    by_gene, by_label = (values / number[:, None, None] for values in (tally.by_gene, tally.by_label))
-    names = gene_names(tables, model)
-    table = pd.DataFrame({"names": [names.get(gene, gene) for gene in tally.genes], **_columns(by_gene)})
-    table["niche_mean"], table["reference_mean"] = tally.scaled / number[:, None]
-    table = table.iloc[np.lexsort((table["names"], -table["contribution"].abs()))].reset_index(drop=True)
-    neighbors = pd.DataFrame({"label": [*labels, "unlabelled"], **_columns(by_label)})
-    neighbors["niche_share"], neighbors["reference_share"] = tally.shares / number[:, None]
-    neighbors = neighbors[(neighbors["niche_share"] + neighbors["reference_share"] > 0) | (neighbors["niche"] != 0)]
-    order = np.lexsort((neighbors["label"], -neighbors["contribution"].abs()))
-    by_hop = tally.by_hop / number[:, None]
-    last = int(np.flatnonzero(by_hop.any(axis=0)).max(initial=0)) + 1
-    hops = pd.DataFrame({"hops": range(last), "contribution": by_hop[0, :last] - by_hop[1, :last]})
-    hops["niche"], hops["reference"] = by_hop[:, :last]
-    score, baseline, total = tally.score / number, tally.baseline / number, by_gene.sum(axis=(1, 2))
-    error = score - baseline - total
-    sums = {
-        "score_niche": score[0],
-        "score_reference": score[1],
-        "score_difference": score[0] - score[1],
-        "baseline_niche": baseline[0],
-        "baseline_reference": baseline[1],
-        "baseline_difference": baseline[0] - baseline[1],
-        "sum_contributions": total[0] - total[1],
-        "error": error[0] - error[1],
-    }
-    if abs(sums["error"]) > LARGE * abs(sums["score_difference"]):
-        logger.warning(
-            "Contributions add up to %.4g, and the score difference is %.4g: the score is far from smooth between the "
-            "mean cell and these cells. Take contributions as approximate.",
-            *(sums["sum_contributions"] + sums["baseline_difference"], sums["score_difference"]),
-        )
-    return _Result(
-        table, neighbors.iloc[order].reset_index(drop=True), hops, {key: float(value) for key, value in sums.items()}
-    )
-
-
-def _columns(values: np.ndarray) -> dict[str, np.ndarray]:
-    """Columns of contributions, from those in niche and reference of cells themselves and others, ``(2, 2, n)``."""
-    niche, reference = values
-    difference = niche - reference
-    return {
-        "contribution": difference.sum(axis=0),
-        "own": difference[0],
-        "neighbors": difference[1],
-        "niche": niche.sum(axis=0),
-        "reference": reference.sum(axis=0),
-    }
-
-
 def _check_pair(labelled: Labelled, niche: tuple[str, str], reference: tuple[str, str] | None) -> None:
     """Raise unless no cell can be in both niches."""
     if reference is None:
         return
     domain = labelled.columns.domain
     if (niche[0] == domain) != (reference[0] == domain):
-        raise ValueError(f"`reference`: {niche[1]} and {reference[1]} are a niche of the tree and a domain: compare two of a kind.")
+        raise ValueError(
+            f"`reference`: {niche[1]} and {reference[1]} are a niche of the tree and a domain: compare two of a kind."
+        )
     parents = labelled.result["tree"]["parent"].astype(str).to_dict()
     for one, other in ((niche[1], reference[1]), (reference[1], niche[1])):
         while one:
             if one == other:
-                raise ValueError(f"`reference`: {reference[1]} and {niche[1]} are the same niche, or one is part of the other.")
+                raise ValueError(
+                    f"`reference`: {reference[1]} and {niche[1]} are the same niche, or one is part of the other."
+                )
             one = parents.get(one, "")

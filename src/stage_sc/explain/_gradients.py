@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,8 +14,8 @@ from torch.nn.functional import normalize
 from stage_sc.explain._patches import Patches
 from stage_sc.nn import Sparse, attend, project
 
-# Number of points of the quadrature.
-POINTS = 8
+# Number of points of the quadrature, and of places on the line where the best vectors are found.
+POINTS, PLACES = 6, 256
 
 
 class Integrated(NamedTuple):
@@ -33,27 +34,45 @@ class Integrated(NamedTuple):
 def integrate(
     encoder: Any, patches: Patches, cells: Tensor, baseline: Tensor, rivals: tuple[Tensor, Tensor]
 ) -> Integrated:
-    r"""Integrate the gradient of the score along the line from the baseline, by Gauss-Legendre quadrature.
+    r"""Integrate the gradient of the score along the line from the baseline.
 
-    With :math:`f(z)` the score of a centre and :math:`z_j` the embedded cells of its patch, ``(N, dim)``,
+    With :math:`f(z) = \max_k h^\top a_k - \max_k h^\top b_k` the score of a centre, :math:`h(z)` its embedding and
+    :math:`z_j` the embedded cells of its patch, ``(N, dim)``,
 
-    .. math:: f(z) - f(z^0) = \sum_j (z_j - z^0) \cdot \int_0^1 \frac{\partial f}{\partial z_j}(z^0 + t (z - z^0)) dt
+    .. math:: f(z) - f(z^0) = \sum_j (z_j - z^0) \cdot \int_0^1 \frac{\partial h}{\partial z_j}(t)^\top d(t) \, dt,
+        \quad d(t) = a_{k(t)} - b_{k'(t)}
 
-    (Sundararajan et al., 2017). `encoder` is that of a model, `rivals` are the vectors that decide, see `stage_sc.nn.PrototypeTree.rivals`.
+    (Sundararajan et al., 2017), with k and k' the best vectors at :math:`z^0 + t (z - z^0)`. The embedding is smooth in
+    t: its gradient is computed at the points of Gauss-Legendre quadrature. d jumps: it is integrated against the
+    polynomials through these points, on a fine grid of interpolated embeddings. `encoder` is that of a model; `rivals`,
+    a and b, are from `stage_sc.nn.PrototypeTree.rivals`.
     """
     products = Sparse(sp.csr_matrix(patches.local, dtype=np.float32)), Sparse(patches.average.astype(np.float32))
-    change, total = cells - baseline, torch.zeros(cells.shape, dtype=torch.float64)
-    points, weights = np.polynomial.legendre.leggauss(POINTS)
-    for point, weight in zip((points + 1) / 2, weights / 2, strict=True):
-        place = (baseline + float(point) * change).requires_grad_()
-        score = _score(_embed(encoder, patches, products, place), rivals).sum()
-        (gradient,) = torch.autograd.grad(score, place)
-        total += float(weight) * gradient.double()
+    points, grid, basis = _quadrature()
+    lines = [(baseline + point * (cells - baseline)).requires_grad_() for point in points]
+    found = [_embed(encoder, patches, products, line) for line in lines]
+    passed = torch.einsum("gp,pbd->gbd", basis, torch.stack(found).detach().double())
+    jumps = _difference(passed.flatten(0, 1), rivals).view(passed.shape)
+    pulls = torch.einsum("gp,gbd->pbd", basis, jumps) / len(grid)
+    total = torch.zeros(cells.shape, dtype=torch.float64)
+    for line, embedding, pull in zip(lines, found, pulls, strict=True):
+        (gradient,) = torch.autograd.grad(embedding, line, pull.to(embedding.dtype))
+        total += gradient.double()
     with torch.no_grad():
         embedding = _embed(encoder, patches, products, cells)
         start = _embed(encoder, patches, products, baseline.expand_as(cells))
-    scores = (_score(one.double(), rivals).numpy() for one in (embedding, start))
-    return Integrated(*scores, total.numpy(), embedding.numpy())
+    score, first = ((one.double() * _difference(one.double(), rivals)).sum(dim=1).numpy() for one in (embedding, start))
+    return Integrated(score, first, total.numpy(), embedding.numpy())
+
+
+@cache
+def _quadrature() -> tuple[list[float], np.ndarray, Tensor]:
+    """Points in (0, 1), the grid, and the polynomial that is 1 at each point and 0 at the others on the grid."""
+    points = (np.polynomial.legendre.leggauss(POINTS)[0] + 1) / 2
+    grid = (np.arange(PLACES) + 0.5) / PLACES
+    powers = np.arange(POINTS)
+    basis = (grid[:, None] ** powers) @ np.linalg.inv(points[:, None] ** powers)
+    return points.tolist(), grid, torch.from_numpy(basis)
 
 
 def _embed(encoder: Any, patches: Patches, products: tuple[Sparse, Sparse], z: Tensor) -> Tensor:
@@ -65,7 +84,7 @@ def _embed(encoder: Any, patches: Patches, products: tuple[Sparse, Sparse], z: T
     return normalize(average @ h, dim=1)
 
 
-def _score(h: Tensor, rivals: tuple[Tensor, Tensor]) -> Tensor:
-    """Best product with a vector of the niche less the best with one of the reference."""
-    one, other = ((h @ vectors.to(h.dtype).T).amax(dim=1) for vectors in rivals)
+def _difference(h: Tensor, rivals: tuple[Tensor, Tensor]) -> Tensor:
+    """Best vector of the niche less the best of the reference for each embedding, ``(n, dim)`` float64."""
+    one, other = (vectors.double()[(h @ vectors.double().T).argmax(dim=1)] for vectors in rivals)
     return one - other

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import scipy.sparse as sp
@@ -70,8 +70,8 @@ def make_patches(slide: Slide, means: sp.csr_matrix, centres: np.ndarray, hops: 
         inner = nodes.keys(slide.n_cells)
         rows, nodes = _step(slide.graph, nodes)
         own = torch.from_numpy(np.searchsorted(nodes.keys(slide.n_cells), inner))
-        parts = (torch.from_numpy(part.astype(np.int64)) for part in (rows.indptr, rows.indices))
-        layers.append(Block(own, *parts, torch.from_numpy(rows.data.astype(np.float32))))
+        indptr, indices = (torch.from_numpy(part.astype(np.int64)) for part in (rows.indptr, rows.indices))
+        layers.append(Block(own, indptr, indices, torch.from_numpy(rows.data.astype(np.float32))))
     return Patches(nodes, around, average, local, layers)
 
 
@@ -93,7 +93,7 @@ def hops_of(means: sp.csr_matrix, centres: np.ndarray, nodes: Nodes) -> np.ndarr
 
 
 def _start(centres: np.ndarray, n_cells: int, dtype: type) -> sp.csr_matrix:
-    parts = np.ones(len(centres), dtype), centres, np.arange(len(centres) + 1)
+    parts: Any = np.ones(len(centres), dtype), centres, np.arange(len(centres) + 1)
     return sp.csr_matrix(parts, shape=(len(centres), n_cells))
 
 

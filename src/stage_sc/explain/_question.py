@@ -49,7 +49,9 @@ class Labelled(NamedTuple):
         for name, part in self.parts.items():
             with naming(element_name("data", name), repr(name)):
                 labels = read_labels(part, self.columns.path, integers=False, argument="data")
-                found.append(np.vstack([[_nodes(path, self.result) for path in labels.categories], self._none])[labels.codes])
+                found.append(
+                    np.vstack([[_nodes(path, self.result) for path in labels.categories], self._none])[labels.codes]
+                )
         return np.concatenate(found)
 
     @property
@@ -125,7 +127,9 @@ def find_niche(labelled: Labelled, given: Any, argument: str, groupby: str | Non
         hint = "" if labelled.n_domains or given[:1] != "D" else " There are no domains, see `n_domains`."
         raise KeyError(f"`{argument}`: no niche has the id or name {given!r}. Some are {some} ….{hint}")
     if len(found) > 1:
-        raise ValueError(f"`{argument}`: {given!r} is the name of several niches: use an id, {[id_ for _, id_ in found]}.")
+        raise ValueError(
+            f"`{argument}`: {given!r} is the name of several niches: use an id, {[id_ for _, id_ in found]}."
+        )
     return found[0]
 
 

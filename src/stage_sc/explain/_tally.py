@@ -59,7 +59,7 @@ class Tally:
                 self.by_gene[number, part, columns] += (_scaled(lens, expression, weights) * lens.vectors).sum(axis=1)
 
     def add_means(self, lens: Lens, around: Nodes, weight: np.ndarray, *, group: np.ndarray, label: np.ndarray) -> None:
-        """Add what is around the centres: expression and labels, by the `weight` of each node in the means over hops."""
+        """Add expression and labels around the centres, by the `weight` of each node in the means over hops."""
         cells, place = np.unique(around.cell, return_inverse=True)
         inside = [weight * (group[around.patch] == number) for number in (0, 1)]
         for number, weights in enumerate(inside):
@@ -84,6 +84,6 @@ def _scaled(lens: Lens, expression: sp.csr_matrix, weights: np.ndarray) -> np.nd
 
 
 def _sum_rows(place: np.ndarray, values: np.ndarray, n: int) -> np.ndarray:
-    """Sums of rows of `values` with the same place, ``(n, d)``."""
+    """Add up the rows of `values` with the same place, ``(n, d)``."""
     members = sp.csr_matrix((np.ones(len(place)), (place, np.arange(len(place)))), shape=(n, len(place)))
     return np.asarray(members @ values)
