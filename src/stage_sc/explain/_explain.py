@@ -166,8 +166,12 @@ def explain_niche(
     True
     """
     check_name(niche, "niche")
-    if reference is not None:
-        check_name(reference, "reference")
+    keys = {"reference": reference, "groupby": groupby, "cell_type_key": cell_type_key}
+    for name, value in {**keys, "spatial_key": spatial_key, "layer": layer}.items():
+        if value is not None:
+            check_name(value, name)
+    if library_key is not None and not isinstance(library_key, str):
+        check_name(library_key, "library_key")
     check_positive(n_cells, "n_cells", integer=True)
     check_bool(copy, "copy")
     seed = int(read_rng(rng).integers(2**63))
@@ -178,7 +182,7 @@ def explain_niche(
     column, one = find_niche(labelled, niche, "niche", groupby)
     other = None if reference is None else find_niche(labelled, reference, "reference", groupby)
     _check_pair(labelled, (column, one), other)
-    labels = read_column(tables, cell_type_key or column, "cell_type_key" if cell_type_key else "groupby")
+    labels = read_column(tables, cell_type_key or column, "groupby" if cell_type_key is None else "cell_type_key")
     params = labelled.result["params"]
     reading = {
         "spatial_key": spatial_key or str(params.get("spatial_key") or "") or None,

@@ -84,7 +84,6 @@ def read_labelled(tables: Tables, model: Stage, groupby: str | None) -> Labelled
     """Read results that the model wrote in one call; errors for others."""
     key = "stage"
     if groupby is not None:
-        check_name(groupby, "groupby")
         found = find_result(tables, groupby)
         if not found:
             raise ValueError(
