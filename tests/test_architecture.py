@@ -40,8 +40,9 @@ ALLOWED = {
     "outlines": "_evidence _files _input _messages _palette _result",
     "train": "_files embed nn slides",
     "cohort": "_compute _evidence _file_tables _files _messages _result embed graph model niches nn slides",
-    "tl": "_checks _compute _files _input _matrix _messages _palette _result analysis cohort data embed genes graph "
-    "metrics model niches nn outlines reports slides train",
+    "explain": "_checks _compute _input _messages _result analysis embed genes model niches nn slides",
+    "tl": "_checks _compute _files _input _matrix _messages _palette _result analysis cohort data embed explain genes "
+    "graph metrics model niches nn outlines reports slides train",
     "pp": "_checks _input _matrix _messages _result genes graph",
     "pl": "_checks _evidence _input _matrix _palette _result _stack analysis",
     "reports": "_checks _files _input _matrix _messages _palette _result analysis pl",

@@ -248,6 +248,7 @@ def test_without_liana(cohort, resource, monkeypatch):
 
 
 def test_picture(done):
+    before = plt.get_fignums()
     ax = st.pl.interactions(done, show=False, n_pairs=8, n_columns=9)
     columns = [text.get_text() for text in ax.get_xticklabels()]
     assert len(ax.get_yticklabels()) <= 8 and len(columns) == 9
@@ -266,7 +267,7 @@ def test_picture(done):
     for given, error in (({"groups": ["L9"]}, ValueError), ({"n_pairs": 0}, ValueError), ({"between": 1}, TypeError)):
         with pytest.raises(error, match=next(iter(given))):
             st.pl.interactions(done, **given)
-    assert not plt.get_fignums()
+    assert plt.get_fignums() == before
 
 
 def test_known_pair_of_real_tissue(dev_data, caplog):

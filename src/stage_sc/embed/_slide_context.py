@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from itertools import islice
+from typing import NamedTuple
+
 import numpy as np
 import torch
 from sklearn.utils.extmath import randomized_svd
 from torch import Tensor
 
-from stage_sc.embed._context import context_means
-from stage_sc.nn import Directions, StageConfig
+from stage_sc.embed._context import context_means, context_settings, hop_means, initial_vectors
+from stage_sc.nn import Directions, Stage, StageConfig
 from stage_sc.slides import Slide, mix
 
 # Minimum singular value of a direction shared by slide and model, as a fraction of the largest.
@@ -17,6 +20,17 @@ SHARED = 1e-4
 BLOCK = 65_536
 # Number of power iterations of the principal component analysis.
 N_ITERATIONS = 7
+
+
+class ContextMap(NamedTuple):
+    """Contexts of a slide as a linear function of scaled expression."""
+
+    context: Tensor
+    """``(n, dim)`` float32 contexts, from which domains are found."""
+    vectors: Tensor
+    """``(P, dim)`` float32, context of one unit of each gene, averaged over the hops of the context."""
+    constant: Tensor
+    """``(dim,)`` float32, context where the scaled expression is 0."""
 
 
 @torch.no_grad()
@@ -32,14 +46,40 @@ def slide_context(slide: Slide, reference: Tensor, config: StageConfig) -> tuple
     (orthogonal Procrustes; directions that either lacks are left out of U and V). Y has the variation of the slide, X
     the directions common to all slides and panels. Computed on the CPU, with four more ``(n, dim)`` float32 arrays.
     """
-    means, directions = context_means(slide, principal_axes(slide, reference.shape[1], config.axes_cells), config)
+    found, directions = _own_context(slide, reference, config)
+    return found.context, directions
+
+
+@torch.no_grad()
+def context_map(model: Stage, slide: Slide) -> ContextMap:
+    """Contexts from which the domains of a slide are found, and their dependence on genes; on the CPU."""
+    vectors = initial_vectors(model, slide)
+    if model.config.whiten:
+        means, directions = context_means(slide, vectors, model.config)
+        return _own_context(slide, means @ directions.root, model.config)[0]
+    hops, _ = context_settings(slide, model.config)
+    means = next(islice(hop_means(slide, vectors), hops, None))
+    return ContextMap(means, _of_length_1(vectors), torch.zeros(vectors.shape[1]))
+
+
+def _own_context(slide: Slide, reference: Tensor, config: StageConfig) -> tuple[ContextMap, Directions]:
+    """Contexts as by `slide_context`, as a map."""
+    axes = principal_axes(slide, reference.shape[1], config.axes_cells)
+    means, directions = context_means(slide, axes, config)
     own = means @ directions.map
-    own -= own.mean(dim=0)
+    centre = own.mean(dim=0)
+    own -= centre
     blocks = zip(own.split(BLOCK), reference.split(BLOCK), strict=True)  # Y is centred, X need not be
     cross = sum(y.double().T @ x.double() for y, x in blocks)
     left, shared, right = torch.linalg.svd(cross)
     kept = shared > SHARED * shared[0]
-    return own @ (left[:, kept] @ right[kept]).float(), directions
+    turn = (left[:, kept] @ right[kept]).float()
+    return ContextMap(own @ turn, _of_length_1(axes) @ directions.map @ turn, -centre @ turn), directions
+
+
+def _of_length_1(vectors: Tensor) -> Tensor:
+    """Gene vectors as `embed_cells` divides them."""
+    return vectors / torch.sqrt(vectors.square().sum() + 1e-12)
 
 
 def principal_axes(slide: Slide, dim: int, n_cells: int) -> Tensor:

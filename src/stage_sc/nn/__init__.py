@@ -1,6 +1,6 @@
 """The network and its losses, on tensors only. Other packages import from here."""
 
-from stage_sc.nn._attention import Block, Blocks, attend_all, smooth
+from stage_sc.nn._attention import Block, Blocks, attend, attend_all, project, smooth
 from stage_sc.nn._augment import Panel, View, clean_view, draw_view
 from stage_sc.nn._config import Modality, StageConfig
 from stage_sc.nn._directions import Directions, covariance, spatial_directions
@@ -28,6 +28,7 @@ __all__ = [
     "Stage",
     "StageConfig",
     "View",
+    "attend",
     "attend_all",
     "check_weights",
     "clean_view",
@@ -37,6 +38,7 @@ __all__ = [
     "embed_cells",
     "leaf_order",
     "path_loss",
+    "project",
     "reconstruction_loss",
     "sinkhorn",
     "smooth",

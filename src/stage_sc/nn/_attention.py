@@ -18,9 +18,10 @@ from stage_sc.nn._sparse import csr_tensor
 
 
 class Block(NamedTuple):
-    """Consecutive rows of a csr matrix."""
+    """Rows of a csr matrix."""
 
-    rows: slice
+    rows: slice | Tensor
+    """Positions of the rows among the columns."""
     indptr: Tensor
     """``(b + 1,)`` int64."""
     indices: Tensor

@@ -124,6 +124,37 @@ class PrototypeTree(nn.Module):
             total = prototypes[self.nodes(level)] + total[self.local_parent(level)] / 2
         return total
 
+    @torch.no_grad()
+    def rivals(self, node: int, other: int, *, how: Literal["path", "top-down"] = "path") -> tuple[Tensor, Tensor]:
+        """Vectors whose largest product with an embedding decides between two nodes, ``(a, dim)`` and ``(b, dim)``.
+
+        ``"path"``: sums of prototypes along the paths to the leaves below each node. ``"top-down"``: the prototypes of
+        the siblings at which the paths to both nodes part. No node may be above the other.
+        """
+        if how == "path":
+            sums = self._path_sums()
+            return sums[self._leaves_below(node)], sums[self._leaves_below(other)]
+        one, two = self._path_to(node), self._path_to(other)
+        parting = next(position for position, pair in enumerate(zip(one, two, strict=False)) if pair[0] != pair[1])
+        prototypes = F.normalize(self.prototypes, dim=1)
+        return prototypes[[one[parting]]], prototypes[[two[parting]]]
+
+    def _path_to(self, node: int) -> list[int]:
+        """Nodes from the root level to `node`."""
+        path = [node]
+        while (parent := int(self.parent[path[0]])) >= 0:
+            path.insert(0, parent)
+        return path
+
+    def _leaves_below(self, node: int) -> Tensor:
+        """``(K_L,)`` bool: leaves whose path contains `node`."""
+        above = torch.arange(self.offsets[-2], self.offsets[-1])
+        found = above == node
+        for _ in self.levels[1:]:
+            above = self.parent[above]
+            found = found | (above == node)
+        return found
+
     def _top_down_leaf(self, scores: list[Tensor]) -> Tensor:
         position = scores[0].argmax(dim=1)
         for level in range(1, len(self.levels)):

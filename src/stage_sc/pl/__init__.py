@@ -5,6 +5,7 @@ from stage_sc.pl._cells import Cells as Cells
 from stage_sc.pl._cells import read_cells as read_cells  # for reports
 from stage_sc.pl._composition import composition
 from stage_sc.pl._differential_abundance import differential_abundance
+from stage_sc.pl._explain_niche import explain_niche
 from stage_sc.pl._interactions import interactions
 from stage_sc.pl._niche_neighbors import niche_neighbors
 from stage_sc.pl._niche_paga import niche_paga
@@ -19,6 +20,7 @@ __all__ = [
     "cell_type_enrichment",
     "composition",
     "differential_abundance",
+    "explain_niche",
     "interactions",
     "niche_neighbors",
     "niche_paga",

@@ -12,6 +12,7 @@ from stage_sc.analysis import (
     rank_niche_genes,
     spatial_genes,
 )
+from stage_sc.explain import explain_niche
 from stage_sc.tl._annotate_niches import annotate_niches
 from stage_sc.tl._correct_embedding import correct_embedding
 from stage_sc.tl._fit import fit
@@ -30,6 +31,7 @@ __all__ = [
     "correct_embedding",
     "differential_abundance",
     "distance_to_niche",
+    "explain_niche",
     "fit",
     "interactions",
     "label_files",
