@@ -25,6 +25,7 @@ from typing import Any
 FUNCTIONS = (
     *("rank_niche_genes", "rank_niche_genes within 6 cell types", "rank_niche_genes level 3", "spatial_genes"),
     *("pathways", "niche_paga", "composition", "cell types by niche", "interactions"),
+    *("differential_abundance", "niche_neighbors", "distance_to_niche", "cell_type_enrichment", "outline_niches"),
     *("explain_niche", "explain_niche of a domain"),
 )
 
@@ -59,6 +60,7 @@ def write_slides(section: Path, n_cells: int, n_genes: int, n_slides: int, folde
     """Tile a section, divide it into slides, label it, and write it."""
     import anndata as ad
     import numpy as np
+    import pandas as pd
 
     import stage_sc as st
 
@@ -69,8 +71,11 @@ def write_slides(section: Path, n_cells: int, n_genes: int, n_slides: int, folde
     edges = np.quantile(adata.obsm["spatial"][:, 0], np.linspace(0, 1, n_slides + 1)[1:-1])
     adata.obs["slide"] = [f"s{code:02d}" for code in np.searchsorted(edges, adata.obsm["spatial"][:, 0])]
     adata.obs["slide"] = adata.obs["slide"].astype("category")
-    adata.obs["cell_type"] = [f"type {code}" for code in np.random.default_rng(0).integers(6, size=n_cells)]
-    adata.obs["cell_type"] = adata.obs["cell_type"].astype("category")
+    draw = np.random.default_rng(0)
+    adata.obs["cell_type"] = pd.Categorical.from_codes(draw.integers(6, size=n_cells), [f"type {n}" for n in range(6)])
+    sample = draw.integers(8, size=n_cells)
+    adata.obs["donor"] = pd.Categorical.from_codes(sample, [f"donor {n}" for n in range(8)])
+    adata.obs["condition"] = pd.Categorical.from_codes(sample % 2, ["control", "case"])
     st.pp.build_graph(adata, library_key="slide", scale=1.0)
     st.tl.stage_niches(adata, n_domains=20)
     path = folder / "slides.h5ad"
@@ -100,6 +105,14 @@ def measure(path: str, name: str, n_sets: int) -> dict[str, float]:
         "niche_paga": (st.tl.niche_paga, {}),
         "composition": (st.tl.composition, {}),
         "interactions": (st.tl.interactions, {"groupby": "stage_domain"}),
+        "differential_abundance": (
+            st.tl.differential_abundance,
+            {"sample_key": "donor", "condition_key": "condition", "reference": "control"},
+        ),
+        "niche_neighbors": (st.tl.niche_neighbors, {"groupby": "stage_domain"}),
+        "distance_to_niche": (st.tl.distance_to_niche, {"niche": "D1", "groupby": "stage_domain"}),
+        "cell_type_enrichment": (st.tl.cell_type_enrichment, {"cell_type_key": "cell_type"}),
+        "outline_niches": (st.tl.outline_niches, {"groupby": "stage_domain"}),
         "cell types by niche": (st.tl.composition, {"groupby": "cell_type", "by": "stage_domain"}),
     }
     small = adata[:2000].copy()
