@@ -20,7 +20,7 @@ ALLOWED = {
     "_evidence": "_coordinates",
     "_matrix": "",
     "_files": "_messages",
-    "_file_tables": "_files _messages",
+    "_file_tables": "_containers _files _messages",
     "_messages": "",
     "_containers": "",
     "_tables": "_checks _containers _messages",

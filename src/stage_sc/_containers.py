@@ -120,7 +120,14 @@ def _mudata() -> Any:
 
 
 def _open_spatialdata(sdata: Any, name: str, table_key: str | Sequence[str] | None) -> Opened:
-    tables = _choose_tables(sdata, name, table_key)
+    if table_key is None and not sdata.tables:
+        elements = [key for _, key, _ in sdata.gen_spatial_elements()]
+        raise ValueError(
+            f"`{name}` is a SpatialData without tables (elements: {', '.join(map(repr, elements)) or 'none'}), but "
+            "labels need expression: a table of cells by genes. Count transcripts in shapes or labels with "
+            "`spatialdata.aggregate`."
+        )
+    tables = choose_tables(dict(sdata.tables), name, table_key)
     for key, table in tables.items():
         check_anndata(table, f"{name}[{key!r}]")
 
@@ -135,9 +142,13 @@ def _open_spatialdata(sdata: Any, name: str, table_key: str | Sequence[str] | No
     return Opened(named, sdata, rebuild)
 
 
-def _choose_tables(sdata: Any, name: str, table_key: str | Sequence[str] | None) -> dict[str, AnnData]:
-    """Tables named by `table_key`; by default the only one, or all that annotate elements of their own."""
-    tables = dict(sdata.tables)
+def choose_tables(
+    tables: Mapping[str, AnnData], name: str, table_key: str | Sequence[str] | None
+) -> dict[str, AnnData]:
+    """Tables named by `table_key`; by default the only one, or all that annotate elements of their own.
+
+    `tables` of a SpatialData may be outlines, with ``uns`` alone.
+    """
     present = ", ".join(map(repr, tables)) or "none"
     if table_key is not None:
         keys = [table_key] if isinstance(table_key, str) else table_key
@@ -146,15 +157,8 @@ def _choose_tables(sdata: Any, name: str, table_key: str | Sequence[str] | None)
         if unknown := [key for key in keys if key not in tables]:
             raise KeyError(f"`table_key`: `{name}` has no table {unknown[0]!r}; tables are {present}.")
         return {key: tables[key] for key in keys}
-    if not tables:
-        elements = [key for _, key, _ in sdata.gen_spatial_elements()]
-        raise ValueError(
-            f"`{name}` is a SpatialData without tables (elements: {', '.join(map(repr, elements)) or 'none'}), but "
-            "labels need expression: a table of cells by genes. Count transcripts in shapes or labels with "
-            "`spatialdata.aggregate`."
-        )
     if len(tables) == 1:
-        return tables
+        return dict(tables)
     annotating = {key: table for key, table in tables.items() if regions_of(table)}
     if not annotating:
         raise ValueError(

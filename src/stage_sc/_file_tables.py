@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from anndata import AnnData
 from anndata.experimental import read_elem_lazy
 from anndata.io import read_elem
 
+from stage_sc._containers import choose_tables
 from stage_sc._files import existing, table_folder
 from stage_sc._messages import naming
 
@@ -98,6 +99,23 @@ def _read_uns(group: Any) -> dict[str, Any]:
             if hasattr(library, "items")
         }
     return uns
+
+
+def tables_of(path: Path, table_key: str | Sequence[str] | None) -> list[str | None]:
+    """Names of the tables of a SpatialData folder that hold slides; ``[None]`` for the only table, or another file.
+
+    `table_key` names tables; by default all that annotate elements of their own.
+    """
+    if not (path / "tables").is_dir():
+        return [table_key] if isinstance(table_key, str) else [None]
+    outlines = {}
+    with naming(repr(str(path)), path.name):
+        group = _open(path)["tables"]
+        for key in sorted(group.keys()):
+            outlines[key] = AnnData(uns=_read_uns(group[key]))
+        if table_key is None and len(outlines) < 2:
+            return [None]
+        return list(choose_tables(outlines, path.name, table_key))
 
 
 @contextmanager

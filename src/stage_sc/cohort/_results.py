@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import pandas as pd
 from anndata import AnnData, read_h5ad
 from anndata.io import read_elem
 
+from stage_sc._file_tables import tables_of
 from stage_sc._files import is_intact, write_whole
 from stage_sc._result import check_key, read_result
 
@@ -25,17 +26,34 @@ MODEL = "model-"
 SUMMARY = "summary.csv"
 
 
-def result_paths(paths: list[Path], folder: Path, table_key: str | None) -> list[Path]:
+def list_inputs(
+    paths: Sequence[Path], table_key: str | Sequence[str] | None, *, skip: bool
+) -> list[tuple[Path, str | None]]:
+    """Pair each file with its tables, ``None`` for the only one.
+
+    With `skip`, a file that cannot be read has the first table that is asked for, and is refused later.
+    """
+    inputs: list[tuple[Path, str | None]] = []
+    for path in paths:
+        try:
+            inputs += [(path, key) for key in tables_of(path, table_key)]
+        except Exception:
+            if not skip:
+                raise
+            inputs.append((path, table_key if isinstance(table_key, str) or table_key is None else table_key[0]))
+    return inputs
+
+
+def result_paths(inputs: Sequence[tuple[Path, str | None]], folder: Path) -> list[Path]:
     """Results are named after their files and tables; of files with the same name, after their folders too."""
+    paths = dict.fromkeys(path for path, _ in inputs)
     stems = [path.stem for path in paths]
-    names = [path.stem if stems.count(path.stem) == 1 else f"{path.parent.name}-{path.stem}" for path in paths]
-    if table_key is not None:
-        if Path(table_key).name != table_key:
+    names = []
+    for path, table_key in inputs:
+        name = path.stem if stems.count(path.stem) == 1 else f"{path.parent.name}-{path.stem}"
+        if table_key is not None and Path(table_key).name != table_key:
             raise ValueError(f"`table_key` must be the name of a table, got {table_key!r}.")
-        names = [
-            f"{name}-{table_key}" if (path / "tables").is_dir() else name
-            for name, path in zip(names, paths, strict=True)
-        ]
+        names.append(f"{name}-{table_key}" if table_key is not None and (path / "tables").is_dir() else name)
     if len(set(names)) < len(names):
         raise ValueError(f"Several files are called {max(names, key=names.count)!r}: results would replace each other.")
     results = [folder / f"{name}.h5ad" for name in names]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -103,7 +103,7 @@ def _embed(task: FileTask) -> AnnData:
     network = _network(task.checkpoint)
     with temporary_folder() as scratch, one_thread():
         names = network.vocabulary.keys()
-        slides = read_slides(adata, network.config, vocabulary=names, prefix=task.path.stem, scratch=scratch)
+        slides = read_slides(adata, network.config, vocabulary=names, prefix=task.name, scratch=scratch)
         found = embed_slides(network, slides, resolve_device(task.device), domains=True)
     order = np.argsort(found.cells)
     facts = {
@@ -142,8 +142,15 @@ def _listed(values: Iterable[str]) -> str:
     return ", ".join(sorted(set(values)))
 
 
-def label_file(task: FileTask, partition: Partition, params: dict[str, Any], into_file: bool) -> Exception | None:
-    """Write the labels of one file, unless they were computed from the same embeddings and partition.
+def label_file(
+    tasks: Sequence[FileTask], partition: Partition, params: dict[str, Any], into_file: bool
+) -> list[Exception | None]:
+    """Write the labels of one file, or of its tables one after the other, as these share metadata."""
+    return [_label(task, partition, params, into_file) for task in tasks]
+
+
+def _label(task: FileTask, partition: Partition, params: dict[str, Any], into_file: bool) -> Exception | None:
+    """Write labels, unless they were computed from the same embeddings and partition.
 
     With `into_file` they are written into the file too; errors about this are raised or returned as in `embed_file`.
     """

@@ -65,6 +65,8 @@ class FileTask:
     graph: dict[str, Any]
     device: str
     errors: str
+    name: str
+    """Name of the file in those of its slides."""
 
     @property
     def state(self) -> str:
@@ -93,7 +95,8 @@ class FileTask:
     def summary(self, problem: Exception | None) -> dict[str, Any]:
         """Row of the summary: what is known of the file."""
         text = "" if problem is None else self.explain(problem)
-        row: dict[str, Any] = {"file": str(self.path), "result": "", "problem": text, "warnings": ""}
+        table = {} if (key := self.reading["table_key"]) is None else {"table": key}
+        row: dict[str, Any] = {"file": str(self.path), **table, "result": "", "problem": text, "warnings": ""}
         if problem is None:
             flags = np.bincount(self.item.flag, minlength=len(FLAGS))
             numbers = {name: int(number) for name, number in zip(FLAGS[1:], flags[1:], strict=True)}

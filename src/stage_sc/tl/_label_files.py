@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from itertools import starmap
@@ -14,7 +15,7 @@ import dask.config
 from dask.base import compute, get_scheduler
 from dask.delayed import delayed
 
-from stage_sc._checks import check_bool, check_name, check_positive, check_scale
+from stage_sc._checks import check_bool, check_name, check_positive, check_scale, read_names
 from stage_sc._compute import one_thread, resolve_device
 from stage_sc._files import existing, folder_to_write, remove_parts
 from stage_sc._input import check_errors
@@ -28,6 +29,7 @@ from stage_sc.cohort import (
     check_place,
     embed_file,
     label_file,
+    list_inputs,
     result_paths,
     write_summary,
 )
@@ -52,7 +54,7 @@ def label_files(
     spatial_key: str = "spatial",
     library_key: str | None = None,
     layer: str | None = None,
-    table_key: str | None = None,
+    table_key: str | Sequence[str] | None = None,
     technology: str | None = None,
     scale: float | None = None,
     key_added: str = "stage",
@@ -73,7 +75,8 @@ def label_files(
         ``.h5ad`` files, zarr folders of AnnData or of SpatialData. Expression is read in blocks. Cells without
         coordinates are left out.
     out
-        Folder of the results, which are named after the files and, where it is given, after `table_key`. Labels of the
+        Folder of the results, which are named after the files and, where there are several or
+        `table_key` is given, after their tables. Labels of the
         same file under the same `key_added` are replaced, all else in a result is kept. Other files are never replaced.
     model
         Path of a checkpoint, a model from `fit`, or an address ``hf://…``. ``None``: the bundled model.
@@ -92,7 +95,8 @@ def label_files(
     layer
         Entry of ``layers`` with the counts. ``None``: ``X``.
     table_key
-        Table of SpatialData folders. ``None``: the only one.
+        Table of SpatialData folders, or several. ``None``: the only one, or all that annotate elements of their own,
+        each of which has a result of its own.
     technology
         Name of the platform, e.g. ``"xenium"``, as in `stage_sc.pp.build_graph`. ``None``: from the coordinates.
     scale
@@ -159,39 +163,58 @@ def label_files(
     True
     """
     paths, folder = existing(files), folder_to_write(out, "out")
-    reading = {"spatial_key": spatial_key, "library_key": library_key, "layer": layer, "table_key": table_key}
+    reading = {"spatial_key": spatial_key, "library_key": library_key, "layer": layer}
     graph = {"technology": technology, "scale": scale}
     _check_options(reading, graph, n_domains, scheduler)
+    if table_key is not None and not read_names(table_key, "table_key"):
+        raise ValueError("`table_key` is an empty list: leave it out for all tables of cells.")
     check_bool(settle, "settle")
     check_bool(write_back, "write_back")
     check_errors(errors)
     check_key({}, key_added)
     resolve_device(device)
-    results, cache = result_paths(paths, folder, table_key), folder / "embeddings"
-    for path, result in zip(paths, results, strict=True):
+    skip = errors == "skip" and len(paths) > 1
+    inputs = list_inputs(paths, table_key, skip=skip)
+    results, cache = result_paths(inputs, folder), folder / "embeddings"
+    for (path, key), result in zip(inputs, results, strict=True):
         check_place(path, result, cache, key_added)
         if write_back:
-            check_file(path, table_key, key_added)
+            check_file(path, key, key_added)
     network = resolve_model(model)
     cache.mkdir(parents=True, exist_ok=True)
     remove_parts(folder)
     remove_parts(cache)
     checkpoint = save_checkpoint(network, cache / f"{MODEL}{network.digest}")
-    errors = errors if len(paths) > 1 else "raise"
+    errors = errors if len(inputs) > 1 else "raise"
+    number = Counter(path for path, _ in inputs)
     tasks = [
-        FileTask(path, EmbeddedFile(cache / result.name), result, checkpoint, reading, graph, device, errors)
-        for path, result in zip(paths, results, strict=True)
+        FileTask(
+            path,
+            EmbeddedFile(cache / result.name),
+            result,
+            checkpoint,
+            {**reading, "table_key": key},
+            graph,
+            device,
+            errors,
+            path.stem if number[path] == 1 else f"{path.stem}/{key}",
+        )
+        for (path, key), result in zip(inputs, results, strict=True)
     ]
     run = partial(_run, scheduler)
-    problems = dict(zip(paths, run(embed_file, [(task,) for task in tasks]), strict=True))
+    problems = dict(zip(results, run(embed_file, [(task,) for task in tasks]), strict=True))
     good = _without(tasks, problems, folder)
     with one_thread():
         items = [task.item for task in good]
         partition = find_partition(network, items, settle=bool(settle), n_domains=n_domains, run=run)
     params = {"key_added": key_added, "n_domains": n_domains or 0, "settle": bool(settle)}
     params |= {name: key for name, key in (("library_key", library_key), ("layer", layer)) if key is not None}
-    found = run(label_file, [(task, partition, params, bool(write_back)) for task in good])
-    problems |= {task.path: error for task, error in zip(good, found, strict=True)}
+    by_file: dict[Path, list[FileTask]] = {}
+    for task in good:
+        by_file.setdefault(task.path, []).append(task)
+    found = run(label_file, [(some, partition, params, bool(write_back)) for some in by_file.values()])
+    for some, these in zip(by_file.values(), found, strict=True):
+        problems |= {task.result: error for task, error in zip(some, these, strict=True)}
     return [task.result for task in _without(tasks, problems, folder, warn=True)]
 
 
@@ -215,15 +238,15 @@ def _without(
     tasks: Sequence[FileTask], problems: dict[Path, Exception | None], folder: Path, *, warn: bool = False
 ) -> list[FileTask]:
     """Write the summary, and return the tasks without a problem; an error where none is left."""
-    write_summary(folder, [task.summary(problems[task.path]) for task in tasks])
-    bad = [task for task in tasks if problems[task.path] is not None]
-    if first := len(bad) == len(tasks) and problems[tasks[0].path]:
+    write_summary(folder, [task.summary(problems[task.result]) for task in tasks])
+    bad = [task for task in tasks if problems[task.result] is not None]
+    if first := len(bad) == len(tasks) and problems[tasks[0].result]:
         raise first
     if bad and warn:
-        lines = [f"\n  {task.path}: {task.explain(error)}" for task in bad if (error := problems[task.path])]
+        lines = [f"\n  {task.path}: {task.explain(error)}" for task in bad if (error := problems[task.result])]
         numbers = (len(bad), len(tasks))
         logger.warning("%d of %d files were left out, see %r:%s", *numbers, str(folder / SUMMARY), "".join(lines))
-    return [task for task in tasks if problems[task.path] is None]
+    return [task for task in tasks if problems[task.result] is None]
 
 
 def _run(scheduler: Any, function: Callable[..., Any], tasks: Iterable[tuple[Any, ...]]) -> list[Any]:
