@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+import subprocess
 import sys
 from itertools import combinations
 
 import anndata as ad
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
@@ -176,6 +178,27 @@ def test_pathways_are_a_regression_on_membership(cohort, net):
         fit = linregress(member.astype(float), profile)
         np.testing.assert_allclose(found.loc[(group, source), "score"], fit.slope / fit.stderr, rtol=1e-3)
     assert {source for _, source in found.index} == {"up", "down"}
+
+
+def test_pathways_leave_figures_of_others_alone(tmp_path):
+    script = (
+        "import matplotlib as mpl, pandas as pd, stage_sc as st\n"
+        "adata = st.datasets.simulate_tissue(100)\n"
+        "before = dict(mpl.rcParams)\n"
+        "net = pd.DataFrame({'source': 'a', 'target': adata.var_names[:10]})\n"
+        "st.tl.pathways(adata, net, groupby='domain')\n"
+        "assert dict(mpl.rcParams) == before\n"
+    )
+    subprocess.run([sys.executable, "-W", "ignore", "-c", script], check=True, cwd=tmp_path)
+
+
+def test_names_of_pathways_without_the_word_of_the_collection(cohort, net):
+    adata = cohort.copy()
+    for words, names in (({"up": "HALLMARK_UP", "down": "HALLMARK_DOWN_A"}, {"UP", "DOWN_A"}), ({}, {"up", "down"})):
+        st.tl.pathways(adata, net.replace(words), groupby="domain", library_key="slide")
+        ax = st.pl.pathways(adata, show=False)
+        assert {label.get_text() for label in ax.get_yticklabels()} == names
+        plt.close(ax.figure)
 
 
 def test_paga_by_its_definition(cohort, net):

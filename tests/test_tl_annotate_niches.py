@@ -162,7 +162,9 @@ def test_regions_of_a_file(adata, tmp_path):
 def test_proposals(adata, unchanged):
     with unchanged(adata):
         table = st.tl.propose_names(adata, cell_type_key="cell_type")
-    assert table["n_cells"].groupby(table["level"]).sum().tolist() == [adata.n_obs] * 3
+    assert table["n_cells"].groupby(table["level"]).sum().to_dict() == dict.fromkeys((0, 1, 2, 3), adata.n_obs)
+    domains = table[table["level"] == 0]
+    assert domains["n_cells"].to_dict() == adata.obs["stage_domain"].value_counts().to_dict()
     counts = adata.X.toarray()
     totals = counts.sum(axis=1, keepdims=True)
     values = np.log1p(counts * np.median(totals) / np.maximum(totals, 1))
@@ -176,6 +178,7 @@ def test_proposals(adata, unchanged):
         score = share * np.log(share / adata.obs["cell_type"].value_counts(normalize=True))
         assert table.loc[niche, "proposal"].startswith(str(score.idxmax()))
     st.tl.annotate_niches(adata, table["proposal"])
+    assert domains["proposal"]["D1"] in adata.obs["stage_domain"].cat.categories
     again = st.tl.propose_names(adata, cell_type_key="cell_type")
     pd.testing.assert_frame_equal(again.drop(columns="name"), table.drop(columns="name"))
     shuffled = adata[np.random.default_rng(0).permutation(adata.n_obs)].copy()

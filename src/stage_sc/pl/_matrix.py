@@ -92,7 +92,8 @@ def frame_of(matrix: Matrix) -> Frame:
     right = 0.15 + TREE * (matrix.linkage is not None) + 1.2
     top = 0.15 + (STRIP + GAP) * (matrix.column_colors is not None)
     rows, columns = n_rows * row, n_columns * column
-    height = max(rows, 2 * BAR if matrix.fractions is not None else BAR)
+    legends = 2 * BAR if matrix.fractions is not None else BAR
+    height = max(rows, legends - below)  # legends may reach down beside the names
     return Frame(left + columns + right, bottom + height + top, left, bottom + height - rows, columns, rows)
 
 
