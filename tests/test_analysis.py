@@ -162,6 +162,18 @@ def test_genes_that_differ_between_slides_only_are_not_spatial(cohort, net):
     assert abs(found["moran_i"]) < 0.15 and found["eta_squared"] < 0.15 and found["n_slides"] == 3
 
 
+def test_genes_are_not_of_a_niche_of_few_cells(cohort, net):
+    adata = cohort.copy()
+    kinds = adata.obs["domain"].astype(str)
+    gene = adata.var_names[0]
+    kinds.iloc[adata[:, gene].X.toarray().ravel().argmax()] = "one cell"
+    adata.obs["domain"] = kinds.astype("category")
+    for min_cells, few in ((1, True), (2, False)):
+        call("spatial_genes", adata, net, min_cells=min_cells)
+        group = table(adata, "spatial_genes").set_index("names")["group"]
+        assert (group[gene] == "one cell") == few and (group == "one cell").any() == few
+
+
 def test_pathways_are_a_regression_on_membership(cohort, net):
     adata = cohort[cohort.obs["slide"] == "slide1"].copy()
     call("pathways", adata, net)
