@@ -162,6 +162,17 @@ def test_genes_that_differ_between_slides_only_are_not_spatial(cohort, net):
     assert abs(found["moran_i"]) < 0.15 and found["eta_squared"] < 0.15 and found["n_slides"] == 3
 
 
+def test_names_of_genes_stay_in_the_axes_and_apart(cohort, net):
+    adata = cohort.copy()
+    call("spatial_genes", adata, net)
+    ax = st.pl.spatial_genes(adata, n_genes=40, show=False)
+    ax.figure.canvas.draw()
+    boxes = [text.get_window_extent() for text in ax.texts]
+    assert len(boxes) > 5 and max(box.x1 for box in boxes) < ax.bbox.x1 + 2
+    assert not [1 for number, box in enumerate(boxes) if box.count_overlaps(boxes[:number])]
+    plt.close(ax.figure)
+
+
 def test_genes_are_not_of_a_niche_of_few_cells(cohort, net):
     adata = cohort.copy()
     kinds = adata.obs["domain"].astype(str)

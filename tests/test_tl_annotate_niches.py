@@ -70,6 +70,21 @@ def test_same_names_do_not_join_niches(adata, labelled):
     assert {"fat", "stroma"} <= set(adata.obs["stage_l2"].cat.categories)
 
 
+def test_long_names_of_a_tree_overlap_neither_each_other_nor_the_legend(adata):
+    import matplotlib.pyplot as plt
+
+    ids = list(adata.obs["stage_l1"].cat.categories)
+    names = {id_: f"{id_}: eL2/3 + Astro (Bgn, Aqp4)" for id_ in ids}
+    st.tl.annotate_niches(adata, names)
+    ax = st.pl.niche_tree(adata, max_level=1, show=False)
+    ax.figure.canvas.draw()
+    boxes = [text.get_window_extent() for text in ax.texts if text.get_text() in names.values()]
+    assert len(boxes) == min(len(ids), 4)
+    boxes.append(ax.get_legend().get_window_extent())
+    assert not [1 for number, box in enumerate(boxes) if box.count_overlaps(boxes[:number])]
+    plt.close(ax.figure)
+
+
 def test_plots_and_reports_show_names_in_the_colours_of_before(adata, labelled, tmp_path):
     import matplotlib.pyplot as plt
 

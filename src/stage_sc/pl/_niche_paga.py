@@ -282,7 +282,8 @@ def _draw_tissue(
         area = 30 + 220 * np.sqrt(number[name] / number.max())
         ax.scatter(place[0], place[1], s=area, color=colors[name], edgecolors="white", linewidths=0.8, zorder=3)
         ax.text(
-            *place,
+            place[0],
+            place[1],
             shown(name),
             fontsize=6,
             ha="center",
