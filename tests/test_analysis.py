@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+import subprocess
 import sys
 from itertools import combinations
 
 import anndata as ad
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
@@ -160,6 +162,29 @@ def test_genes_that_differ_between_slides_only_are_not_spatial(cohort, net):
     assert abs(found["moran_i"]) < 0.15 and found["eta_squared"] < 0.15 and found["n_slides"] == 3
 
 
+def test_names_of_genes_stay_in_the_axes_and_apart(cohort, net):
+    adata = cohort.copy()
+    call("spatial_genes", adata, net)
+    ax = st.pl.spatial_genes(adata, n_genes=40, show=False)
+    ax.figure.canvas.draw()
+    boxes = [text.get_window_extent() for text in ax.texts]
+    assert len(boxes) > 5 and max(box.x1 for box in boxes) < ax.bbox.x1 + 2
+    assert not [1 for number, box in enumerate(boxes) if box.count_overlaps(boxes[:number])]
+    plt.close(ax.figure)
+
+
+def test_genes_are_not_of_a_niche_of_few_cells(cohort, net):
+    adata = cohort.copy()
+    kinds = adata.obs["domain"].astype(str)
+    gene = adata.var_names[0]
+    kinds.iloc[adata[:, gene].X.toarray().ravel().argmax()] = "one cell"
+    adata.obs["domain"] = kinds.astype("category")
+    for min_cells, few in ((1, True), (2, False)):
+        call("spatial_genes", adata, net, min_cells=min_cells)
+        group = table(adata, "spatial_genes").set_index("names")["group"]
+        assert (group[gene] == "one cell") == few and (group == "one cell").any() == few
+
+
 def test_pathways_are_a_regression_on_membership(cohort, net):
     adata = cohort[cohort.obs["slide"] == "slide1"].copy()
     call("pathways", adata, net)
@@ -176,6 +201,27 @@ def test_pathways_are_a_regression_on_membership(cohort, net):
         fit = linregress(member.astype(float), profile)
         np.testing.assert_allclose(found.loc[(group, source), "score"], fit.slope / fit.stderr, rtol=1e-3)
     assert {source for _, source in found.index} == {"up", "down"}
+
+
+def test_pathways_leave_figures_of_others_alone(tmp_path):
+    script = (
+        "import matplotlib as mpl, pandas as pd, stage_sc as st\n"
+        "adata = st.datasets.simulate_tissue(100)\n"
+        "before = dict(mpl.rcParams)\n"
+        "net = pd.DataFrame({'source': 'a', 'target': adata.var_names[:10]})\n"
+        "st.tl.pathways(adata, net, groupby='domain')\n"
+        "assert dict(mpl.rcParams) == before\n"
+    )
+    subprocess.run([sys.executable, "-W", "ignore", "-c", script], check=True, cwd=tmp_path)
+
+
+def test_names_of_pathways_without_the_word_of_the_collection(cohort, net):
+    adata = cohort.copy()
+    for words, names in (({"up": "HALLMARK_UP", "down": "HALLMARK_DOWN_A"}, {"UP", "DOWN_A"}), ({}, {"up", "down"})):
+        st.tl.pathways(adata, net.replace(words), groupby="domain", library_key="slide")
+        ax = st.pl.pathways(adata, show=False)
+        assert {label.get_text() for label in ax.get_yticklabels()} == names
+        plt.close(ax.figure)
 
 
 def test_paga_by_its_definition(cohort, net):

@@ -70,6 +70,21 @@ def test_same_names_do_not_join_niches(adata, labelled):
     assert {"fat", "stroma"} <= set(adata.obs["stage_l2"].cat.categories)
 
 
+def test_long_names_of_a_tree_overlap_neither_each_other_nor_the_legend(adata):
+    import matplotlib.pyplot as plt
+
+    ids = list(adata.obs["stage_l1"].cat.categories)
+    names = {id_: f"{id_}: eL2/3 + Astro (Bgn, Aqp4)" for id_ in ids}
+    st.tl.annotate_niches(adata, names)
+    ax = st.pl.niche_tree(adata, max_level=1, show=False)
+    ax.figure.canvas.draw()
+    boxes = [text.get_window_extent() for text in ax.texts if text.get_text() in names.values()]
+    assert len(boxes) == min(len(ids), 4)
+    boxes.append(ax.get_legend().get_window_extent())
+    assert not [1 for number, box in enumerate(boxes) if box.count_overlaps(boxes[:number])]
+    plt.close(ax.figure)
+
+
 def test_plots_and_reports_show_names_in_the_colours_of_before(adata, labelled, tmp_path):
     import matplotlib.pyplot as plt
 
@@ -162,7 +177,9 @@ def test_regions_of_a_file(adata, tmp_path):
 def test_proposals(adata, unchanged):
     with unchanged(adata):
         table = st.tl.propose_names(adata, cell_type_key="cell_type")
-    assert table["n_cells"].groupby(table["level"]).sum().tolist() == [adata.n_obs] * 3
+    assert table["n_cells"].groupby(table["level"]).sum().to_dict() == dict.fromkeys((0, 1, 2, 3), adata.n_obs)
+    domains = table[table["level"] == 0]
+    assert domains["n_cells"].to_dict() == adata.obs["stage_domain"].value_counts().to_dict()
     counts = adata.X.toarray()
     totals = counts.sum(axis=1, keepdims=True)
     values = np.log1p(counts * np.median(totals) / np.maximum(totals, 1))
@@ -176,6 +193,7 @@ def test_proposals(adata, unchanged):
         score = share * np.log(share / adata.obs["cell_type"].value_counts(normalize=True))
         assert table.loc[niche, "proposal"].startswith(str(score.idxmax()))
     st.tl.annotate_niches(adata, table["proposal"])
+    assert domains["proposal"]["D1"] in adata.obs["stage_domain"].cat.categories
     again = st.tl.propose_names(adata, cell_type_key="cell_type")
     pd.testing.assert_frame_equal(again.drop(columns="name"), table.drop(columns="name"))
     shuffled = adata[np.random.default_rng(0).permutation(adata.n_obs)].copy()

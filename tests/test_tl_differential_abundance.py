@@ -122,9 +122,12 @@ def test_promise_is_kept_without_difference():
 def test_no_replicates_no_p_values(caplog):
     counts = draw()[:, [0, 4, 5]]
     with caplog.at_level(logging.WARNING):
-        table = compare(cohort(counts, ["a", "b", "b"]))
+        adata = cohort(counts, ["a", "b", "b"])
+        table = compare(adata)
     assert "No replicates" in caplog.text and "'a': 1" in caplog.text
     assert table[["p_value", "fdr", "lower", "upper"]].isna().all(axis=None) and table["log2_fold"].notna().all()
+    changes, _ = st.pl.differential_abundance(adata, show=False)
+    assert "not tested" in changes.get_title("left")
 
 
 def test_specific_and_shared():

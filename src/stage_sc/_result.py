@@ -129,6 +129,13 @@ def node_labels_shown(result: Mapping[str, Any], level: int) -> dict[str, str]:
     return tell_apart(dict(zip(nodes, given, strict=True)))
 
 
+def domain_labels_shown(result: Mapping[str, Any]) -> dict[str, str]:
+    """Category of each domain: its name, with the id where others have this name, or the id."""
+    named = {str(id_): str(name) for id_, name in dict(result.get("domain_names", {})).items()}
+    count = int(result.get("params", {}).get("n_domains", 0))
+    return tell_apart({f"D{n}": named.get(f"D{n}", "") for n in range(1, count + 1)})
+
+
 def tell_apart(names: Mapping[str, str]) -> dict[str, str]:
     """Category of each id: its name, with the id where others have this name; the id itself without a name."""
     counts = Counter(names.values())

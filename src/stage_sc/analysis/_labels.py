@@ -111,8 +111,9 @@ def warn_left_out(names: Sequence[str], min_cells: int, cell_type: str = "", whe
     if names:
         shown = ", ".join(map(repr, names[:8])) + (" …" if len(names) > 8 else "")
         logger.warning(
-            "%s%d niches are left out, with %s than %d cells: %s.",
-            *(f"{cell_type}: " if cell_type else "", len(names), where, min_cells, shown),
+            "%s%d %s left out, with %s than %d cells: %s.",
+            *(f"{cell_type}: " if cell_type else "", len(names), "niche is" if len(names) == 1 else "niches are"),
+            *(where, min_cells, shown),
         )
 
 

@@ -137,8 +137,11 @@ def pathways(
 
 
 def _require_decoupler() -> None:
+    import matplotlib as mpl
+
     try:
-        import decoupler  # noqa: F401
+        with mpl.rc_context():  # the import sets parameters of all figures
+            import decoupler  # noqa: F401
     except ImportError as error:
         raise ImportError(
             "`st.tl.pathways` needs the package decoupler: `pip install 'stage-sc[pathways]'` or "

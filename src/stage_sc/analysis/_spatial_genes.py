@@ -47,7 +47,7 @@ def spatial_genes(
         Column of ``obs`` with labels. ``None``: the domains of `stage_sc.tl.stage_niches` if there are any, else its
         niches of level 2. Cells without a label count for Moran's I only.
     min_cells
-        Genes in fewer cells of a slide are left out on it.
+        Genes in fewer cells of a slide are left out on it, and niches of fewer cells are no ``group`` of a gene.
     library_key
         Column of ``obs`` that names the slide of every cell. ``None``: the one of the niches or of the graph.
     layer
@@ -119,7 +119,7 @@ def spatial_genes(
     slides = _measure_slides(expression, groups, edges, int(min_cells))
     if not len(slides):
         raise ValueError(f"`min_cells`: no gene is in {min_cells} cells of a slide. Lower it.")
-    table = _join_slides(slides, expression, groups)
+    table = _join_slides(slides, expression, groups, int(min_cells))
     params = {"groupby": groups.groupby, "min_cells": int(min_cells), "layer": layer}
     tables = tables.copy() if copy else tables
     names = {"names": expression.genes, "slide": [name or "all" for name in groups.slides.names]}
@@ -173,7 +173,7 @@ def _explained(matrix: sp.csr_matrix, codes: np.ndarray, n_groups: int) -> np.nd
     return np.divide(np.maximum(between, 0), spread, out=np.full(len(spread), np.nan), where=spread > 1e-9 * number)
 
 
-def _join_slides(slides: pd.DataFrame, expression: LogExpression, groups: Groups) -> pd.DataFrame:
+def _join_slides(slides: pd.DataFrame, expression: LogExpression, groups: Groups, min_cells: int) -> pd.DataFrame:
     """One row for each gene: means over slides weighted by cells, and joint p-values."""
     from scipy.stats import norm
 
@@ -194,8 +194,9 @@ def _join_slides(slides: pd.DataFrame, expression: LogExpression, groups: Groups
         .groupby("names")
         .sum()
     )
-    means = group_moments(expression.matrix, groups.labels.codes, len(groups.labels.names)).mean
-    highest = np.argmax(np.nan_to_num(means, nan=-1.0), axis=0)
+    moments = group_moments(expression.matrix, groups.labels.codes, len(groups.labels.names))
+    few = moments.n_cells < min(min_cells, moments.n_cells.max())
+    highest = np.argmax(np.where(few, -1.0, np.nan_to_num(moments.mean, nan=-1.0)), axis=0)
     pvals = norm.sf(sums["z"] / np.sqrt(sums["weight"])).clip(1e-300)
     moran = (sums["moran_i"] / sums["weight"]).to_numpy()
     with np.errstate(invalid="ignore", divide="ignore"):

@@ -46,7 +46,8 @@ def differential_abundance(
 
     Rows are in the order of the tree, names are indented by level. The change is that of the share within the parent;
     filled points have a false discovery rate below `fdr`, lines are 95 % intervals, with an arrow where they go on. On
-    the right the share of all cells of each sample, samples without the niche on the left edge.
+    the right the share of all cells of each sample, samples without the niche on the left edge. Without replicates, the
+    title says that nothing was tested.
 
     Parameters
     ----------
@@ -215,7 +216,9 @@ def _draw_changes(ax: Axes, table: pd.DataFrame, condition: str, fdr: float) -> 
     ax.set_xlabel(
         f"log2 fold, {shown(condition)} over {shown(table['reference'][0])}\n(within the parent)", fontsize=TEXT
     )
-    ax.set_title(f"filled: FDR ≤ {fdr:g}", fontsize=6, loc="left", pad=2)
+    tested = table["fdr"].notna().any()
+    title = f"filled: FDR ≤ {fdr:g}" if tested else "not tested: too few samples or cells"
+    ax.set_title(title, fontsize=6, loc="left", pad=2)
 
 
 def _draw_shares(ax: Axes, fractions: np.ndarray, samples: pd.DataFrame, condition: str, reference: str) -> None:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 # Side of a field, of all fields in one direction, and of text.
 FIELD, SMALLEST, LONGEST = 0.17, 0.06, 13.0
 TEXT, LEAST_TEXT = 7.0, 4.0
-STRIP, GAP, TREE, BAR = 0.08, 0.04, 0.45, 1.25
+STRIP, GAP, TREE, BAR, SIZES = 0.08, 0.04, 0.45, 1.25, 0.9
 MOST_VECTORS = 40_000  # fields; more are drawn as pixels
 
 
@@ -92,7 +92,8 @@ def frame_of(matrix: Matrix) -> Frame:
     right = 0.15 + TREE * (matrix.linkage is not None) + 1.2
     top = 0.15 + (STRIP + GAP) * (matrix.column_colors is not None)
     rows, columns = n_rows * row, n_columns * column
-    height = max(rows, 2 * BAR if matrix.fractions is not None else BAR)
+    legends = BAR + SIZES if matrix.fractions is not None else BAR
+    height = max(rows, legends - below)  # legends may reach down beside the names
     return Frame(left + columns + right, bottom + height + top, left, bottom + height - rows, columns, rows)
 
 
@@ -129,7 +130,7 @@ def draw_matrix(fig: Figure, frame: Frame, matrix: Matrix) -> Axes:
     colorbar.set_label(matrix.label, fontsize=7)
     colorbar.outline.set(linewidth=0.5)
     if matrix.fractions is not None:
-        _size_legend(frame.inside(fig, right + 0.1, top - 2 * BAR, 0.9, BAR - 0.15), min(row, column))
+        _size_legend(frame.inside(fig, right + 0.1, top - BAR - SIZES, 0.9, SIZES - 0.1), min(row, column))
     return ax
 
 

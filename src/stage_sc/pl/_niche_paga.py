@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
+from matplotlib.patheffects import withStroke
 
 from stage_sc._checks import check_choice, check_name, check_positive
 from stage_sc._input import read_coordinates, read_tables
@@ -280,7 +281,16 @@ def _draw_tissue(
     for name, place in middle.items():
         area = 30 + 220 * np.sqrt(number[name] / number.max())
         ax.scatter(place[0], place[1], s=area, color=colors[name], edgecolors="white", linewidths=0.8, zorder=3)
-        ax.text(place[0], place[1], shown(name), fontsize=6, ha="center", va="center", zorder=4)
+        ax.text(
+            place[0],
+            place[1],
+            shown(name),
+            fontsize=6,
+            ha="center",
+            va="center",
+            zorder=4,
+            path_effects=[withStroke(linewidth=1.5, foreground="white")],
+        )
     ax.set_aspect("equal")
     ax.invert_yaxis()
     ax.set_axis_off()

@@ -167,7 +167,9 @@ def niche_tree(
     top = -LEVEL * (len(levels) - 1)  # of the deepest level
     row = min(ROW, 30 / max(len(slides), 1))
     strip = STRIP + row * len(slides) if slides else 0
-    with output.figure((float(np.clip(0.16 * len(ends) + 2, 5, 13)), 1 + strip - top)) as fig:
+    names_inches = 1.3 * sum(_name_width(name, 1) for name in nodes.loc[nodes["level"] == 1, "name"])
+    width = float(np.clip(max(0.16 * len(ends), names_inches) + 2, 5, 13))
+    with output.figure((width, 1 + strip - top)) as fig:
         axes = fig.add_subplot() if ax is None else ax
         axes.set(xlim=(-0.7, len(ends) - 0.3), ylim=(top - strip - 0.15, 0.4))
         axes.set_axis_off()
@@ -267,13 +269,16 @@ def _write_names(ax: Axes, nodes: pd.DataFrame, radius: pd.Series, step: float, 
     deepest = nodes["level"].max()
     for level, group in nodes.sort_values("n_cells", ascending=False, kind="stable").groupby("level"):
         size = 8 if level == 1 else 7
-        widths = [text_width(name, size) + 0.05 for name in group["name"]]
+        widths = [_name_width(name, level) for name in group["name"]]
         under = level == deepest and level > 1
         turned = under and max(widths) > step
         taken: list[tuple[float, float]] = []
         for (name, node), across in zip(group.iterrows(), widths, strict=True):
             width = size / 72 if turned else across
-            left = node["x"] * step - width / 2
+            middle = node["x"] * step  # of level 1, moved where the name would lie on the legend
+            if level == 1:
+                middle = max(min(middle, (nodes["end"].sum() - 0.3) * step - width / 2), width / 2 - 0.7 * step)
+            left = middle - width / 2
             if any(left < end and start < left + width for start, end in taken):
                 continue
             taken.append((left, left + width))
@@ -281,7 +286,7 @@ def _write_names(ax: Axes, nodes: pd.DataFrame, radius: pd.Series, step: float, 
             gap = 3 if below is not None else 2 + radius[group.index].max()
             ax.annotate(
                 node["name"],
-                (node["x"], below if under and below is not None else node["y"]),
+                (middle / step, below if under and below is not None else node["y"]),
                 xytext=(0, -gap if under else radius[name] + 1),
                 textcoords="offset points",
                 ha="center",
@@ -292,6 +297,11 @@ def _write_names(ax: Axes, nodes: pd.DataFrame, radius: pd.Series, step: float, 
                 path_effects=[withStroke(linewidth=2, foreground="white")],
                 zorder=4,
             )
+
+
+def _name_width(name: str, level: int) -> float:
+    """Width of a name in inches, with a gap; names of level 1 are bold."""
+    return (1.12 * text_width(name, 8) if level == 1 else text_width(name, 7)) + 0.05
 
 
 def _size_legend(ax: Axes, most: int, largest: float) -> None:

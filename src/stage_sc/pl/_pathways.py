@@ -77,7 +77,7 @@ def pathways(
     Notes
     -----
     Rows are clustered by average linkage of Euclidean distances of scores. Colours are symmetric around 0, up to the
-    largest absolute score.
+    largest absolute score. A word with which all names begin, as HALLMARK of ``HALLMARK_HYPOXIA``, is left out.
 
     Examples
     --------
@@ -103,6 +103,7 @@ def pathways(
     spread = (scores.max(axis=1) - scores.min(axis=1)).sort_values(ascending=False, kind="stable")
     chosen = spread.index[:n_sets]
     scores, pvals = scores.loc[chosen], pvals.loc[chosen]
+    scores.index = pvals.index = _short([*map(str, chosen)])
     limit = float(np.nanmax(np.abs(scores.to_numpy()), initial=1e-9))
     colors = label_palette(tables, str(stored["params"]["groupby"]), niches)
     matrix = Matrix(
@@ -118,6 +119,13 @@ def pathways(
     with output.figure((frame.width, frame.height)) as fig:
         axes = draw_matrix(fig, frame, matrix)
         return output.finish(fig, axes)
+
+
+def _short(names: list[str]) -> list[str]:
+    """Names without the first word, up to ``_``, if all have the same."""
+    words = {name.partition("_")[0] for name in names}
+    rest = [name.partition("_")[2] for name in names]
+    return rest if len(names) > 1 and len(words) == 1 and all(rest) else names
 
 
 def _cluster(scores: np.ndarray) -> np.ndarray | None:

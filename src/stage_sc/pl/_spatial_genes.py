@@ -114,6 +114,7 @@ def spatial_genes(
         axes.set_ylabel("Moran's I", fontsize=8)
         axes.tick_params(labelsize=7, width=0.5)
         axes.margins(0.08)
+        axes.autoscale_view()  # places of names are those in the final limits
         axes.spines[["top", "right"]].set_visible(False)
         _write_names(axes, named)
         used = [name for name in niches if (named["group"] == name).any()]
@@ -145,7 +146,9 @@ def _write_names(ax: Axes, named: pd.DataFrame) -> None:
             left = x + 0.05 if side > 0 else x - 0.05 - width
             box = (left, y - height / 2, left + width, y + height / 2)
             inside = np.logical_and.reduce(((points > box[:2]) & (points < box[2:])).T).any()
-            if inside or any(box[0] < b[2] and b[0] < box[2] and box[1] < b[3] and b[1] < box[3] for b in taken):
+            beyond = side > 0 and box[2] > ax.bbox.x1 / figure.dpi  # where the legend is
+            overlaps = any(box[0] < b[2] and b[0] < box[2] and box[1] < b[3] and b[1] < box[3] for b in taken)
+            if beyond or inside or overlaps:
                 continue
             taken.append(box)
             offset = 72 * 0.05 * side

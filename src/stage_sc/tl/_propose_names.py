@@ -11,7 +11,7 @@ from anndata import AnnData
 
 from stage_sc._checks import check_name, check_positive
 from stage_sc._input import read_labels, read_tables
-from stage_sc._result import category_nodes, node_labels_shown, require_result
+from stage_sc._result import Columns, category_nodes, domain_labels_shown, node_labels_shown, require_result
 
 if TYPE_CHECKING:
     from stage_sc._input import Data
@@ -47,9 +47,9 @@ def propose_names(
 
     Returns
     -------
-    Table with a row for each niche of each level, by its id: ``level``, ``n_cells``, present ``name``, ``proposal``,
-    ``cell_types`` (the three most enriched, with their shares) and ``markers`` (up to ten genes). Nothing is written:
-    pass the column ``proposal``, edited where needed, to `annotate_niches`.
+    Table with a row for each niche of each level and each domain, by its id: ``level`` (0 for domains), ``n_cells``,
+    present ``name``, ``proposal``, ``cell_types`` (the three most enriched, with their shares) and ``markers`` (up to
+    ten genes). Nothing is written: pass the column ``proposal``, edited where needed, to `annotate_niches`.
 
     Raises
     ------
@@ -103,7 +103,11 @@ def propose_names(
         type_codes = np.where(known, type_codes, -1)
     expression = open_expression(parts, layer)
     rows = []
-    for number, key in enumerate(results[0]["levels"], start=1):
+    columns = dict(enumerate(results[0]["levels"], start=1))
+    domain = Columns(key_added).domain
+    if all(domain in part.obs for part in parts):
+        columns[0] = domain
+    for number, key in columns.items():
         ids, codes, shown = _codes(parts, key, number, key_added)
         sizes = np.bincount(codes[codes >= 0], minlength=len(ids))
         markers = light_markers(sum_groups(expression, codes, len(ids)), len(ids), expression.genes, 10)
@@ -121,24 +125,25 @@ def propose_names(
                     "markers": ", ".join(genes),
                 }
             )
-    columns = ["level", "n_cells", "name", "proposal", "cell_types", "markers"]
-    return pd.DataFrame(rows, columns=["id", *columns]).set_index("id")
+    fields = ["level", "n_cells", "name", "proposal", "cell_types", "markers"]
+    return pd.DataFrame(rows, columns=["id", *fields]).set_index("id")
 
 
 def _codes(parts: list[AnnData], key: str, number: int, key_added: str) -> tuple[list[str], np.ndarray, dict[str, str]]:
-    """Ids in use at a level, position of that of each cell, and present names."""
+    """Ids in use at a level, or of domains (0), position of that of each cell, and present names."""
     found: list[np.ndarray] = []
     shown: dict[str, str] = {}
     for part in parts:
         result = require_result(part, key_added)
         labels = read_labels(part, key, integers=False, argument="key_added")
-        own = category_nodes(part, key, labels, node_labels_shown(result, number), result, key_added)
+        known = node_labels_shown(result, number) if number else domain_labels_shown(result)
+        own = category_nodes(part, key, labels, known, result, key_added)
         shown |= dict(zip(own, map(str, labels.categories), strict=True))
         found.append(np.array([*own, ""], dtype=object)[labels.codes])
     values = np.concatenate(found)
-    tree = require_result(parts[0], key_added)["tree"]
+    result = require_result(parts[0], key_added)
     used = set(values) - {""}
-    ids = [str(id_) for id_ in tree.index if str(id_) in used]
+    ids = [id_ for id_ in (map(str, result["tree"].index) if number else domain_labels_shown(result)) if id_ in used]
     return ids, pd.Index(ids).get_indexer(values), shown
 
 
