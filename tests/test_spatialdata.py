@@ -256,6 +256,37 @@ class TestFiles:
         pd.testing.assert_frame_equal(labels(made["table"]), want)
         assert "stage_l1" not in sd.read_zarr(tmp_path / "slides.zarr")["table"].obs
 
+    def test_all_tables_of_a_folder_are_labelled(self, slides, want, small_model, tmp_path):
+        """In one call, with a result for each table, and written back one after the other."""
+        path, options = tmp_path / "slides.zarr", {"model": small_model, "n_domains": 3}
+        build(slides, joined=False).write(path)
+        for scheduler in (None, "threads"):
+            results = st.tl.label_files([path], tmp_path / "out", write_back=True, scheduler=scheduler, **options)
+            assert [result.name for result in results] == [f"slides-{name}.h5ad" for name in NAMES]
+        summary = pd.read_csv(tmp_path / "out" / "summary.csv")
+        assert summary["table"].tolist() == NAMES and summary["labelled"].tolist() == [150, 150]
+        back = sd.read_zarr(path)
+        for found in ([back[name] for name in NAMES], map(ad.read_h5ad, results)):
+            pd.testing.assert_frame_equal(pd.concat(map(labels, found), ignore_index=True), want)
+        (two,) = st.tl.label_files([path], tmp_path / "some", table_key=["two"], **options)
+        assert two.name == "slides-two.h5ad" and ad.read_h5ad(two).n_obs == 150
+
+    def test_tables_of_a_folder_that_are_no_slides(self, slides, small_model, tmp_path):
+        """The same cells twice; names that are not there; without any work."""
+        path, out = tmp_path / "slides.zarr", tmp_path / "out"
+        sdata = build({"one": slides["one"]})
+        sdata["again"] = sdata["table"].copy()
+        sdata.write(path)
+        for key, error, text in (
+            (None, ValueError, "annotate the same element, 'cells_one'"),
+            ("none", KeyError, "no table 'none'"),
+            ([], ValueError, "`table_key` is an empty list"),
+            (3, TypeError, "`table_key`"),
+        ):
+            with pytest.raises(error, match=text):
+                st.tl.label_files([path], out, model=small_model, table_key=key)
+            assert not out.exists() or not list(out.iterdir())
+
     def test_copy(self, slides, small_model, unchanged):
         sdata = build(slides)
         sdata.attrs["study"] = "cortex"

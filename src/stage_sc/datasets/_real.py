@@ -87,8 +87,8 @@ def xenium_pancreas() -> AnnData:
     Returns
     -------
     Raw counts in ``X``, (140702, 506), float32 CSR; coordinates in µm in ``obsm["spatial"]``, float32, the centroids of
-    the outlines of cells; ``obs["graphclust"]``, clusters of the analysis by 10x Genomics. Platform, species, licence,
-    citation and others in ``uns``.
+    the outlines of cells; ``obs["graphclust"]``, clusters of the analysis by 10x Genomics, missing for cells without.
+    Platform, species, licence, citation and others in ``uns``.
 
     Raises
     ------
@@ -109,7 +109,12 @@ def xenium_pancreas() -> AnnData:
     >>> adata.shape
     (140702, 506)
     """
-    return load(PANCREAS)
+    adata = load(PANCREAS)
+    clusters = adata.obs["graphclust"].astype("category")
+    adata.obs["graphclust"] = clusters.cat.remove_categories(
+        [name for name in clusters.cat.categories if name == "<NA>"]
+    )
+    return adata
 
 
 def olfactory_bulb(sample: str = "Rep11") -> AnnData:
