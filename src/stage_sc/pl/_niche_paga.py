@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 STEP, LEAST_STEP, WIDEST, ARC, TISSUE, LINE = 0.42, 0.09, 13.0, 1.9, 5.0, 4.0
 KINDS = ("embedding", "space")
 MANY = 30  # niches
+SMALLEST = 0.12  # diameter of a circle, in steps
 
 
 def niche_paga(
@@ -196,7 +197,7 @@ def _draw_line(
     ax.set_axis_off()
     angle = np.linspace(0, np.pi, 40)
     widest = max(step * (len(names) - 1), 1e-9)
-    circle = np.sqrt(niches["n_cells"].to_numpy() / niches["n_cells"].max()) * 0.8 * step
+    circle = np.maximum(np.sqrt(niches["n_cells"].to_numpy() / niches["n_cells"].max()) * 0.8, SMALLEST) * step
     area = np.maximum(72 * circle, 1.5) ** 2
     for sign, kind in ((1, "embedding"), (-1, "space")):
         found, level = chosen[kind], sign * band / 2
