@@ -102,6 +102,8 @@ def summarize(
     """
     find_platform(technology)
     check_name(key_added, "key_added")
+    if coordinate_system is not None:
+        check_name(coordinate_system, "coordinate_system")
     for value in scale.values() if isinstance(scale, Mapping) else [scale]:
         if value is not None:
             check_scale(value)
