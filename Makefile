@@ -16,7 +16,7 @@ demo: $(VENV)/.installed-test
 	$(BIN)/python -m stage_sc.demo $(if $(INPUT),"$(INPUT)") --out "$(OUT)" $(ARGS)
 
 test: $(VENV)/.installed-test
-	$(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
 
 docs: $(VENV)/.installed-doc
 	$(BIN)/python -m sphinx -M html docs docs/_build -W --keep-going
