@@ -167,8 +167,8 @@ def stage_niches(
     noise above it where the panel is small.
 
     The same input gives the same labels, for any order of cells and genes and for rotated or shifted coordinates. Time
-    and memory are linear in the number of cells: on one core about 12 s and 3.5 GB for a million cells with 50 genes in
-    each, most of the memory for the expression; `settle` adds up to 1 s, `n_domains` 2 to 5 s and 0.8 GB. An `X` on
+    and memory are linear in the number of cells: on one core 12 to 30 s and 3.2 GB for a million cells with 50 genes in
+    each, most of the memory for the expression; `settle` adds up to 1 s, `n_domains` 3 to 11 s and 0.7 GB. An `X` on
     disk (backed, or a dask array) is read once, in blocks, into temporary files (8 bytes per count).
 
     Examples
