@@ -117,6 +117,17 @@ class TestLabelling:
         assert_same(found[1], found[0])
         assert_same(found[2], found[0])
 
+    def test_precision_of_coordinates(self, dev_data):
+        """Of 32 and 64 bits: weights differ in their last bits, and with them the order of spots inside."""
+        adata, found = ad.read_h5ad(dev_data / "her2st_breast" / "A1.h5ad"), []
+        turned = relocated(adata, 0.7).obsm["spatial"]
+        for precision in (np.float64, np.float32):
+            adata.obsm["spatial"] = turned.astype(precision)
+            st.pp.build_graph(adata)
+            st.tl.stage_niches(adata, n_domains=7)
+            found.append(adata.obs[["stage_path", "stage_domain"]].astype(str))
+        pd.testing.assert_frame_equal(*found)
+
 
 class TestCompany:
     def test_a_slide_alone_or_with_others(self, slides, small_model):

@@ -87,10 +87,11 @@ def principal_axes(slide: Slide, dim: int, n_cells: int) -> Tensor:
 
     Columns are orthonormal; those beyond the number of genes or cells are 0. Memory: 20 kB for a gene.
     """
-    cells = np.arange(slide.n_cells)
-    if len(cells) > n_cells:  # by their counts, not by their order, which follows the last bits of the coordinates
-        cells = np.sort(np.argsort(mix(slide.identity[:]), kind="stable")[:n_cells])
-    expression = (slide.take(cells).toarray() - slide.mean) / slide.scale
+    # Chosen and sorted by their counts, not by their order on the slide, which follows the last bits of coordinates:
+    # where cells are fewer than genes, the random start has a number for each cell.
+    chosen = np.argsort(mix(slide.identity[:]), kind="stable")[:n_cells]
+    cells = np.sort(chosen)
+    expression = (slide.take(cells).toarray()[np.searchsorted(cells, chosen)] - slide.mean) / slide.scale
     expression -= expression.mean(axis=0)
     width = min(dim, len(cells), len(slide.genes))
     _, _, axes = randomized_svd(
