@@ -310,6 +310,7 @@ def _legend_width(entries: list[tuple[str, str]], height: float) -> float:
 
 
 def _legend(ax: Axes, entries: list[tuple[str, str]], height: float) -> None:
+    ax.set_zorder(1)  # a long legend reaches beside the panels below, whose background would hide it
     ax.legend(
         [Line2D([], [], linestyle="", marker="o", markersize=6, color=color) for _, color in entries],
         [name for name, _ in entries],
