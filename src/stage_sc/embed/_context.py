@@ -60,31 +60,38 @@ def context_means(
     graph: Blocks | None = None,
     block: int = BLOCK,
     cells: Tensor | slice = slice(None),
+    *,
+    domains: bool = False,
 ) -> tuple[Tensor, Directions]:
     """Means of embedded cells over the hops of the context, ``(n, dim)``, and the spatial directions of a slide.
 
-    The directions are computed from some `cells`; contexts are the means mapped by them.
+    The directions are computed from some `cells`; contexts are the means mapped by them. For `domains`, the means of
+    the test have the same variance in all directions, and contexts are means over other hops.
     """
     graph = graph or row_blocks(slide.graph, block, vectors.device)
-    context, power = context_settings(slide, config)
-    tested, found = config.test_hops, {}
+    tested, (context, power) = config.test_hops, context_settings(slide, config)
+    context, scaled, power = (domain_hops(slide, config), tested, 0.0) if domains else (context, context, power)
+    found = {}
     for hop, z in enumerate(islice(hop_means(slide, vectors, graph, block), max(context, tested) + 1)):
-        if hop in (0, tested, context):
+        if hop in (0, tested, scaled):
             found[hop] = covariance(z[cells])
         if hop == 0:
             null = [covariance(one[cells]) for one in _shuffled_means(slide, z, config, graph)]
         if hop == context:
             means = z
-    directions = spatial_directions(
-        found[0], found[tested], null, found[context], margin=config.null_margin, power=power
-    )
-    return means, directions
+    margin = config.null_margin
+    return means, spatial_directions(found[0], found[tested], null, found[scaled], margin=margin, power=power)
 
 
 def context_settings(slide: Slide, config: StageConfig) -> tuple[int, float]:
     """Return the number of hops of contexts, and the exponent of the variance of a direction, for cells or spots."""
     spots = slide.edge >= config.spot_edge
     return (config.spot_hops, config.spot_power) if spots else (config.context_hops, config.power)
+
+
+def domain_hops(slide: Slide, config: StageConfig) -> int:
+    """Return the number of hops of the contexts of domains, for cells or spots."""
+    return config.spot_hops if slide.edge >= config.spot_edge else config.domain_hops
 
 
 def window_hops(slide: Slide, config: StageConfig) -> int:

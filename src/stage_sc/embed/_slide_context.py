@@ -10,12 +10,14 @@ import torch
 from sklearn.utils.extmath import randomized_svd
 from torch import Tensor
 
-from stage_sc.embed._context import context_means, context_settings, hop_means, initial_vectors
+from stage_sc.embed._context import context_means, context_settings, domain_hops, hop_means, initial_vectors
 from stage_sc.nn import Directions, Stage, StageConfig
 from stage_sc.slides import Slide, mix
 
 # Minimum singular value of a direction shared by slide and model, as a fraction of the largest.
 SHARED = 1e-4
+# Minimum number of cells for a principal axis.
+CELLS_PER_AXIS = 8
 # Number of cells in a partial sum.
 BLOCK = 65_536
 # Number of power iterations of the principal component analysis.
@@ -31,6 +33,8 @@ class ContextMap(NamedTuple):
     """``(P, dim)`` float32, context of one unit of each gene, averaged over the hops of the context."""
     constant: Tensor
     """``(dim,)`` float32, context where the scaled expression is 0."""
+    hops: int
+    """Number of hops over which cells are averaged."""
 
 
 @torch.no_grad()
@@ -38,7 +42,8 @@ def slide_context(slide: Slide, reference: Tensor, config: StageConfig) -> tuple
     r"""Contexts by the principal axes of a slide, rotated onto those by a model; ``(n, dim)`` float32 each.
 
     With the `reference` :math:`X`, means of cells by the initial vectors of the model, whitened (on the CPU), and
-    :math:`Y` the contexts by `principal_axes` in place of gene vectors, both centred,
+    :math:`Y` the means by `principal_axes` in place of gene vectors, mapped to spatial directions that have equal
+    variance over the hops of the test, both centred,
 
     .. math:: X' = Y Q, \quad Q = \arg\min_{Q^\top Q = I} \|Y Q - X\|
         = U V^\top \;\text{with}\; Y^\top X = U S V^\top
@@ -59,22 +64,24 @@ def context_map(model: Stage, slide: Slide) -> ContextMap:
         return _own_context(slide, means @ directions.root, model.config)[0]
     hops, _ = context_settings(slide, model.config)
     means = next(islice(hop_means(slide, vectors), hops, None))
-    return ContextMap(means, _of_length_1(vectors), torch.zeros(vectors.shape[1]))
+    return ContextMap(means, _of_length_1(vectors), torch.zeros(vectors.shape[1]), hops)
 
 
 def _own_context(slide: Slide, reference: Tensor, config: StageConfig) -> tuple[ContextMap, Directions]:
     """Contexts as by `slide_context`, as a map."""
-    axes = principal_axes(slide, reference.shape[1], config.axes_cells)
-    means, directions = context_means(slide, axes, config)
+    n_axes = min(config.n_axes, max(1, slide.n_cells // CELLS_PER_AXIS))
+    axes = principal_axes(slide, n_axes, config.axes_cells)
+    means, directions = context_means(slide, axes, config, domains=True)
     own = means @ directions.map
     centre = own.mean(dim=0)
     own -= centre
     blocks = zip(own.split(BLOCK), reference.split(BLOCK), strict=True)  # Y is centred, X need not be
     cross = sum(y.double().T @ x.double() for y, x in blocks)
-    left, shared, right = torch.linalg.svd(cross)
+    left, shared, right = torch.linalg.svd(cross, full_matrices=False)
     kept = shared > SHARED * shared[0]
     turn = (left[:, kept] @ right[kept]).float()
-    return ContextMap(own @ turn, _of_length_1(axes) @ directions.map @ turn, -centre @ turn), directions
+    vectors = _of_length_1(axes) @ directions.map @ turn
+    return ContextMap(own @ turn, vectors, -centre @ turn, domain_hops(slide, config)), directions
 
 
 def _of_length_1(vectors: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from stage_sc.embed import ContextMap, calibrate, context_settings
+from stage_sc.embed import ContextMap, calibrate
 from stage_sc.explain._gradients import integrate
 from stage_sc.explain._patches import hops_of, make_patches, mean_graph
 from stage_sc.explain._tally import Lens, Tally
@@ -83,7 +83,7 @@ def explain_domains(
     shift = ((lens.mean - slide.mean) / lens.scale @ lens.vectors).item()
     baseline = float(contexts.constant.double() @ turned) + offset + shift
     score = (contexts.context[chosen.centres].double() @ turned).numpy() + offset
-    means, (hops, _) = mean_graph(slide), context_settings(slide, model.config)
+    means, hops = mean_graph(slide), contexts.hops
     for first in range(0, len(chosen.centres), BATCH):
         part = slice(first, first + BATCH)
         centres, group = chosen.centres[part], chosen.group[part]

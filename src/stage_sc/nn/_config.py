@@ -20,8 +20,15 @@ MAY_BE_ZERO = (
 FRACTIONS = ("panel_fraction", "min_fraction", "selection_threshold", "domain_shrinkage")
 # Largest numbers; all others are at most 10⁹, so that sizes and products stay finite.
 AT_MOST = {
-    **{"n_layers": 100, "context_hops": 1000, "spot_hops": 1000, "test_hops": 1000, "smoothing": 1000},
-    **{"sinkhorn_iterations": 10_000, "dim": 10_000},
+    **{
+        "n_layers": 100,
+        "context_hops": 1000,
+        "spot_hops": 1000,
+        "domain_hops": 1000,
+        "test_hops": 1000,
+        "smoothing": 1000,
+    },
+    **{"sinkhorn_iterations": 10_000, "dim": 10_000, "n_axes": 10_000},
     **{"domain_starts": 100_000, "domain_refined": 100_000, "levels": 10_000_000, "noise_rate": float("inf")},
 }
 # Smallest values of divisors.
@@ -58,6 +65,12 @@ class StageConfig:
     """The same for spots, whose median edge in the graph is longer than `spot_edge`."""
     spot_edge: float = 50.0
     """Median edge in µm from which a place is a spot of several cells."""
+    domain_hops: int = 6
+    """Number of hops over which embedded cells are averaged to the contexts from which domains are found (spots:
+    `spot_hops`)."""
+    n_axes: int = 50
+    """Maximum number of principal axes of a slide from which these contexts are computed; at most one for eight
+    cells."""
     axes_cells: int = 5000
     """Maximum number of cells from which the principal axes of a slide are computed."""
     whiten: bool = True

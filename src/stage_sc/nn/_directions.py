@@ -29,7 +29,7 @@ def spatial_directions(
     cells: Tensor,
     tested: Tensor,
     null: Sequence[Tensor],
-    context: Tensor,
+    means: Tensor,
     *,
     margin: float,
     power: float,
@@ -40,19 +40,19 @@ def spatial_directions(
     a few hops has eigenvalues :math:`\mu_j` between 0 and 1: the fraction of the variance of a direction that is
     shared with neighbours. For cells shuffled over the places all are small; the largest of them (mean over shuffles)
     is the noise floor c. Directions with :math:`\mu_j > c` span S; where none is above c by a margin, there are none.
-    With K the covariance of contexts in S, in units of the cells, the map is :math:`R S K^{(p - 1) / 2} S^\top`.
-    Symmetric roots move the cells least, so that components keep their meaning across slides.
+    With K the covariance of means in S, in units of the cells, the map :math:`R S K^{(p - 1) / 2} S^\top` gives these means
+    the covariance :math:`K^p`. Symmetric roots move the cells least, so that components keep their meaning across slides.
 
     Parameters
     ----------
-    cells, tested, context
-        Covariances of the embedded cells, of their means over the hops of the test, and over those of the context.
+    cells, tested, means
+        Covariances of the embedded cells, of their means over the hops of the test, and of those that are scaled.
     null
         Covariances of means over the hops of the test for cells shuffled over the places, one for each shuffle.
     margin
         Factor on the noise floor that the largest eigenvalue must exceed.
     power
-        Exponent p of the variance of a direction in the contexts; 0: equal weights.
+        Exponent p of the variance of a direction in the scaled means; 0: equal weights.
     """
     root = _inverse_root(cells)
     floor = sum(float(torch.linalg.eigvalsh(root @ one @ root)[-1]) for one in null) / len(null)
@@ -61,7 +61,7 @@ def spatial_directions(
     to_axes = root @ axes
     if values[-1] <= margin * floor:
         return Directions(torch.zeros_like(cells).float(), root.float(), 0, floor)
-    values, turn = torch.linalg.eigh(to_axes.T @ context @ to_axes)
+    values, turn = torch.linalg.eigh(to_axes.T @ means @ to_axes)
     scaled = (turn * values.clamp(min=1e-12) ** ((power - 1) / 2)) @ turn.T
     return Directions((to_axes @ scaled @ axes.T).float(), root.float(), axes.shape[1], floor)
 
