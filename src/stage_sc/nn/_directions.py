@@ -40,8 +40,8 @@ def spatial_directions(
     a few hops has eigenvalues :math:`\mu_j` between 0 and 1: the fraction of the variance of a direction that is
     shared with neighbours. For cells shuffled over the places all are small; the largest of them (mean over shuffles)
     is the noise floor c. Directions with :math:`\mu_j > c` span S; where none is above c by a margin, there are none.
-    With K the covariance of `means` in S, in units of the cells, the map :math:`R S K^{(p - 1) / 2} S^\top` gives them the
-    covariance :math:`K^p`. Symmetric roots move the cells least, so that components keep their meaning across slides.
+    With K the covariance of `means` in S, in units of the cells, the map :math:`R S K^{(p - 1) / 2} S^\top` gives them
+    the covariance :math:`K^p`. Symmetric roots move cells least, so that components keep their meaning across slides.
 
     Parameters
     ----------
