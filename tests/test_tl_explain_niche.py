@@ -133,7 +133,7 @@ def test_domains_are_exact(labelled, model):
         assert abs(params["error"]) < 1e-5 * params["score_difference"]
         assert params["score_niche"] > 0 > params["score_reference"]
         assert set(result["neighbors"]["label"]) <= set(labelled.obs["cell_type"])
-    assert result["hops"]["hops"].max() == 4
+    assert result["hops"]["hops"].max() == model.config.domain_hops
 
 
 def planted():

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from functools import partial
 from itertools import islice
+from typing import NamedTuple
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -65,12 +66,11 @@ def context_means(
 ) -> tuple[Tensor, Directions]:
     """Means of embedded cells over the hops of the context, ``(n, dim)``, and the spatial directions of a slide.
 
-    The directions are computed from some `cells`; contexts are the means mapped by them. For `domains`, the means of
-    the test have the same variance in all directions, and contexts are means over other hops.
+    The directions are computed from some `cells`; contexts, with `domains` those of domains, are the means mapped by
+    them.
     """
     graph = graph or row_blocks(slide.graph, block, vectors.device)
-    tested, (context, power) = config.test_hops, context_settings(slide, config)
-    context, scaled, power = (domain_hops(slide, config), tested, 0.0) if domains else (context, context, power)
+    tested, (context, scaled, power) = config.test_hops, context_settings(slide, config, domains=domains)
     found = {}
     for hop, z in enumerate(islice(hop_means(slide, vectors, graph, block), max(context, tested) + 1)):
         if hop in (0, tested, scaled):
@@ -83,20 +83,33 @@ def context_means(
     return means, spatial_directions(found[0], found[tested], null, found[scaled], margin=margin, power=power)
 
 
-def context_settings(slide: Slide, config: StageConfig) -> tuple[int, float]:
-    """Return the number of hops of contexts, and the exponent of the variance of a direction, for cells or spots."""
+class ContextSettings(NamedTuple):
+    """Computation of contexts from embedded cells."""
+
+    hops: int
+    """Number of hops of the means."""
+    scaled: int
+    """Number of hops of the means by whose variance directions are scaled."""
+    power: float
+    """Exponent of the variance of a direction in these means, in units of its variance in cells."""
+
+
+def context_settings(slide: Slide, config: StageConfig, *, domains: bool = False) -> ContextSettings:
+    """Contexts of a slide of cells or spots: those that the network learns, or those of `domains`.
+
+    In means over the hops of the test, all directions have the same variance in contexts of domains. Those of proteins
+    are as for the network.
+    """
     spots = slide.edge >= config.spot_edge
-    return (config.spot_hops, config.spot_power) if spots else (config.context_hops, config.power)
-
-
-def domain_hops(slide: Slide, config: StageConfig) -> int:
-    """Return the number of hops of the contexts of domains, for cells or spots."""
-    return config.spot_hops if slide.edge >= config.spot_edge else config.domain_hops
+    if domains and config.modality == "rna":
+        return ContextSettings(config.spot_hops if spots else config.domain_hops, config.test_hops, 0.0)
+    hops, power = (config.spot_hops, config.spot_power) if spots else (config.context_hops, config.power)
+    return ContextSettings(hops, hops, power)
 
 
 def window_hops(slide: Slide, config: StageConfig) -> int:
     """Return the number of hops around a cell from which its context, and the test of directions, are computed."""
-    return max(context_settings(slide, config)[0], config.test_hops)
+    return max(context_settings(slide, config).hops, config.test_hops)
 
 
 def _shuffled_means(slide: Slide, z: Tensor, config: StageConfig, graph: Blocks) -> Iterator[Tensor]:
@@ -129,7 +142,7 @@ class ContextCache:
     def of(self, model: Stage, slide: Slide, panel: Panel) -> Tensor:
         """``(n, dim)`` float32 contexts, on the CPU; those at the border of a window are not valid."""
         if slide not in self._known:
-            hops, _ = context_settings(slide, model.config)
+            hops = context_settings(slide, model.config).hops
             means = next(islice(hop_means(slide, initial_vectors(model, slide)), hops, None))
             self._known[slide] = apply_map(means, panel).cpu()
         return self._known[slide]

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from stage_sc.embed._context import context_settings, domain_hops
+from stage_sc.embed._context import context_settings
 from stage_sc.embed._encode import encode_slide
 from stage_sc.embed._slide_context import slide_context
 from stage_sc.embed._unlike import UNLIKE, coexpression_correlation
@@ -53,7 +53,7 @@ def embed_slides(model: Stage, slides: list[Slide], device: torch.device, *, dom
         if domains and directions is not None:
             context, directions = slide_context(slide, encoded.means @ directions.root.cpu(), model.config)
         if directions is not None:
-            hops = domain_hops(slide, model.config) if domains else context_settings(slide, model.config)[0]
+            hops = context_settings(slide, model.config, domains=domains).hops
             rows[slide.name] = [directions.number, directions.floor, hops, likeness]
             if not directions.number:
                 logger.warning(

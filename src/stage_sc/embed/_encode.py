@@ -59,7 +59,7 @@ def encode_slide(model: Stage, slide: Slide, panel: Panel | None = None, *, bloc
         means, directions = context_means(slide, vectors, model.config, graph, block)
         panel = slide_panel(slide, model.vocabulary)._replace(whitening=directions.map.cpu())
     else:
-        hops, _ = context_settings(slide, model.config)
+        hops = context_settings(slide, model.config).hops
         means = next(islice(hop_means(slide, vectors, graph, block), hops, None))
     panel = (slide_panel(slide, model.vocabulary) if panel is None else panel).to(device)
     context, z = apply_map(means, panel).cpu(), torch.empty_like(means)

@@ -10,7 +10,7 @@ import torch
 from sklearn.utils.extmath import randomized_svd
 from torch import Tensor
 
-from stage_sc.embed._context import context_means, context_settings, domain_hops, hop_means, initial_vectors
+from stage_sc.embed._context import context_means, context_settings, hop_means, initial_vectors
 from stage_sc.nn import Directions, Stage, StageConfig
 from stage_sc.slides import Slide, mix
 
@@ -62,7 +62,7 @@ def context_map(model: Stage, slide: Slide) -> ContextMap:
     if model.config.whiten:
         means, directions = context_means(slide, vectors, model.config)
         return _own_context(slide, means @ directions.root, model.config)[0]
-    hops, _ = context_settings(slide, model.config)
+    hops = context_settings(slide, model.config).hops
     means = next(islice(hop_means(slide, vectors), hops, None))
     return ContextMap(means, _of_length_1(vectors), torch.zeros(vectors.shape[1]), hops)
 
@@ -81,7 +81,8 @@ def _own_context(slide: Slide, reference: Tensor, config: StageConfig) -> tuple[
     kept = shared > SHARED * shared[0]
     turn = (left[:, kept] @ right[kept]).float()
     vectors = _of_length_1(axes) @ directions.map @ turn
-    return ContextMap(own @ turn, vectors, -centre @ turn, domain_hops(slide, config)), directions
+    hops = context_settings(slide, config, domains=True).hops
+    return ContextMap(own @ turn, vectors, -centre @ turn, hops), directions
 
 
 def _of_length_1(vectors: Tensor) -> Tensor:
