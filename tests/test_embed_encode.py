@@ -219,7 +219,7 @@ class TestAxes:
         span = np.linalg.qr(np.random.default_rng(5).normal(size=(DIM, DIM)))[0][:, :rank]
         vectors = np.random.default_rng(0).normal(size=(len(slide.genes), DIM))
         x = hop_mean(slide, vectors)[:, :rank] @ span.T
-        axes = principal_axes(slide, min(n_axes, N // 8), N).double().numpy()
+        axes = principal_axes(slide, min(n_axes, max(DIM, N // 8)), N).double().numpy()
         own = hop_mean(slide, axes, 6) @ directions(slide, axes, power=0.0, hops=2)
         own -= own.mean(axis=0)
         left, shared, right = np.linalg.svd(own.T @ (x - x.mean(axis=0)), full_matrices=False)

@@ -16,7 +16,7 @@ from stage_sc.slides import Slide, mix
 
 # Minimum singular value of a direction shared by slide and model, as a fraction of the largest.
 SHARED = 1e-4
-# Minimum number of cells for a principal axis.
+# Number of cells for a principal axis beyond as many as the model has components.
 CELLS_PER_AXIS = 8
 # Number of cells in a partial sum.
 BLOCK = 65_536
@@ -69,7 +69,7 @@ def context_map(model: Stage, slide: Slide) -> ContextMap:
 
 def _own_context(slide: Slide, reference: Tensor, config: StageConfig) -> tuple[ContextMap, Directions]:
     """Contexts as by `slide_context`, as a map."""
-    n_axes = min(config.n_axes, max(1, slide.n_cells // CELLS_PER_AXIS))
+    n_axes = min(config.n_axes, max(reference.shape[1], slide.n_cells // CELLS_PER_AXIS))
     axes = principal_axes(slide, n_axes, config.axes_cells)
     means, directions = context_means(slide, axes, config, domains=True)
     own = means @ directions.map

@@ -69,8 +69,8 @@ class StageConfig:
     """Number of hops over which embedded cells are averaged to the contexts from which domains are found (spots:
     `spot_hops`)."""
     n_axes: int = 50
-    """Maximum number of principal axes of a slide from which these contexts are computed; at most one for eight
-    cells."""
+    """Maximum number of principal axes of a slide from which these contexts are computed; `dim`, or one for eight cells
+    if these are more."""
     axes_cells: int = 5000
     """Maximum number of cells from which the principal axes of a slide are computed."""
     whiten: bool = True
