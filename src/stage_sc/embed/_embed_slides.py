@@ -53,7 +53,7 @@ def embed_slides(model: Stage, slides: list[Slide], device: torch.device, *, dom
         if domains and directions is not None:
             context, directions = slide_context(slide, encoded.means @ directions.root.cpu(), model.config)
         if directions is not None:
-            hops = context_settings(slide, model.config, domains=domains).hops
+            hops = context_settings(slide, model.config).hops
             rows[slide.name] = [directions.number, directions.floor, hops, likeness]
             if not directions.number:
                 logger.warning(

@@ -49,7 +49,8 @@ def slide_context(slide: Slide, reference: Tensor, config: StageConfig) -> tuple
         = U V^\top \;\text{with}\; Y^\top X = U S V^\top
 
     (orthogonal Procrustes; directions that either lacks are left out of U and V). Y has the variation of the slide, X
-    the directions common to all slides and panels. Computed on the CPU, with four more ``(n, dim)`` float32 arrays.
+    the directions common to all slides and panels. Computed on the CPU, with four more
+    arrays of `n_axes` float32 numbers for each cell.
     """
     found, directions = _own_context(slide, reference, config)
     return found.context, directions

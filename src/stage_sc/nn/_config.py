@@ -20,15 +20,8 @@ MAY_BE_ZERO = (
 FRACTIONS = ("panel_fraction", "min_fraction", "selection_threshold", "domain_shrinkage")
 # Largest numbers; all others are at most 10⁹, so that sizes and products stay finite.
 AT_MOST = {
-    **{
-        "n_layers": 100,
-        "context_hops": 1000,
-        "spot_hops": 1000,
-        "domain_hops": 1000,
-        "test_hops": 1000,
-        "smoothing": 1000,
-    },
-    **{"sinkhorn_iterations": 10_000, "dim": 10_000, "n_axes": 10_000},
+    **dict.fromkeys(("context_hops", "spot_hops", "domain_hops", "test_hops", "smoothing"), 1000),
+    **{"n_layers": 100, "sinkhorn_iterations": 10_000, "dim": 10_000, "n_axes": 10_000},
     **{"domain_starts": 100_000, "domain_refined": 100_000, "levels": 10_000_000, "noise_rate": float("inf")},
 }
 # Smallest values of divisors.

@@ -122,8 +122,8 @@ def stage_niches(
         level, parent and number of cells of every node. For a model trained from another also ``init_node``, the node
         of that model with most of the node's training cells, and ``init_share``, the fraction of these cells.
         ``"slides"``: data frame with, for each slide, number of directions of expression that vary in space beyond
-        chance (``n_directions``), noise floor (0 to 1), hops of the context, and ``likeness``, the correlation with the
-        coexpression of genes in the model (see Notes). A slide without such directions (places
+        chance (``n_directions``), noise floor (0 to 1), hops of the contexts of niches, and ``likeness``, the
+        correlation with the coexpression of genes in the model (see Notes). A slide without such directions (places
         shuffled, or too few counts) gets one niche and one domain, with a warning.
 
     Raises
@@ -168,7 +168,7 @@ def stage_niches(
 
     The same input gives the same labels, for any order of cells and genes and for rotated or shifted coordinates. Time
     and memory are linear in the number of cells: on one core 12 to 30 s and 3.2 GB for a million cells with 50 genes in
-    each, most of the memory for the expression; `settle` adds up to 1 s, `n_domains` 6 to 11 s and 1.1 GB. An `X` on
+    each, most of the memory for the expression; `settle` adds up to 1 s, `n_domains` up to 19 s and 1.2 GB. An `X` on
     disk (backed, or a dask array) is read once, in blocks, into temporary files (8 bytes per count).
 
     Examples
