@@ -114,7 +114,7 @@ WRONG: dict[str, list[Any]] = {
 # Right values among the wrong ones, by the argument (of one function, or of all).
 MEANT: dict[str, list[Any]] = {
     **dict.fromkeys(("batch_effect", "rotation", "epochs", "seed"), [0]),
-    **dict.fromkeys(("n_layers", "warmup_epochs", "smoothing", "swav_weight", "reconstruction_weight"), [0]),
+    **dict.fromkeys(("n_layers", "warmup_epochs", "smoothing_reach", "swav_weight", "reconstruction_weight"), [0]),
     **dict.fromkeys(
         (
             "path_weight",

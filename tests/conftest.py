@@ -113,7 +113,8 @@ def put_in_order() -> Callable[[Slide, np.ndarray], Slide]:
     """The same slide with its cells in another order."""
 
     def reorder(slide: Slide, order: np.ndarray) -> Slide:
-        parts: dict[str, Any] = {name: getattr(slide, name)[order] for name in ("cells", "xy", "empty", "isolated")}
+        arrays = ("cells", "xy", "empty", "isolated", "identity")
+        parts: dict[str, Any] = {name: getattr(slide, name)[order] for name in arrays}
         for name in ("graph", "local"):
             parts[name] = getattr(slide, name)[order][:, order].sorted_indices()
         return replace(slide, rows=order if slide.rows is None else slide.rows[order], **parts)

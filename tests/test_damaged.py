@@ -170,7 +170,10 @@ class TestCheckpoints:
     @pytest.mark.parametrize(
         "fields",
         [
-            *({"config": {name: 10**12}} for name in ("n_layers", "context_hops", "smoothing", "dim", "queue_length")),
+            *(
+                {"config": {name: 10**12}}
+                for name in ("n_layers", "context_reach", "smoothing_reach", "dim", "queue_length")
+            ),
             {"config": {"levels": [2, 6, 10**12]}},
             {"config": {"levels": "many"}},
             {"config": {"temperature": 1e-300}},

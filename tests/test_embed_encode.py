@@ -12,11 +12,13 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 import torch
-from scipy.linalg import fractional_matrix_power, sqrtm
+from scipy.linalg import fractional_matrix_power, polar, sqrtm
+from scipy.spatial import cKDTree
 
 import stage_sc as st
-from stage_sc.embed import ContextCache, calibrate, encode_slide
-from stage_sc.embed._slide_context import principal_axes, slide_context
+from stage_sc.embed import ContextCache, calibrate, encode_slide, hops_within
+from stage_sc.embed._axes import principal_axes, slide_axes
+from stage_sc.embed._slide_context import slide_context
 from stage_sc.embed._unlike import UNLIKE, coexpression_correlation
 from stage_sc.model import Stage, StageConfig
 from stage_sc.slides import Slide, load_window, mix, read_slides, slide_panel
@@ -59,15 +61,30 @@ def start_of(model: Stage, slide: Slide) -> np.ndarray:
     return model.initial_vectors[[model.vocabulary[gene] for gene in slide.genes]].double().numpy()
 
 
-def hop_mean(slide: Slide, vectors: np.ndarray, hops: int = 4) -> np.ndarray:
-    """Means over hops of cells embedded with these vectors."""
+def axes_and_frame(model: Stage, slide: Slide) -> tuple[np.ndarray, np.ndarray]:
+    """As many principal axes of the slide as the model has components, and the model's vectors on these."""
+    axes = slide_axes(slide, model.config).double().numpy()[:, :DIM]
+    return axes, axes.T @ start_of(model, slide)
+
+
+def hops_of(slide: Slide, reach: float) -> int:
+    return max(2, round(reach / slide.edge))
+
+
+def hop_mean(slide: Slide, vectors: np.ndarray, reach: float = 44.0) -> np.ndarray:
+    """Means of cells embedded with these vectors, over hops that reach some µm; 0: the cells."""
+    hops = hops_of(slide, reach) if reach else 0
     return mean_over(slide, hops) @ (scaled(slide) @ vectors / np.linalg.norm(vectors))
 
 
-def directions(slide: Slide, vectors: np.ndarray, power: float = 1.0, hops: int = 4) -> np.ndarray:
-    """Map of cells to the directions that vary in space more than those of shuffled cells, scaled over `hops`."""
-    cells, near = hop_mean(slide, vectors, 0), mean_over(slide, 2)
-    root = np.linalg.inv(sqrtm(np.cov(cells.T, bias=True)))
+def directions(
+    slide: Slide, vectors: np.ndarray, power: float = 1.0, reach: float = 44.0, frame: np.ndarray | None = None
+) -> np.ndarray:
+    """Map of cells to the directions that vary in space more than those of shuffled cells, scaled over a distance."""
+    cells, near = hop_mean(slide, vectors, 0), mean_over(slide, hops_of(slide, 22.0))
+    covariance = np.cov(cells.T, bias=True)
+    root = np.linalg.inv(sqrtm(covariance))
+    root = root if frame is None else root @ polar(sqrtm(covariance) @ frame)[0]
     unit, place, floor = cells @ root, np.argsort(mix(slide.identity), kind="stable"), []
     for number in range(1, 21):
         shuffled = np.empty_like(unit)
@@ -75,12 +92,13 @@ def directions(slide: Slide, vectors: np.ndarray, power: float = 1.0, hops: int 
         floor.append(np.linalg.eigvalsh(np.cov((near @ shuffled).T, bias=True))[-1])
     values, axes = np.linalg.eigh(np.cov((near @ unit).T, bias=True))
     axes = axes[:, values > np.mean(floor)]
-    spread = np.cov((mean_over(slide, hops) @ unit @ axes).T, bias=True)
+    spread = np.cov((mean_over(slide, hops_of(slide, reach)) @ unit @ axes).T, bias=True)
     return root @ axes @ fractional_matrix_power(np.atleast_2d(spread), (power - 1) / 2) @ axes.T
 
 
-def contexts_of(slide: Slide, vectors: np.ndarray, power: float = 1.0) -> np.ndarray:
-    return hop_mean(slide, vectors) @ directions(slide, vectors, power)
+def contexts_of(model: Stage, slide: Slide) -> np.ndarray:
+    axes, frame = axes_and_frame(model, slide)
+    return hop_mean(slide, axes) @ directions(slide, axes, frame=frame)
 
 
 class TestCalibrate:
@@ -88,8 +106,11 @@ class TestCalibrate:
     def test_equations(self, slide, power):
         """From the vectors of the start alone: training changes nothing."""
         model = network(slide, power=power)
-        expected = directions(slide, start_of(model, slide), power)
-        got = calibrate(model, slide).whitening
+        axes, frame = axes_and_frame(model, slide)
+        expected = directions(slide, axes, power, frame=frame)
+        panel = calibrate(model, slide)
+        got = panel.whitening
+        np.testing.assert_array_equal(panel.axes.double(), axes)
         assert not got.requires_grad
         np.testing.assert_allclose(got.numpy(), expected, rtol=0, atol=1e-4 * np.abs(expected).max())
 
@@ -121,16 +142,15 @@ class TestEncode:
         context = encode_slide(model, slide).context
         assert (calibrate(model, slide).whitening is None) == (not whiten)
         vectors = start_of(model, slide)
-        expected = contexts_of(slide, vectors) if whiten else hop_mean(slide, vectors)
+        expected = contexts_of(model, slide) if whiten else hop_mean(slide, vectors)
         np.testing.assert_allclose(context, expected, atol=1e-4)
 
     def test_whitened_cells_enter_the_layers(self, slide):
         """Without layers and with plain means: the pooled cells, in units of what varies."""
         model = network(slide, n_layers=0)
-        model.embedder.vectors.data.copy_(model.initial_vectors)
         model.encoder = Stage(model.config, ["gene"], ["one"]).encoder  # untrained
-        vectors = start_of(model, slide)
-        cells = scaled(slide) @ vectors / np.linalg.norm(vectors) @ directions(slide, vectors)
+        axes, frame = axes_and_frame(model, slide)
+        cells = scaled(slide) @ axes / np.linalg.norm(axes) @ directions(slide, axes, frame=frame)
         share = slide.local.toarray().astype(float)
         share /= share.sum(axis=1, keepdims=True)
         np.testing.assert_allclose(encode_slide(model, slide).pooled, share @ cells, atol=1e-3)
@@ -144,6 +164,35 @@ class TestEncode:
             for name in ("h", "context"):
                 difference = (getattr(one, name) - getattr(other, name)).abs().max()
                 assert difference < 1e-4 if whiten else difference > 0.05
+
+
+class TestDistances:
+    """Means are over µm, whatever the distance of cells, bins and spots."""
+
+    @pytest.mark.parametrize(
+        ("edge", "hops"),
+        [
+            *[(11.0, (2, 4, 7)), (7.0, (3, 6, 11)), (24.3, (2, 2, 3)), (2.0, (11, 22, 38)), (8.0, (3, 6, 10))],
+            *[(16.0, (2, 3, 5)), (100.0, (2, 2, 2)), (200.0, (2, 2, 2)), (0.5, (44, 50, 50)), (0.0, (2, 2, 2))],
+        ],
+    )
+    def test_hops(self, slide, edge, hops):
+        assert tuple(hops_within(reach, replace(slide, edge=edge)) for reach in (22, 44, 77)) == hops
+        assert hops_within(0, slide) == 0
+
+    @pytest.mark.parametrize(("pitch", "hops"), [(4, 11), (8, 6), (16, 3)])
+    def test_bins(self, pitch, hops):
+        """Of the same tissue, in squares of any size."""
+        tissue = st.datasets.simulate_tissue(1500, rng=2)
+        low, high = tissue.obsm["spatial"].min(axis=0), tissue.obsm["spatial"].max(axis=0)
+        sides = [np.arange(a, b, pitch) for a, b in zip(low, low + np.minimum(high - low, 40 * pitch), strict=True)]
+        places = np.stack(np.meshgrid(*sides), -1).reshape(-1, 2)
+        near = cKDTree(tissue.obsm["spatial"]).query(places)[1]
+        bins = ad.AnnData(tissue.X[near], var=tissue.var, obsm={"spatial": places})
+        st.pp.build_graph(bins, scale=1.0)
+        st.tl.stage_niches(bins, n_domains=3)
+        assert bins.uns["stage_graph"]["slides"]["layout"].tolist() == ["square"]
+        assert bins.uns["stage"]["slides"]["context_hops"].tolist() == [hops]
 
 
 class TestContexts:
@@ -210,25 +259,36 @@ class TestAxes:
 
     def test_no_counts(self, slide):
         empty = replace(slide, expression=0 * slide.expression, mean=0 * slide.mean)
-        got, found = slide_context(empty, torch.randn(N, DIM), StageConfig())
-        assert found.number == 0 and not got.any()
+        got, found = slide_context(network(slide), empty, principal_axes(empty, DIM, N))
+        assert found.number == 0 and not got.context.any()
 
-    @pytest.mark.parametrize(("n_axes", "rank"), [(DIM, DIM), (5, DIM), (20, DIM), (1000, DIM), (20, 3)])
+    @pytest.mark.parametrize(("n_axes", "rank"), [(DIM, DIM), (20, DIM), (1000, DIM), (20, 3)])
     def test_equation_of_contexts(self, slide, n_axes, rank):
-        """Only directions that the vectors of the model span are turned, wherever these lie."""
+        """Directions that the vectors of the model span are turned, wherever these lie; others are put beside them."""
+        model = network(slide, n_axes=n_axes)
         span = np.linalg.qr(np.random.default_rng(5).normal(size=(DIM, DIM)))[0][:, :rank]
-        vectors = np.random.default_rng(0).normal(size=(len(slide.genes), DIM))
-        x = hop_mean(slide, vectors)[:, :rank] @ span.T
-        axes = principal_axes(slide, min(n_axes, max(DIM, N // 8)), N).double().numpy()
-        own = hop_mean(slide, axes, 6) @ directions(slide, axes, power=0.0, hops=2)
+        model.initial_vectors.copy_((model.initial_vectors.double() @ torch.from_numpy(span @ span.T)).float())
+        axes = slide_axes(slide, model.config).double().numpy()
+        assert axes.shape[1] == min(n_axes, max(DIM, N // 8))
+        cells, means = (hop_mean(slide, axes, reach) for reach in (0, 77.0))
+        root = sqrtm(np.cov(cells.T, bias=True))
+        x = means @ np.linalg.inv(root) @ polar(root @ axes.T @ start_of(model, slide) @ span)[0] @ span.T
+        own = means @ directions(slide, axes, power=0.0, reach=22.0)
         own -= own.mean(axis=0)
         left, shared, right = np.linalg.svd(own.T @ (x - x.mean(axis=0)), full_matrices=False)
         kept = shared > 1e-4 * shared[0]
         assert kept.sum() <= rank
-        got, found = slide_context(slide, torch.from_numpy(x).float(), StageConfig(n_axes=n_axes))
-        assert got.dtype == torch.float32 and got.shape == (N, DIM) and 0 < found.number <= axes.shape[1]
-        np.testing.assert_allclose(got.numpy(), own @ left[:, kept] @ right[kept], atol=2e-3)
-        np.testing.assert_allclose(got.numpy() @ span @ span.T, got, atol=1e-4)
+        found, chosen = slide_context(model, slide, torch.from_numpy(axes).float())
+        got = found.context
+        assert got.dtype == torch.float32 and got.shape == (N, DIM) and 0 < chosen.number <= axes.shape[1]
+        in_model = right[kept].T @ right[kept]
+        np.testing.assert_allclose(got.numpy() @ in_model, own @ left[:, kept] @ right[kept], atol=2e-3)
+        others = np.sort(np.linalg.eigvalsh(np.cov((own - own @ left[:, kept] @ left[:, kept].T).T, bias=True)))[::-1]
+        beside = np.sort(np.linalg.eigvalsh(np.cov((got.numpy() @ (np.eye(DIM) - in_model)).T, bias=True)))[::-1]
+        n_free = DIM - kept.sum()
+        np.testing.assert_allclose(beside[:n_free], others[:n_free], atol=1e-3)  # the largest of the others
+        again = hop_mean(slide, np.eye(len(slide.genes)), 77.0) * len(slide.genes) ** 0.5 @ found.vectors.numpy()
+        np.testing.assert_allclose(again + found.constant.numpy(), got, atol=1e-3)
 
 
 @pytest.fixture(scope="module")

@@ -81,6 +81,10 @@ def hop_mean(slide: Slide, hops: int) -> np.ndarray:
     return np.linalg.matrix_power(mean / mean.sum(axis=1, keepdims=True), hops)
 
 
+def hops_of(slide: Slide, reach: float) -> int:
+    return max(2, round(reach / slide.edge))
+
+
 @torch.no_grad()
 def reference(model: Stage, slide: Slide) -> tuple[np.ndarray, np.ndarray]:
     """Embedding from torch-geometric's layers, which hold all messages, and context from dense matrices."""
@@ -92,9 +96,8 @@ def reference(model: Stage, slide: Slide) -> tuple[np.ndarray, np.ndarray]:
         cells = layer(cells, edges, weights)
     share = local * torch.exp(model.encoder.score(cells).clamp(-10, 10)).T
     h = normalize(model.encoder.project(share @ cells / share.sum(dim=1, keepdim=True)), dim=1)
-    vectors = model.initial_vectors[[model.vocabulary[gene] for gene in slide.genes]].double().numpy()
-    hops = 2 if slide.edge >= 50 else 4
-    context = hop_mean(slide, hops) @ ((expression.toarray() - slide.mean) / slide.scale @ vectors)
+    vectors = panel.axes.double().numpy()
+    context = hop_mean(slide, hops_of(slide, 44.0)) @ ((expression.toarray() - slide.mean) / slide.scale @ vectors)
     return h.numpy(), context / np.linalg.norm(vectors) @ panel.whitening.double().numpy()
 
 
@@ -164,17 +167,19 @@ class TestWholeSlides:
 
         monkeypatch.setattr(type(stored.graph), "__getitem__", spy)
         encode_slide(network(stored, 2), stored, block=50)
-        assert max(size for _, size in asked) == 50
+        assert max(size for name, size in asked if name != "expression") == 50
         rows = {name: sum(size for other, size in asked if other == name) for name, _ in asked}
-        assert rows == {"expression": 2 * 260, "graph": (4 + 20 * 2 + 2 + 4) * 260, "local": 260}
+        tested, hops = hops_of(stored, 22.0), hops_of(stored, 44.0)
+        axes = 260  # of so few cells all are read for the axes
+        assert rows == {"expression": 2 * 260 + axes, "graph": (hops + 20 * tested + 2 + hops) * 260, "local": 260}
 
     @pytest.mark.parametrize("name", CASES)
-    @pytest.mark.parametrize("hops", [0, 1, 4])
-    def test_niches_are_read_from_the_mean_of_embeddings(self, cases, name, hops):
+    @pytest.mark.parametrize("reach", [0.0, 1.0, 44.0, 90.0])
+    def test_niches_are_read_from_the_mean_of_embeddings(self, cases, name, reach):
         slide = cases[name]
         model = network(slide, 1)
-        model.config = model.config.replace(smoothing=hops)
-        encoded = encode_slide(model, slide)
+        model.config = model.config.replace(smoothing_reach=reach)
+        encoded, hops = encode_slide(model, slide), hops_of(slide, reach) if reach else 0
         expected = normalize(torch.from_numpy(hop_mean(slide, hops)) @ encoded.h.double(), dim=1)
         np.testing.assert_allclose(encoded.niche, expected, rtol=0, atol=TOLERANCE)
         assert (encoded.niche - encoded.h).abs().max() > 0.01 or hops == 0

@@ -10,9 +10,9 @@ import pytest
 from stage_sc.model import StageConfig
 
 FIELDS = dataclasses.fields(StageConfig)
-ALSO_0 = ("n_layers", "epochs", "warmup_epochs", "smoothing")
+ALSO_0 = ("n_layers", "epochs", "warmup_epochs")
 POSITIVE_INTEGERS = [field.name for field in FIELDS if field.type == "int" and field.name not in ALSO_0]
-POSITIVE = ("temperature", "epsilon", "learning_rate", "noise_rate")
+POSITIVE = ("temperature", "epsilon", "learning_rate", "noise_rate", "test_reach", "context_reach", "domain_reach")
 FRACTIONS = ("panel_fraction", "min_fraction", "selection_threshold")
 NO_WEIGHTS = (*POSITIVE, *FRACTIONS, "domain_shrinkage")
 WEIGHTS = [field.name for field in FIELDS if field.type == "float" and field.name not in NO_WEIGHTS]
@@ -68,7 +68,7 @@ class TestValues:
             *[("levels", value) for value in ((), (0,), (4, 7), (8, 64, 64))],
             *[(name, "best") for name in ("scaling", "swav_levels", "linkage", "selection", "assignment")],
             *[(name, value) for name in POSITIVE_INTEGERS for value in (0, -1)],
-            *[(name, -1) for name in ("n_layers", "epochs", "warmup_epochs", "smoothing", "cells_per_slide")],
+            *[(name, -1) for name in ("n_layers", "epochs", "warmup_epochs", "smoothing_reach", "cells_per_slide")],
             *[(name, value) for name in POSITIVE for value in (0.0, -1.0, float("nan"), float("inf"))],
             *[(name, value) for name in WEIGHTS for value in (-1.0, float("nan"), float("inf"))],
             *[(name, value) for name in FRACTIONS for value in (0.0, 1.1, float("nan"))],
@@ -84,7 +84,7 @@ class TestValues:
         ("name", "value"),
         [
             *[("levels", value) for value in (8, "8", (2.5, 8), (True, 8))],
-            *[(name, 2.5) for name in (*POSITIVE_INTEGERS, "n_layers", "smoothing", "epochs", "cells_per_slide")],
+            *[(name, 2.5) for name in (*POSITIVE_INTEGERS, "n_layers", "epochs", "cells_per_slide")],
             *[(name, "half") for name in (*POSITIVE, *WEIGHTS, *FRACTIONS, "domain_shrinkage")],
             *[("dim", 32.0), ("epochs", "60"), ("batch_size", True), ("whiten", "no")],
         ],

@@ -48,7 +48,7 @@ def test_equations(power, strength):
     spread = axes.T @ root @ far @ root @ axes
     expected = root @ axes @ fractional_matrix_power(spread, (power - 1) / 2) @ axes.T
     np.testing.assert_allclose(got.map, expected, atol=1e-5)
-    np.testing.assert_allclose(got.root, root, atol=1e-5)
+    np.testing.assert_allclose(got.cells, whole, atol=1e-5)
     contexts = np.cov((mean_over(x, 4) @ got.map.numpy()).T, bias=True)
     held = np.sort(np.linalg.eigvalsh(contexts))[::-1]
     wanted = np.sort(np.linalg.eigvalsh(spread))[::-1] ** power

@@ -1,6 +1,7 @@
 """Intensities of proteins: names, normalisation, training, and the refusal of other data."""
 
 import anndata as ad
+import dask.array
 import numpy as np
 import pandas as pd
 import pytest
@@ -105,6 +106,59 @@ class TestValues:
         other = section[cells, proteins].copy()
         assert domains(other, model).tolist() == labelled.obs["stage_domain"].to_numpy()[cells].tolist()
         assert st.tl.fit(other, modality="protein", epochs=2, progress=False).digest == model.digest
+
+
+class TestWithoutModality:
+    """Linear values that never were counts are read as intensities, whatever the model."""
+
+    @pytest.fixture(scope="class")
+    def panel(self, rna):
+        adata = rna[:, :40].copy()
+        noise = np.random.default_rng(0).gamma(4, 0.25, adata.shape)
+        adata.X = sp.csr_matrix(((adata.X.toarray() + 0.3) * noise * 40).astype(np.float32))
+        return adata
+
+    @pytest.mark.parametrize("chunk", [None, 90])
+    def test_as_of_proteins(self, panel, chunk, caplog):
+        data = panel.copy()
+        if chunk:
+            data.X = dask.array.from_array(data.X, chunks=(chunk, -1))
+        (slide,) = read_slides(data, st.model.StageConfig())
+        assert slide.intensities
+        assert "taken as intensities" in caplog.text and 'modality="protein"' in caplog.text
+        x = panel.X.toarray()
+        expected = np.arcsinh(x / (3 * np.median(x, axis=0)))
+        order = np.argsort(slide.genes)
+        tokens = st.pp.match_genes(panel).table["token"].to_numpy()
+        expected = expected[slide.cells][:, np.argsort(tokens)][:, order]
+        np.testing.assert_allclose(slide.take(np.arange(slide.n_cells)).toarray(), expected, rtol=0.02)
+
+    @pytest.mark.parametrize(
+        "kind", ["counts", "multiples", "per cell", "ten thousand", "logged", "some whole", "many genes"]
+    )
+    def test_not_of_rna(self, rna, panel, kind):
+        """Counts in any form are not taken as intensities, nor are more features than panels of antibodies have."""
+        adata, rng = rna.copy(), np.random.default_rng(1)
+        counts = adata.X.toarray()
+        factor = rng.uniform(0.5, 2, (len(counts), 1))
+        total = counts.sum(axis=1, keepdims=True)
+        adata.X = {
+            "counts": counts,
+            "multiples": counts * 31.7,
+            "per cell": counts * factor * 30,
+            "ten thousand": counts / total * 1e4,
+            "logged": np.log1p(counts / total * 100),
+            "some whole": np.where(
+                np.arange(len(counts))[:, None] % 3 == 0, counts, counts * rng.uniform(0.8, 1, counts.shape)
+            ),
+            "many genes": counts * rng.uniform(10, 90, counts.shape),
+        }[kind].astype(np.float32)
+        if kind == "many genes":
+            names = [f"gene{number}" for number in range(1100)]
+            adata = ad.AnnData(np.tile(adata.X, 7)[:, :1100], adata.obs, pd.DataFrame(index=names), obsm=adata.obsm)
+            st.pp.build_graph(adata)
+        (slide,) = read_slides(adata, st.model.StageConfig())
+        assert not slide.intensities
 
 
 class TestModels:

@@ -28,7 +28,7 @@ from stage_sc.slides import (
 )
 
 N = 420
-HOPS = StageConfig().context_hops
+HOPS = 4
 
 
 ARGUMENTS = {

@@ -148,7 +148,7 @@ class TestWhatIsWritten:
         slide, mean = read_slide(tissue, small_model)
         with torch.no_grad():
             single = small_model(make_batch(slide, calibrate(small_model, slide), small_model.config.n_layers)).numpy()
-        expected = np.linalg.matrix_power(mean, 4) @ single
+        expected = np.linalg.matrix_power(mean, round(44 / slide.edge)) @ single
         expected /= np.linalg.norm(expected, axis=1, keepdims=True)
         np.testing.assert_allclose(adata.obsm["X_stage"][slide.cells], expected, atol=1e-6)
 
@@ -217,12 +217,12 @@ class TestDomains:
         assert all("301 domains" in record.getMessage() and "300 cells" in record.getMessage() for record in records)
 
     def test_from_contexts(self, adata, tissue, small_model):
-        """Contexts are means over four hops of cells, by the directions of the slide."""
+        """Contexts are means of cells over 44 µm, by the directions of the slide."""
         slide, mean = read_slide(tissue, small_model)
-        rows = [small_model.vocabulary[gene] for gene in slide.genes]
-        vectors = small_model.initial_vectors[rows].double().numpy()
+        panel, hops = calibrate(small_model, slide), round(44 / slide.edge)
+        vectors = panel.axes.double().numpy()
         cells = (slide.take(np.arange(300)).toarray() - slide.mean) / slide.scale @ vectors / np.linalg.norm(vectors)
-        plain = np.linalg.matrix_power(mean, 4) @ cells @ calibrate(small_model, slide).whitening.numpy()
+        plain = np.linalg.matrix_power(mean, hops) @ cells @ panel.whitening.numpy()
         np.testing.assert_allclose(encode_slide(small_model, slide).context, plain, rtol=1e-3, atol=1e-4)
         found = embed_slides(small_model, [slide], torch.device("cpu"), domains=True)
         assert np.abs(found.context - plain).max() > 0.1

@@ -28,12 +28,13 @@ class TestTrain:
     @pytest.mark.parametrize(("warmup", "moves"), [(2, False), (0, True)])
     def test_prototypes_move_in_joint_training_alone(self, parts, new_model, warmup, moves):
         model = new_model(epochs=2, warmup_epochs=warmup)
-        before, vectors = self.prototypes(model), model.embedder.vectors.detach().clone()
+        before, weight = self.prototypes(model), model.encoder.project.weight.detach().clone()
         history = self.trained(model, parts)
         assert history["stage"].tolist() == ["joint" if moves else "warm-up"] * 2
         distance = np.abs(self.prototypes(model) - before).max()
         assert distance > 1e-3 if moves else distance < 1e-6
-        assert (model.embedder.vectors - vectors).abs().max() > 1e-4
+        assert (model.encoder.project.weight - weight).abs().max() > 1e-4
+        assert model.embedder.vectors.equal(model.initial_vectors)  # fixed: cells enter by the axes of their slide
         np.testing.assert_allclose(model.tree.prototypes.detach().norm(dim=1).numpy(), 1, atol=1e-6)
         assert model.tree.prototypes.requires_grad
         assert not model.training

@@ -70,7 +70,7 @@ def make(n: int, number: int) -> Slide:
     expression, ones = sp.csr_matrix(rng.random((n, 2)), dtype=np.float32), np.ones(2, np.float32)
     panel = {"genes": ["a", "b"], "mean": 0 * ones, "scale": ones, "expression": expression, "rows": None}
     place = {"xy": xy, "graph": graph, "local": graph.copy(), "sizes": ("radius", 3.0, 6.0, 3.0)}
-    told = {"empty": no, "isolated": no, "edge": 10.0, "identity": np.arange(n, dtype=np.uint64)}
+    told = {"empty": no, "isolated": no, "edge": 10.0, "intensities": False, "identity": np.arange(n, dtype=np.uint64)}
     return Slide(name=f"slide{number}", cells=np.arange(n), **panel, **place, **told)
 
 

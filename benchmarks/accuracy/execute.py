@@ -50,7 +50,8 @@ def execute(run: Run, data: Path, environments: Path, time_limit: float, methods
             return line | {"scores": {}}
         line["scores"] = score(run.scenario, groups, labels)
         if levels[0]:
-            line["levels"] = {name: score_level(run, groups, [one[name] for one in levels]) for name in levels[0]}
+            shared = [name for name in levels[0] if all(name in one for one in levels)]  # small sections have fewer
+            line["levels"] = {name: score_level(run, groups, [one[name] for one in levels]) for name in shared}
         return line
     except Skipped as reason:
         return run.line | {"skipped": str(reason)}

@@ -47,7 +47,7 @@ from stage_sc.slides import (
 
 logger = logging.getLogger("stage_sc.data")
 
-FORMAT = "stage_sc store 2"
+FORMAT = "stage_sc store 3"
 # Header in the folder of every file, written last.
 CONTENTS = "file.json"
 # Rows per write.
@@ -303,7 +303,7 @@ def _write_slide(slide: Slide, folder: Path) -> dict[str, Any]:
         values = np.ascontiguousarray(values, SMALL.get(name) or ARRAYS[name][0])
         (folder / name).write_bytes(values.data)
     header = {"name": slide.name, "n_cells": slide.n_cells, "genes": slide.genes}
-    header |= {"sizes": list(slide.sizes), "edge": slide.edge}
+    header |= {"sizes": list(slide.sizes), "edge": slide.edge, "intensities": slide.intensities}
     return header | {"files": {file.name: [file.stat().st_size, digest(file)] for file in sorted(folder.iterdir())}}
 
 
@@ -328,6 +328,7 @@ def _read_slide(folder: Path, header: dict[str, Any], config: StageConfig, known
         rows=None,
         sizes=tuple(header["sizes"]),
         edge=float(header["edge"]),
+        intensities=bool(header["intensities"]),
         boxes=boxes.reshape(-1, 2, 2),
         **matrices,
         **arrays,

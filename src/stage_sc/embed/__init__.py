@@ -1,6 +1,6 @@
 """Embeddings of slides: gene vectors, contexts, niche embeddings, and a score of unlikeness."""
 
-from stage_sc.embed._context import ContextCache, window_hops
+from stage_sc.embed._context import ContextCache, hops_within, window_hops
 from stage_sc.embed._embed_slides import Embeddings, embed_slides
 from stage_sc.embed._encode import Encoded, calibrate, encode_slide
 from stage_sc.embed._gene_vectors import coexpression_vectors
@@ -16,5 +16,6 @@ __all__ = [
     "context_map",
     "embed_slides",
     "encode_slide",
+    "hops_within",
     "window_hops",
 ]

@@ -32,6 +32,8 @@ from stage_sc.slides import Matrix, Slide, StoredMatrix, mix
 BLOCK = 16_384
 # Largest number of shuffles.
 MAX_SHUFFLES = 20
+# Smallest and largest number of hops of a mean.
+FEWEST_HOPS, MOST_HOPS = 2, 50
 
 
 @torch.no_grad()
@@ -62,25 +64,28 @@ def context_means(
     block: int = BLOCK,
     cells: Tensor | slice = slice(None),
     *,
+    frame: Tensor | None = None,
     domains: bool = False,
 ) -> tuple[Tensor, Directions]:
-    """Means of embedded cells over the hops of the context, ``(n, dim)``, and the spatial directions of a slide.
+    """Means of embedded cells over the hops of the context, ``(n, k)``, and the spatial directions of a slide.
 
-    The directions are computed from some `cells`; contexts, with `domains` those of domains, are the means mapped by
-    them.
+    The directions are computed from some `cells`, and turned onto a `frame` of ``(k, dim)``; contexts, with `domains`
+    those of domains, are the means mapped by them.
     """
     graph = graph or row_blocks(slide.graph, block, vectors.device)
-    tested, (context, scaled, power) = config.test_hops, context_settings(slide, config, domains=domains)
+    chosen = context_settings(slide, config, domains=domains)
     found = {}
-    for hop, z in enumerate(islice(hop_means(slide, vectors, graph, block), max(context, tested) + 1)):
-        if hop in (0, tested, scaled):
+    for hop, z in enumerate(islice(hop_means(slide, vectors, graph, block), max(chosen.hops, chosen.tested) + 1)):
+        if hop in (0, chosen.tested, chosen.scaled):
             found[hop] = covariance(z[cells])
         if hop == 0:
-            null = [covariance(one[cells]) for one in _shuffled_means(slide, z, config, graph)]
-        if hop == context:
+            null = [covariance(one[cells]) for one in _shuffled_means(slide, z, config, graph, chosen.tested)]
+        if hop == chosen.hops:
             means = z
-    margin = config.null_margin
-    return means, spatial_directions(found[0], found[tested], null, found[scaled], margin=margin, power=power)
+    tested, scaled = found[chosen.tested], found[chosen.scaled]
+    return means, spatial_directions(
+        found[0], tested, null, scaled, frame=frame, margin=config.null_margin, power=chosen.power
+    )
 
 
 class ContextSettings(NamedTuple):
@@ -88,6 +93,8 @@ class ContextSettings(NamedTuple):
 
     hops: int
     """Number of hops of the means."""
+    tested: int
+    """Number of hops of the means in which directions are tested."""
     scaled: int
     """Number of hops of the means by whose variance directions are scaled."""
     power: float
@@ -95,25 +102,34 @@ class ContextSettings(NamedTuple):
 
 
 def context_settings(slide: Slide, config: StageConfig, *, domains: bool = False) -> ContextSettings:
-    """Contexts of a slide of cells or spots: those that the network learns, or those of `domains`.
+    """Contexts of a slide of cells, bins or spots: those that the network learns, or those of `domains`.
 
-    In means over the hops of the test, all directions have the same variance in contexts of domains. Those of proteins
-    are as for the network.
+    In means over the hops of the test, all directions have the same variance in contexts of domains. Those of
+    intensities (proteins) are as for the network.
     """
-    spots = slide.edge >= config.spot_edge
-    if domains and config.modality == "rna":
-        return ContextSettings(config.spot_hops if spots else config.domain_hops, config.test_hops, 0.0)
-    hops, power = (config.spot_hops, config.spot_power) if spots else (config.context_hops, config.power)
-    return ContextSettings(hops, hops, power)
+    tested = hops_within(config.test_reach, slide)
+    if domains and not slide.intensities:
+        return ContextSettings(max(hops_within(config.domain_reach, slide), tested), tested, tested, 0.0)
+    hops = hops_within(config.context_reach, slide)
+    return ContextSettings(hops, tested, hops, config.spot_power if slide.edge >= config.spot_edge else config.power)
+
+
+def hops_within(reach: float, slide: Slide) -> int:
+    """Return the number of hops that reach some µm by the median edge of the slide: 2 to 50, and 0 for 0 µm."""
+    edge = float(f"{slide.edge:.5g}")  # the same to the bit after a rotation
+    if reach == 0 or edge == 0:
+        return 0 if reach == 0 else FEWEST_HOPS
+    return int(min(max(round(reach / edge), FEWEST_HOPS), MOST_HOPS))
 
 
 def window_hops(slide: Slide, config: StageConfig) -> int:
     """Return the number of hops around a cell from which its context, and the test of directions, are computed."""
-    return max(context_settings(slide, config).hops, config.test_hops)
+    chosen = context_settings(slide, config)
+    return max(chosen.hops, chosen.tested)
 
 
-def _shuffled_means(slide: Slide, z: Tensor, config: StageConfig, graph: Blocks) -> Iterator[Tensor]:
-    """Means over the hops of the test for embedded cells `z` that are shuffled over the places.
+def _shuffled_means(slide: Slide, z: Tensor, config: StageConfig, graph: Blocks, hops: int) -> Iterator[Tensor]:
+    """Means over some hops for embedded cells `z` that are shuffled over the places.
 
     Cells are shuffled by a hash of their counts, so that the result does not depend on their order.
     """
@@ -122,14 +138,14 @@ def _shuffled_means(slide: Slide, z: Tensor, config: StageConfig, graph: Blocks)
     for shuffle in range(1, 1 + min(MAX_SHUFFLES, max(1, config.null_cells // slide.n_cells))):
         shuffled = torch.empty_like(z)
         shuffled[place] = z[torch.from_numpy(np.argsort(mix(identity + np.uint64(shuffle)), kind="stable"))]
-        for _ in range(config.test_hops):
+        for _ in range(hops):
             shuffled = smooth(shuffled, graph)
         yield shuffled
 
 
-def initial_vectors(model: Stage, slide: Slide) -> Tensor:
-    """Vectors of the genes of a slide at the start of training, from which contexts are computed."""
-    return model.initial_vectors[[model.vocabulary[gene] for gene in slide.genes]]
+def initial_vectors(model: Stage, panel: Panel) -> Tensor:
+    """Vectors from which contexts are computed: axes of the panel, or those of its genes at the start of training."""
+    return model.initial_vectors[panel.genes] if panel.axes is None else panel.axes
 
 
 class ContextCache:
@@ -142,9 +158,8 @@ class ContextCache:
     def of(self, model: Stage, slide: Slide, panel: Panel) -> Tensor:
         """``(n, dim)`` float32 contexts, on the CPU; those at the border of a window are not valid."""
         if slide not in self._known:
-            hops = context_settings(slide, model.config).hops
-            means = next(islice(hop_means(slide, initial_vectors(model, slide)), hops, None))
-            self._known[slide] = apply_map(means, panel).cpu()
+            hops, vectors = context_settings(slide, model.config).hops, initial_vectors(model, panel)
+            self._known[slide] = apply_map(next(islice(hop_means(slide, vectors), hops, None)), panel).cpu()
         return self._known[slide]
 
 

@@ -50,8 +50,9 @@ def embed_slides(model: Stage, slides: list[Slide], device: torch.device, *, dom
             )
         encoded = encode_slide(network, slide)
         context, directions = encoded.context, encoded.directions
-        if domains and directions is not None:
-            context, directions = slide_context(slide, encoded.means @ directions.root.cpu(), model.config)
+        if domains and encoded.axes is not None:
+            found, directions = slide_context(model, slide, encoded.axes)
+            context = found.context
         if directions is not None:
             hops = context_settings(slide, model.config).hops
             rows[slide.name] = [directions.number, directions.floor, hops, likeness]

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from stage_sc.embed._axes import slide_axes
 from stage_sc.embed._context import (
     BLOCK,
     apply_map,
@@ -17,6 +18,7 @@ from stage_sc.embed._context import (
     context_settings,
     cut_rows,
     hop_means,
+    hops_within,
     initial_vectors,
     row_blocks,
 )
@@ -32,11 +34,11 @@ class Encoded(NamedTuple):
     context: Tensor
     """``(n, dim)`` float32 contexts: means of cells over the hops of the context, by the spatial directions."""
     niche: Tensor
-    """``(n, dim)`` float32 of length 1, from which niches are assigned: mean of embeddings over `smoothing` hops."""
-    means: Tensor
-    """``(n, dim)`` float32 means of cells over the hops of the context, from which contexts are computed."""
+    """``(n, dim)`` float32 of length 1, from which niches are assigned: mean of embeddings over their neighbourhood."""
     directions: Directions | None = None
     """Spatial directions, where they were computed here."""
+    axes: Tensor | None = None
+    """``(P, n_axes)`` float32 principal axes of the slide, where they were computed here."""
 
     @property
     def h(self) -> Tensor:
@@ -52,35 +54,44 @@ def encode_slide(model: Stage, slide: Slide, panel: Panel | None = None, *, bloc
     that of this slide). The number of cells in a `block` changes the result by rounding only. Memory: five
     ``(n, dim)`` float32 arrays and one block, 0.6 GB for a million cells with ``dim=32``.
     """
-    device = model.tree.parent.device
+    device, config = model.tree.parent.device, model.config
     graph, local = row_blocks(slide.graph, block, device), partial(cut_rows, slide.local, block, device)
-    vectors, directions = initial_vectors(model, slide), None
-    if panel is None and model.config.whiten:
-        means, directions = context_means(slide, vectors, model.config, graph, block)
-        panel = slide_panel(slide, model.vocabulary)._replace(whitening=directions.map.cpu())
+    axes, directions = None, None
+    if panel is None and config.whiten:
+        axes = slide_axes(slide, config)
+        panel, frame = _on_axes(model, slide, axes)
+        means, directions = context_means(slide, initial_vectors(model, panel), config, graph, block, frame=frame)
+        panel = panel._replace(whitening=directions.map)
     else:
-        hops = context_settings(slide, model.config).hops
-        means = next(islice(hop_means(slide, vectors, graph, block), hops, None))
-    panel = (slide_panel(slide, model.vocabulary) if panel is None else panel).to(device)
+        panel = (slide_panel(slide, model.vocabulary) if panel is None else panel).to(device)
+        hops = context_settings(slide, config).hops
+        means = next(islice(hop_means(slide, initial_vectors(model, panel), graph, block), hops, None))
     context, z = apply_map(means, panel).cpu(), torch.empty_like(means)
     for cells, rows in slide.blocks(block):
         z[cells] = model.embed(Sparse(rows).to(device), panel)
     for layer in model.encoder.layers:
         z = attend_all(layer, z, graph)
-    gated, pooled = model.encoder.gated(z), torch.empty(slide.n_cells, model.config.dim)
+    gated, pooled = model.encoder.gated(z), torch.empty(slide.n_cells, config.dim)
     for part in local():
         pooled[part.rows] = model.encoder.pool(part.times(gated)).cpu()
     h = normalize(pooled, dim=1).to(device)
-    for _ in range(model.config.smoothing):
+    for _ in range(hops_within(config.smoothing_reach, slide)):
         h = smooth(h, graph)
-    return Encoded(pooled, context, normalize(h, dim=1).cpu(), means.cpu(), directions)
+    return Encoded(pooled, context, normalize(h, dim=1).cpu(), directions, axes)
 
 
 @torch.no_grad()
 def calibrate(model: Stage, slide: Slide, cells: Tensor | slice = slice(None)) -> Panel:
-    """Panel of a slide with the spatial directions computed from some of its cells, on the model's device."""
-    vectors, panel = initial_vectors(model, slide), slide_panel(slide, model.vocabulary)
-    if model.config.whiten:
-        _, directions = context_means(slide, vectors, model.config, cells=cells)
-        panel = panel._replace(whitening=directions.map.cpu())
-    return panel.to(vectors.device)
+    """Panel of a slide with its axes, and spatial directions computed from some of its cells; on the model's device."""
+    if not model.config.whiten:
+        return slide_panel(slide, model.vocabulary).to(model.tree.parent.device)
+    panel, frame = _on_axes(model, slide, slide_axes(slide, model.config, cells))
+    _, directions = context_means(slide, initial_vectors(model, panel), model.config, cells=cells, frame=frame)
+    return panel._replace(whitening=directions.map)
+
+
+def _on_axes(model: Stage, slide: Slide, axes: Tensor) -> tuple[Panel, Tensor]:
+    """Panel of a slide with its first axes, and the model's vectors in terms of these; on the model's device."""
+    panel = slide_panel(slide, model.vocabulary)._replace(axes=axes[:, : model.config.dim])
+    panel = panel.to(model.tree.parent.device)
+    return panel, initial_vectors(model, panel).double().T @ model.initial_vectors[panel.genes].double()

@@ -9,7 +9,7 @@ import numpy as np
 from stage_sc.embed._context import initial_vectors
 from stage_sc.embed._profiles import profile_covariance
 from stage_sc.nn import Stage
-from stage_sc.slides import Slide
+from stage_sc.slides import Slide, slide_panel
 
 # Numbers of cells and genes of a slide from which the score is computed.
 N_CELLS, N_GENES = 1000, 400
@@ -23,7 +23,7 @@ def coexpression_correlation(model: Stage, slide: Slide) -> float:
     Coexpression is the correlation of neighbourhood profiles on the slide, and the cosine of initial vectors in the
     model.
     """
-    vectors = initial_vectors(model, slide).double().numpy()
+    vectors = initial_vectors(model, slide_panel(slide, model.vocabulary)).cpu().double().numpy()
     known = np.flatnonzero(np.square(vectors).sum(axis=1) > 0)
     genes = known[:: math.ceil(len(known) / N_GENES) or 1]
     on_slide = _correlation(profile_covariance(slide, N_CELLS, genes))

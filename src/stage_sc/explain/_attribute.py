@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from stage_sc.embed import ContextMap, calibrate
+from stage_sc.embed import ContextMap, calibrate, hops_within
 from stage_sc.explain._gradients import integrate
 from stage_sc.explain._patches import hops_of, make_patches, mean_graph
 from stage_sc.explain._tally import Lens, Tally
@@ -39,16 +39,17 @@ def explain_nodes(
 ) -> None:
     """Add the contributions to differences of cosines; `stored` are the niche embeddings of the centres."""
     panel = calibrate(model, slide)
-    vectors = model.embedder.vectors.detach()[panel.genes]
+    vectors = model.embedder.vectors.detach()[panel.genes] if panel.axes is None else panel.axes
     vectors = vectors / torch.sqrt(vectors.square().sum() + 1e-12)
     vectors = vectors if panel.whitening is None else vectors @ panel.whitening
     lens = _lens(model, slide, vectors)
     start = torch.from_numpy((lens.mean - slide.mean) / lens.scale @ lens.vectors).float()
     encoder, means = deepcopy(model.encoder).requires_grad_(False), mean_graph(slide)
+    hops = hops_within(model.config.smoothing_reach, slide)
     for first in range(0, len(chosen.centres), BATCH):
         part = slice(first, first + BATCH)
         centres, group = chosen.centres[part], chosen.group[part]
-        patches = make_patches(slide, means, centres, model.config.smoothing, model.config.n_layers)
+        patches = make_patches(slide, means, centres, hops, model.config.n_layers)
         cells, place = np.unique(patches.nodes.cell, return_inverse=True)
         z = torch.from_numpy(lens.cells(cells)).float()[place] + start
         found = integrate(encoder, patches, z, start, rivals)

@@ -156,9 +156,8 @@ def _resolve_slide(
     if layout == "square" and distance < FINE_BINS:
         sigma = BIN_SIGMA if sigma is None else sigma
         logger.warning(
-            "%sbins of %.3g µm hold few counts each, and contexts of 4 steps reach %.3g µm: bins of 8 or 16 µm give "
-            "better niches, in a fraction of the time.",
-            *(about(slide), distance, 4 * distance),
+            "%sbins of %.3g µm hold few counts each: bins of 8 or 16 µm give better niches, in a fraction of the time.",
+            *(about(slide), distance),
         )
     return SlideSettings(scale, source, layout, mode, radius, float(local), float(view), sigma)
 

@@ -17,7 +17,7 @@ from stage_sc._messages import naming
 from stage_sc.nn import Stage, StageConfig, check_weights, content_digest
 
 FORMAT = "stage_sc checkpoint"
-FORMAT_VERSION = 5
+FORMAT_VERSION = 6
 SUFFIX = ".safetensors"
 HEADER = {"config", "digest", "genes", "name", "package_version", "slides"}
 

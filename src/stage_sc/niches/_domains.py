@@ -17,7 +17,7 @@ from sklearn.metrics import adjusted_rand_score, pairwise_distances_argmin_min
 from torch import Tensor
 
 from stage_sc._compute import one_thread
-from stage_sc.nn import StageConfig, leaf_order, weighted_ward
+from stage_sc.nn import StageConfig, leaf_order, orthonormal_basis, weighted_ward
 from stage_sc.slides import mix
 
 logger = logging.getLogger("stage_sc.tl")
@@ -72,9 +72,8 @@ def find_domains(sample: Tensor, n_domains: int, config: StageConfig) -> Domains
     `sample` is ``(n, d)`` float32; where fewer than `n_domains` cells differ, as many domains are found, and a warning
     is logged.
     """
-    variance = sample.double().var(dim=0, correction=0)
-    varies = variance >= EMPTY * variance.max()
-    part = sample[:, varies].numpy()
+    axes = _axes_that_vary(sample)
+    part = (sample.double() @ axes).float().numpy()
     distinct = len(np.unique(part, axis=0))
     if distinct < n_domains:
         logger.warning("%d domains were asked for, but only %d cells differ.", n_domains, distinct)
@@ -98,13 +97,25 @@ def find_domains(sample: Tensor, n_domains: int, config: StageConfig) -> Domains
         most = len(best.centres)
     metric = best.metric()
     size = np.bincount(best.domain)
-    order = np.argsort(best.centres[:, 0], kind="stable")  # does not depend on the numbers of K-means
+    order = np.argsort(
+        (best.centres @ axes.numpy().T)[:, 0], kind="stable"
+    )  # does not depend on the numbers of K-means
     centres, size = (best.centres @ metric)[order], size[order]
     if most > 2:
         centres = centres[leaf_order(weighted_ward(centres, size))]
-    padded = torch.zeros(len(varies), metric.shape[1])
-    padded[varies] = torch.from_numpy(metric).float()
-    return Domains(padded, torch.from_numpy(centres).float())
+    return Domains((axes @ torch.from_numpy(metric)).float(), torch.from_numpy(centres).float())
+
+
+def _axes_that_vary(sample: Tensor) -> Tensor:
+    """Orthonormal axes of the directions along which a sample differs, ``(d, r)`` float64.
+
+    Contexts have fewer directions than components: the criterion counts the directions. Their variances may be equal,
+    so the axes are those of the components (`orthonormal_basis`), not principal ones.
+    """
+    centred = sample.double() - sample.double().mean(dim=0)
+    values, axes = torch.linalg.eigh(centred.T @ centred / max(len(sample), 1))
+    axes = axes[:, values >= EMPTY * values[-1]]
+    return orthonormal_basis(axes @ axes.T)
 
 
 def _parts(cells: np.ndarray, n_domains: int, number: int) -> list[np.ndarray]:

@@ -3,7 +3,15 @@
 from stage_sc.nn._attention import Block, Blocks, attend, attend_all, project, smooth
 from stage_sc.nn._augment import Panel, View, clean_view, draw_view
 from stage_sc.nn._config import Modality, StageConfig
-from stage_sc.nn._directions import Directions, covariance, spatial_directions
+from stage_sc.nn._directions import (
+    Directions,
+    complete_turn,
+    covariance,
+    orthogonal_factor,
+    orthonormal_basis,
+    spatial_directions,
+    whitening,
+)
 from stage_sc.nn._embedder import embed_cells
 from stage_sc.nn._encoder import Neighbours
 from stage_sc.nn._linkage import leaf_order, weighted_ward
@@ -32,11 +40,14 @@ __all__ = [
     "attend_all",
     "check_weights",
     "clean_view",
+    "complete_turn",
     "content_digest",
     "covariance",
     "draw_view",
     "embed_cells",
     "leaf_order",
+    "orthogonal_factor",
+    "orthonormal_basis",
     "path_loss",
     "project",
     "reconstruction_loss",
@@ -45,4 +56,5 @@ __all__ = [
     "spatial_directions",
     "swav_loss",
     "weighted_ward",
+    "whitening",
 ]

@@ -20,11 +20,13 @@ class Panel(NamedTuple):
     """``(P,)`` float32, divisor of centred expression."""
     whitening: Tensor | None = None
     """``(dim, dim)`` float32 map of embedded cells, see `stage_sc.nn.spatial_directions`; ``None``: the identity."""
+    axes: Tensor | None = None
+    """``(P, dim)`` float32 principal axes of the slide, in place of gene vectors; ``None``: those of the model."""
 
     def to(self, device: torch.device | str) -> Panel:
         """Copy to `device`."""
-        whitening = None if self.whitening is None else self.whitening.to(device)
-        return Panel(self.genes.to(device), self.mean.to(device), self.scale.to(device), whitening)
+        whitening, axes = (None if tensor is None else tensor.to(device) for tensor in (self.whitening, self.axes))
+        return Panel(self.genes.to(device), self.mean.to(device), self.scale.to(device), whitening, axes)
 
 
 class View(NamedTuple):

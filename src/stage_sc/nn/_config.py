@@ -12,15 +12,15 @@ from stage_sc._checks import check_choice, check_positive
 Modality: TypeAlias = Literal["rna", "protein"]
 # Numbers must be above 0, these may be 0 too.
 MAY_BE_ZERO = (
-    *("n_layers", "epochs", "warmup_epochs", "smoothing", "swav_weight", "reconstruction_weight", "path_weight"),
+    *("n_layers", "epochs", "warmup_epochs", "swav_weight", "reconstruction_weight", "path_weight"),
     *("constant_component", "noise_scale", "power", "spot_power", "spot_edge", "null_margin", "min_sd", "prior_weight"),
-    "domain_shrinkage",
+    *("domain_shrinkage", "smoothing_reach"),
 )
 # At most 1.
 FRACTIONS = ("panel_fraction", "min_fraction", "selection_threshold", "domain_shrinkage")
 # Largest numbers; all others are at most 10⁹, so that sizes and products stay finite.
 AT_MOST = {
-    **dict.fromkeys(("context_hops", "spot_hops", "domain_hops", "test_hops", "smoothing"), 1000),
+    **dict.fromkeys(("test_reach", "context_reach", "domain_reach", "smoothing_reach"), 1e6),
     **{"n_layers": 100, "sinkhorn_iterations": 10_000, "dim": 10_000, "n_axes": 10_000},
     **{"domain_starts": 100_000, "domain_refined": 100_000, "levels": 10_000_000, "noise_rate": float("inf")},
 }
@@ -52,15 +52,18 @@ class StageConfig:
     """Scaling of log-normalised expression per slide and gene: none, minus the mean, or z-scores."""
     min_sd: float = 1e-3
     """Lower bound of the standard deviation in z-scores."""
-    context_hops: int = 4
-    """Number of hops over which embedded cells are averaged to the context of a cell."""
-    spot_hops: int = 2
-    """The same for spots, whose median edge in the graph is longer than `spot_edge`."""
+    test_reach: float = 22.0
+    """Distance in µm over which cells are averaged to test which directions vary in space beyond chance: as many hops
+    of the graph as reach it by the median edge of the slide, at least two. The same for the other distances."""
+    context_reach: float = 44.0
+    """Distance in µm over which embedded cells are averaged to the context of a cell."""
+    domain_reach: float = 77.0
+    """Distance in µm over which embedded cells are averaged to the contexts from which domains are found."""
+    smoothing_reach: float = 44.0
+    """Distance in µm over which the embeddings of a trained network are averaged before niches are assigned; 0: niches
+    of single cells."""
     spot_edge: float = 50.0
     """Median edge in µm from which a place is a spot of several cells."""
-    domain_hops: int = 6
-    """Number of hops over which embedded cells are averaged to the contexts from which domains are found (spots:
-    `spot_hops`)."""
     n_axes: int = 50
     """Maximum number of principal axes of a slide from which these contexts are computed; `dim`, or one for eight cells
     if these are more."""
@@ -70,8 +73,6 @@ class StageConfig:
     """Embedded cells by the spatial directions of their slide, see `stage_sc.nn.spatial_directions`, which makes slides
     of any panel and platform comparable. They are computed from the initial gene vectors, in training as in
     inference."""
-    test_hops: int = 2
-    """Number of hops over which cells are averaged to test which directions vary in space beyond chance."""
     null_margin: float = 1.3
     """Factor on the noise floor (the largest eigenvalue of shuffled cells) that the first direction must exceed."""
     null_cells: int = 20_000
@@ -133,9 +134,6 @@ class StageConfig:
     """Number of passes over the training cells; 0: an untrained network with a tree."""
     warmup_epochs: int = 33
     """Number of these epochs with the local loss only and a fixed tree."""
-    smoothing: int = 4
-    """Number of hops over which the embeddings of a trained network are averaged before niches are assigned; 0: niches
-    of single cells."""
     assignment: Literal["path", "top-down"] = "path"
     """Path of a cell: the greatest sum of cosines over the levels (each with half the weight of the one below), or the
     nearest child from node to node."""
@@ -205,7 +203,7 @@ class StageConfig:
             "swav_levels": "leaves",
             "reconstruction_weight": 0.0,
             "selection": "slide",
-            "smoothing": 0,
+            "smoothing_reach": 0.0,
             "assignment": "top-down",
         }
         return cls(**{**printed, **changes})

@@ -10,7 +10,7 @@ from stage_sc.nn._sparse import Sparse
 
 
 class GeneEmbedder(nn.Module):
-    """Trained gene vectors, ``(G, dim)``, and the embedding of cells by them, see `embed_cells`.
+    """Gene vectors, ``(G, dim)``, and the embedding of cells by them or by the axes of a panel, see `embed_cells`.
 
     Untrained vectors are drawn from `generator` (default: that of torch).
     """
@@ -21,7 +21,8 @@ class GeneEmbedder(nn.Module):
 
     def forward(self, expression: Sparse, panel: Panel, view: View) -> Tensor:
         """Embed cells, ``(n, dim)``."""
-        return embed_cells(expression, panel, view, self.vectors[panel.genes])
+        vectors = self.vectors[panel.genes] if panel.axes is None else panel.axes
+        return embed_cells(expression, panel, view, vectors)
 
 
 def embed_cells(expression: Sparse, panel: Panel, view: View, vectors: Tensor) -> Tensor:

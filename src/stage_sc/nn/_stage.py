@@ -96,6 +96,7 @@ class Stage(nn.Module):
         self.version = version or package_version("stage-sc")
         self.history = None
         self.embedder = GeneEmbedder(len(genes), config.dim, generator)
+        self.embedder.requires_grad_(not config.whiten)  # else cells are embedded by the axes of their slide
         self.encoder = Encoder(config.dim, config.n_layers, config.n_heads, generator)
         self.decoder = skip_init(nn.Linear, config.dim, config.dim)
         nn.init.kaiming_uniform_(self.decoder.weight, a=5**0.5, generator=generator)

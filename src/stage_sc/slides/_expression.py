@@ -44,6 +44,8 @@ class Expression(NamedTuple):
     """``(n,)`` uint64 hash of the counts."""
     filled: np.ndarray
     """``(n,)`` bool, any count of these genes."""
+    intensities: bool
+    """Values are no counts, and never were."""
 
 
 @contextmanager
@@ -125,7 +127,9 @@ def read_expression(
     slides = []
     for code in range(n_slides):
         name, base = names[code] if names else "", scratch and scratch / f"slide{code}"
-        slides.append(_SlideReader(hashes, base, Intensities(name, len(known)) if proteins else Values(name, advice)))
+        slides.append(
+            _SlideReader(hashes, base, Intensities(name, len(known)), None if proteins else Values(name, advice))
+        )
     start = 0
     for part in _row_blocks(X):
         block = _select_genes(to_csr(part, advice), columns)
@@ -139,10 +143,14 @@ def read_expression(
 
 
 class _SlideReader:
-    """Collects one slide from blocks, in memory or in the files of `base`; `hashes` are those of the genes."""
+    """Collects one slide from blocks, in memory or in the files of `base`; `hashes` are those of the genes.
 
-    def __init__(self, hashes: np.ndarray, base: Path | None, values: Values | Intensities) -> None:
-        self.values, self.hashes, self.detected = values, hashes, np.zeros(len(hashes), dtype=np.int64)
+    Without `values` it is of proteins. Otherwise these tell whether it is of counts or of intensities.
+    """
+
+    def __init__(self, hashes: np.ndarray, base: Path | None, proteins: Intensities, values: Values | None) -> None:
+        self.proteins, self.values = proteins, values
+        self.hashes, self.detected = hashes, np.zeros(len(hashes), dtype=np.int64)
         self.identity: list[np.ndarray] = []
         self.lengths: list[np.ndarray] = []
         self.blocks: list[sp.csr_matrix] = []
@@ -150,7 +158,10 @@ class _SlideReader:
 
     def add(self, counts: sp.csr_matrix, known: sp.csr_matrix) -> None:
         """Add rows: `counts` of all genes, for the totals, and those of the genes in the vocabulary."""
-        self.values.add(counts if isinstance(self.values, Values) else known)
+        if self.values is not None:
+            self.values.add(counts)
+        if self.values is None or self.values.may_be_intensities:
+            self.proteins.add(known)
         terms = self.hashes[known.indices]  # a sum of odd numbers times values, modulo 2⁶⁴, is a universal hash
         terms *= known.data.view(np.uint32)
         self.identity.append(row_sums(terms, known.indptr))
@@ -166,7 +177,11 @@ class _SlideReader:
         used = self.detected > 0 if self.detected.any() else self.detected == 0
         position = (np.cumsum(used) - 1).astype(np.int32)
         genes = list(compress(genes, used))
-        length, normalize = np.concatenate(self.lengths), self.values.normalizer()
+        intensities = self.values is None or self.values.intensities
+        if intensities and self.values is not None:
+            self.values.warn_of_intensities()
+        length = np.concatenate(self.lengths)
+        normalize = self.proteins.normalizer() if intensities or self.values is None else self.values.normalizer()
         matrix: sp.csr_matrix | StoredMatrix
         if self.writer is None:
             nnz, indptr = int(self.detected.sum()), np.concatenate([[0], np.cumsum(length)])
@@ -188,7 +203,8 @@ class _SlideReader:
             matrix = StoredMatrix(self.writer.base, len(genes))
         mean, square = sums * (UNIT / max(len(length), 1))
         deviation = np.sqrt(np.maximum(square - np.square(mean), 0))
-        return Expression(matrix, genes, mean, deviation, np.concatenate(self.identity), length > 0)
+        identity = np.concatenate(self.identity)
+        return Expression(matrix, genes, mean, deviation, identity, length > 0, intensities)
 
     def _take_blocks(self, matrix: sp.csr_matrix | StoredMatrix) -> Iterator[sp.csr_matrix]:
         """Blocks of rows; those in memory are freed one by one."""

@@ -35,12 +35,14 @@ class Intensities:
 
     def __init__(self, name: str, n_proteins: int) -> None:
         self.name, self.n_proteins = name, n_proteins
-        self.histogram = np.zeros(n_proteins * BINS, dtype=np.int32)
+        self.histogram = np.zeros(0, dtype=np.int32)
         self.number = self.entries = self.above = 0
         self.whole = True
 
     def add(self, block: sp.csr_matrix) -> None:
         """Add rows in the form of `to_csr`."""
+        if not len(self.histogram):
+            self.histogram = np.zeros(self.n_proteins * BINS, dtype=np.int32)
         self.number += block.nnz
         self.above += int((block.data >= FEW).sum())
         self.entries += block.shape[0] * block.shape[1]

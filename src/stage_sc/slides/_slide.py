@@ -59,6 +59,8 @@ class Slide:
     """Mode of the neighbourhoods, size of the local one and of the view ring, σ of the weights."""
     edge: float
     """Median length of the edges of the graph within sections, µm."""
+    intensities: bool
+    """Expression is of intensities, of proteins as a rule, not of counts."""
     empty: np.ndarray | StoredArray
     """``(n,)`` bool, no counts."""
     isolated: np.ndarray | StoredArray
@@ -227,6 +229,7 @@ def _slide(
         xy=xy[order],
         sizes=(str(settings["mode"]), float(settings["local"]), float(settings["view"]), float(settings["sigma"])),
         edge=float(np.median(in_plane)) if len(in_plane := lengths_in_plane(lengths, xy)) else 0.0,
+        intensities=expression.intensities,
         empty=empty,
         isolated=isolated,
         identity=expression.identity[order],

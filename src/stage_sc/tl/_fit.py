@@ -29,8 +29,7 @@ if TYPE_CHECKING:
 # Fields of the configuration that cannot change in a trained model.
 FIXED = (
     *("modality", "dim", "n_layers", "n_heads", "levels", "scaling", "min_sd"),
-    *("context_hops", "spot_hops", "spot_edge", "whiten", "test_hops", "null_margin", "null_cells"),
-    *("power", "spot_power"),
+    *("test_reach", "context_reach", "spot_edge", "whiten", "null_margin", "null_cells", "power", "spot_power"),
 )
 
 

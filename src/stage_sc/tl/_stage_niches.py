@@ -116,7 +116,7 @@ def stage_niches(
         Colours of the categories of all levels, paths and domains, as `stage_sc.pl` draws them; scanpy, squidpy and
         spatialdata-plot take these.
     ``obsm["X_stage"]``
-        ``(n_cells, dim)`` float32 niche embeddings of length 1, means over four hops (`smoothing` of the model).
+        ``(n_cells, dim)`` float32 niche embeddings of length 1, means over 44 µm (`smoothing_reach` of the model).
     ``uns["stage"]``
         Parameters; name, digest and version of the model; names of the level columns; the whole tree as a table with
         level, parent and number of cells of every node. For a model trained from another also ``init_node``, the node

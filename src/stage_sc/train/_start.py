@@ -8,7 +8,7 @@ from sklearn.cluster import KMeans
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from stage_sc.embed import Encoded, calibrate, coexpression_vectors, encode_slide, window_hops
+from stage_sc.embed import Encoded, calibrate, coexpression_vectors, encode_slide, hops_within, window_hops
 from stage_sc.nn import Panel, SlideQueue, Stage, StageConfig
 from stage_sc.slides import Slide, load_window, sample
 
@@ -91,15 +91,15 @@ def encode_slides(model: Stage, slides: list[Slide]) -> list[Encoded]:
     for slide in slides:
         window, cells = _sampled(model, slide, slides)
         panel = calibrate(model, window, cells) if slide.stored else None
-        pooled, context, niche, means = (part[cells] for part in encode_slide(model, window, panel)[:4])
-        encoded.append(Encoded(pooled, context, niche, means))
+        pooled, context, niche = (part[cells] for part in encode_slide(model, window, panel)[:3])
+        encoded.append(Encoded(pooled, context, niche))
     return encoded
 
 
 def _encode(model: Stage, slides: list[Slide]) -> Encoded:
-    parts = zip(*(one[:4] for one in encode_slides(model, slides)), strict=True)
-    pooled, context, niche, means = map(torch.cat, parts)
-    return Encoded(pooled, context, niche, means)
+    parts = zip(*(one[:3] for one in encode_slides(model, slides)), strict=True)
+    pooled, context, niche = map(torch.cat, parts)
+    return Encoded(pooled, context, niche)
 
 
 def _sampled(model: Stage, slide: Slide, slides: list[Slide]) -> tuple[Slide, Tensor | slice]:
@@ -107,7 +107,7 @@ def _sampled(model: Stage, slide: Slide, slides: list[Slide]) -> tuple[Slide, Te
     if not slide.stored:
         return slide, slice(None)
     cells = reached = sample(slide, MAX_CELLS // sum(one.stored for one in slides))
-    for _ in range(model.config.smoothing):
+    for _ in range(hops_within(model.config.smoothing_reach, slide)):
         reached = np.unique(slide.graph[reached].indices)
     window, position = load_window(slide, reached, model.config.n_layers, window_hops(slide, model.config), rings=False)
     return window, torch.from_numpy(position[np.searchsorted(reached, cells)])
