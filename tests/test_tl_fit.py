@@ -169,7 +169,7 @@ class TestInit:
         assert not tuned.encoder.project.weight.equal(small_model.encoder.project.weight)
         assert not tuned.tree.prototypes.equal(small_model.tree.prototypes)
         one, other = (torch.nn.functional.normalize(model.tree.prototypes, dim=1) for model in (tuned, small_model))
-        assert (one * other).sum(dim=1).min() > 0.8  # niches keep their meaning
+        assert (one * other).sum(dim=1).min() > 0.88  # niches keep their meaning
         start = fit(slides, None, init=small_model, epochs=0)
         assert len(start.history) == 0
         for name, value in small_model.state_dict().items():

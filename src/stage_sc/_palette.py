@@ -101,8 +101,10 @@ def shades(color: str, n: int) -> list[str]:
     chroma, hue = np.hypot(lab[1], lab[2]), np.rad2deg(np.arctan2(lab[2], lab[1]))
     low, high = min(0.35, lab[0]), max(0.9, lab[0])
     turns = np.arange(1, n)
-    lighter = turns % 2 == 1
-    part = ((turns + 1) // 2) / max((n + 1) // 2, 1)
+    if high - lab[0] < 0.05:  # as light as a colour can be: all others are darker
+        lighter, part = np.zeros(n - 1, bool), turns / n
+    else:
+        lighter, part = turns % 2 == 1, ((turns + 1) // 2) / max((n + 1) // 2, 1)
     lightness = np.where(lighter, lab[0] + part * (high - lab[0]), lab[0] - part * (lab[0] - low))
     others: list[Any] = list(_fit_gamut(lightness, np.full(n - 1, chroma), np.full(n - 1, hue))) if n > 1 else []
     return [to_hex(color), *(to_hex(one) for one in others)]

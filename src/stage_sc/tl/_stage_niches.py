@@ -168,7 +168,7 @@ def stage_niches(
 
     The same input gives the same labels, for any order of cells and genes and for rotated or shifted coordinates. Time
     and memory are linear in the number of cells: on one core 12 to 30 s and 3.2 GB for a million cells with 50 genes in
-    each, most of the memory for the expression; `settle` adds up to 1 s, `n_domains` up to 19 s and 1.2 GB. An `X` on
+    each, most of the memory for the expression; `settle` adds up to 1 s, `n_domains` up to 21 s and 1.2 GB. An `X` on
     disk (backed, or a dask array) is read once, in blocks, into temporary files (8 bytes per count).
 
     Examples
