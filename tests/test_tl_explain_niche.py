@@ -305,10 +305,10 @@ def test_muscle_and_t_cells_of_a_breast(dev_data):
     adata = ad.read_h5ad(next((dev_data / "xenium_breast_idc").glob("*.h5ad")))
     st.pp.build_graph(adata)
     st.tl.stage_niches(adata)
-    labels = adata.obs["stage_l3"]
+    labels = adata.obs["stage_l2"]
     often = labels.isin(labels.value_counts()[lambda count: count > 40].index).to_numpy()
-    for gene, partners in (("MYH11", ["ACTA2", "MYLK"]), ("CD3E", ["TRAC", "IL7R", "PTPRC", "CXCR4"])):
+    for gene, partners in (("MYH11", ["ACTA2", "MYLK"]), ("CD3E", ["TRAC", "IL7R"])):
         means = pd.Series(adata[often, gene].X.toarray().ravel()).groupby(labels[often].astype(str).to_numpy()).mean()
         table = explain(adata, means.idxmax(), reference=means.idxmin(), n_cells=40)["table"]
         rank = table.set_index("names")["contribution"].rank(ascending=False)
-        assert rank[[gene, *partners]].min() <= 40, rank[[gene, *partners]]  # of 380
+        assert rank[[gene, *partners]].min() <= 10, rank[[gene, *partners]]
