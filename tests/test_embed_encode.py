@@ -24,6 +24,8 @@ from stage_sc.model import Stage, StageConfig
 from stage_sc.slides import Slide, load_window, mix, read_slides, slide_panel
 
 N, DIM = 260, 8
+# Rank of the gene vectors: all components, all but the constant, and common factors of fewer.
+RANKS = pytest.mark.parametrize("rank", [DIM, DIM - 1, 6, 3])
 
 
 @pytest.fixture(scope="module")
@@ -37,14 +39,17 @@ def slide() -> Slide:
     return slide
 
 
-def network(slide: Slide, seed: int = 0, genes: list[str] | None = None, **changes: object) -> Stage:
-    """Far from its start: the vectors that the genes started from are others than those that they have."""
+def network(
+    slide: Slide, seed: int = 0, genes: list[str] | None = None, rank: int = DIM, **changes: object
+) -> Stage:
+    """Far from its start: the vectors that the genes started from, of some rank, are others than those they have."""
     config = StageConfig(**{"dim": DIM, "n_layers": 1, "levels": (2, 4), **changes})
     model, generator = Stage(config, genes or slide.genes, ["one"], version="0"), torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.copy_(0.4 * torch.randn(parameter.shape, generator=generator))
         model.initial_vectors.copy_(torch.randn(model.initial_vectors.shape, generator=generator))
+        model.initial_vectors[:, rank:] = 0
     return model.eval()
 
 
@@ -61,10 +66,16 @@ def start_of(model: Stage, slide: Slide) -> np.ndarray:
     return model.initial_vectors[[model.vocabulary[gene] for gene in slide.genes]].double().numpy()
 
 
-def axes_and_frame(model: Stage, slide: Slide) -> tuple[np.ndarray, np.ndarray]:
-    """As many principal axes of the slide as the model has components, and the model's vectors on these."""
+def entry(model: Stage, slide: Slide) -> tuple[np.ndarray, np.ndarray | None]:
+    """Vectors by which cells enter, those of their genes where these use all components (the last may be constant).
+
+    Otherwise principal axes of the slide, and the gene vectors in terms of these.
+    """
+    vectors = start_of(model, slide)
+    if not (vectors[:, :-1] == 0).all(axis=0).any():
+        return vectors, None
     axes = slide_axes(slide, model.config).double().numpy()[:, :DIM]
-    return axes, axes.T @ start_of(model, slide)
+    return axes, axes.T @ vectors
 
 
 def hops_of(slide: Slide, reach: float) -> int:
@@ -82,9 +93,13 @@ def directions(
 ) -> np.ndarray:
     """Map of cells to the directions that vary in space more than those of shuffled cells, scaled over a distance."""
     cells, near = hop_mean(slide, vectors, 0), mean_over(slide, hops_of(slide, 22.0))
-    covariance = np.cov(cells.T, bias=True)
-    root = np.linalg.inv(sqrtm(covariance))
-    root = root if frame is None else root @ polar(sqrtm(covariance) @ frame)[0]
+    values, axes = np.linalg.eigh(np.cov(cells.T, bias=True))
+    values, axes = values[used := values > 1e-6 * values[-1]], axes[:, used]
+    root = axes / np.sqrt(values) @ axes.T
+    if frame is not None:
+        left, values, right = np.linalg.svd(axes * np.sqrt(values) @ axes.T @ frame)
+        shared = values > 1e-4 * values[0]
+        root = root @ left[:, shared] @ right[shared]
     unit, place, floor = cells @ root, np.argsort(mix(slide.identity), kind="stable"), []
     for number in range(1, 21):
         shuffled = np.empty_like(unit)
@@ -97,20 +112,22 @@ def directions(
 
 
 def contexts_of(model: Stage, slide: Slide) -> np.ndarray:
-    axes, frame = axes_and_frame(model, slide)
-    return hop_mean(slide, axes) @ directions(slide, axes, frame=frame)
+    vectors, frame = entry(model, slide)
+    return hop_mean(slide, vectors) @ directions(slide, vectors, frame=frame)
 
 
 class TestCalibrate:
+    @RANKS
     @pytest.mark.parametrize("power", [0.0, 0.5, 1.0])
-    def test_equations(self, slide, power):
+    def test_equations(self, slide, power, rank):
         """From the vectors of the start alone: training changes nothing."""
-        model = network(slide, power=power)
-        axes, frame = axes_and_frame(model, slide)
-        expected = directions(slide, axes, power, frame=frame)
+        model = network(slide, power=power, rank=rank)
+        vectors, frame = entry(model, slide)
+        expected = directions(slide, vectors, power, frame=frame)
         panel = calibrate(model, slide)
         got = panel.whitening
-        np.testing.assert_array_equal(panel.axes.double(), axes)
+        assert (panel.axes is None) == (frame is None) == (rank >= DIM - 1)
+        assert frame is None or np.array_equal(panel.axes, vectors)
         assert not got.requires_grad
         np.testing.assert_allclose(got.numpy(), expected, rtol=0, atol=1e-4 * np.abs(expected).max())
 
@@ -136,21 +153,24 @@ class TestEncode:
         torch.testing.assert_close(twice.context, 2 * once.context)
         assert (twice.h - once.h).abs().max() > 0.01
 
+    @RANKS
     @pytest.mark.parametrize("whiten", [True, False])
-    def test_context(self, slide, whiten):
-        model = network(slide, whiten=whiten)
+    def test_context(self, slide, whiten, rank):
+        model = network(slide, whiten=whiten, rank=rank)
         context = encode_slide(model, slide).context
         assert (calibrate(model, slide).whitening is None) == (not whiten)
         vectors = start_of(model, slide)
         expected = contexts_of(model, slide) if whiten else hop_mean(slide, vectors)
         np.testing.assert_allclose(context, expected, atol=1e-4)
 
-    def test_whitened_cells_enter_the_layers(self, slide):
+    @RANKS
+    def test_whitened_cells_enter_the_layers(self, slide, rank):
         """Without layers and with plain means: the pooled cells, in units of what varies."""
-        model = network(slide, n_layers=0)
+        model = network(slide, n_layers=0, rank=rank)
         model.encoder = Stage(model.config, ["gene"], ["one"]).encoder  # untrained
-        axes, frame = axes_and_frame(model, slide)
-        cells = scaled(slide) @ axes / np.linalg.norm(axes) @ directions(slide, axes, frame=frame)
+        model.embedder.vectors.data.copy_(model.initial_vectors)
+        vectors, frame = entry(model, slide)
+        cells = scaled(slide) @ vectors / np.linalg.norm(vectors) @ directions(slide, vectors, frame=frame)
         share = slide.local.toarray().astype(float)
         share /= share.sum(axis=1, keepdims=True)
         np.testing.assert_allclose(encode_slide(model, slide).pooled, share @ cells, atol=1e-3)

@@ -61,9 +61,11 @@ def cases() -> dict[str, Slide]:
 
 
 CASES = ("radius", "hops", "hexagonal", "square", "slide1", "slide2", "slide3")
+# Cells enter by the vectors of their genes, or by the axes of their slide where these have free components.
+BY_AXES = pytest.mark.parametrize("by_axes", [False, True])
 
 
-def network(slide: Slide, n_layers: int, *, sharp: float = 1.0, seed: int = 0) -> Stage:
+def network(slide: Slide, n_layers: int, *, sharp: float = 1.0, seed: int = 0, by_axes: bool = False) -> Stage:
     """All parameters far from their start; with `sharp`, attention has its weight on few cells."""
     config = StageConfig(dim=16, n_layers=n_layers, n_heads=4, levels=(2, 4))
     model = Stage(config, ["another", *reversed(slide.genes), "one more"], ["one"], version="0")
@@ -73,16 +75,18 @@ def network(slide: Slide, n_layers: int, *, sharp: float = 1.0, seed: int = 0) -
             scale = 0.4 * (sharp if ".att_" in name else 1)
             parameter.copy_(scale * torch.randn(parameter.shape, generator=generator))
         model.initial_vectors.copy_(torch.randn(model.initial_vectors.shape, generator=generator))
+        model.initial_vectors[:, 10 if by_axes else 16 :] = 0
+    assert model.by_axes == by_axes
     return model.eval()
+
+
+def hops_of(slide: Slide, reach: float) -> int:
+    return max(2, round(reach / slide.edge))
 
 
 def hop_mean(slide: Slide, hops: int) -> np.ndarray:
     mean = (slide.graph[:].toarray() > 0).astype(float)
     return np.linalg.matrix_power(mean / mean.sum(axis=1, keepdims=True), hops)
-
-
-def hops_of(slide: Slide, reach: float) -> int:
-    return max(2, round(reach / slide.edge))
 
 
 @torch.no_grad()
@@ -96,7 +100,8 @@ def reference(model: Stage, slide: Slide) -> tuple[np.ndarray, np.ndarray]:
         cells = layer(cells, edges, weights)
     share = local * torch.exp(model.encoder.score(cells).clamp(-10, 10)).T
     h = normalize(model.encoder.project(share @ cells / share.sum(dim=1, keepdim=True)), dim=1)
-    vectors = panel.axes.double().numpy()
+    genes = [model.vocabulary[gene] for gene in slide.genes]
+    vectors = (panel.axes if model.by_axes else model.initial_vectors[genes]).double().numpy()
     context = hop_mean(slide, hops_of(slide, 44.0)) @ ((expression.toarray() - slide.mean) / slide.scale @ vectors)
     return h.numpy(), context / np.linalg.norm(vectors) @ panel.whitening.double().numpy()
 
@@ -108,13 +113,14 @@ def assert_close(got: Encoded, h: np.ndarray, context: np.ndarray, tolerance: fl
 
 
 class TestWholeSlides:
+    @BY_AXES
     @pytest.mark.parametrize("name", CASES)
     @pytest.mark.parametrize("n_layers", [0, 1, 2, 3])
     @torch.no_grad()
-    def test_like_the_layers(self, cases, name, n_layers):
+    def test_like_the_layers(self, cases, name, n_layers, by_axes):
         """As is one batch of all cells; batches of some are in test_slides_batch."""
         slide = cases[name]
-        model = network(slide, n_layers, seed=n_layers)
+        model = network(slide, n_layers, seed=n_layers, by_axes=by_axes)
         h, context = reference(model, slide)
         assert_close(encode_slide(model, slide), h, context)
         batch = model(make_batch(slide, calibrate(model, slide), n_layers))
@@ -142,10 +148,13 @@ class TestWholeSlides:
         model.encoder.score.weight *= 1000
         assert_close(encode_slide(model, cases["radius"]), *reference(model, cases["radius"]))
 
+    @BY_AXES
     @pytest.mark.parametrize("name", CASES)
-    def test_any_order_of_the_cells_and_on_disk_and_any_size_of_blocks(self, cases, name, on_disk, put_in_order):
+    def test_any_order_of_the_cells_and_on_disk_and_any_size_of_blocks(
+        self, cases, name, by_axes, on_disk, put_in_order
+    ):
         slide = cases[name]
-        model, order = network(slide, 2), np.random.default_rng(5).permutation(slide.n_cells)
+        model, order = network(slide, 2, by_axes=by_axes), np.random.default_rng(5).permutation(slide.n_cells)
         memory, expected = put_in_order(slide, order), encode_slide(model, slide)
         stored = on_disk(memory)
         assert stored.stored
@@ -156,7 +165,9 @@ class TestWholeSlides:
             assert_close(got, expected.h[order].numpy(), expected.context[order].numpy())
             np.testing.assert_allclose(got.pooled, expected.pooled[order], rtol=TOLERANCE, atol=TOLERANCE)
 
-    def test_reads_blocks_and_expression_twice(self, cases, on_disk, monkeypatch):
+    @BY_AXES
+    def test_reads_blocks_and_expression_twice(self, cases, on_disk, monkeypatch, by_axes):
+        """Once more for the axes of the slide, where these are used: few cells at random places, here all."""
         stored, asked = on_disk(cases["radius"]), []
         plain = type(stored.graph).__getitem__
 
@@ -166,12 +177,11 @@ class TestWholeSlides:
             return part
 
         monkeypatch.setattr(type(stored.graph), "__getitem__", spy)
-        encode_slide(network(stored, 2), stored, block=50)
-        assert max(size for name, size in asked if name != "expression") == 50
+        encode_slide(network(stored, 2, by_axes=by_axes), stored, block=50)
+        assert max(size for name, size in asked if name != "expression" or not by_axes) == 50
         rows = {name: sum(size for other, size in asked if other == name) for name, _ in asked}
         tested, hops = hops_of(stored, 22.0), hops_of(stored, 44.0)
-        axes = 260  # of so few cells all are read for the axes
-        assert rows == {"expression": 2 * 260 + axes, "graph": (hops + 20 * tested + 2 + hops) * 260, "local": 260}
+        assert rows == {"expression": (2 + by_axes) * 260, "graph": (hops + 20 * tested + 2 + hops) * 260, "local": 260}
 
     @pytest.mark.parametrize("name", CASES)
     @pytest.mark.parametrize("reach", [0.0, 1.0, 44.0, 90.0])

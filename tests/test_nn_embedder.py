@@ -85,7 +85,7 @@ class TestEquations:
 
     @pytest.mark.parametrize("scaling", SCALINGS)
     def test_rows_of_the_panel_in_any_order_and_genes_of_other_panels_learn_nothing(self, scaling):
-        model = Stage(StageConfig(dim=4, levels=(2, 4), whiten=False), [f"g{number}" for number in range(12)], ["one"])
+        model = Stage(StageConfig(dim=4, levels=(2, 4)), [f"g{number}" for number in range(12)], ["one"])
         x, vectors = counts(), model.embedder.vectors
         for order in (np.arange(7), np.random.default_rng(2).permutation(7)):
             got = model.embed(Sparse(sp.csr_matrix(x[:, order])), make_panel(x[:, order], scaling, GENES[order]))

@@ -91,9 +91,10 @@ class TestGraph:
 
 class TestLabels:
     def test_domains_agree_better_with_the_truth_than_those_of_single_sections(self):
+        """Where single sections have few cells; of many, sections alone have enough neighbours."""
         by_section, of_stack = [], []
         for seed in range(5):
-            stack = simulate_stack(rng=seed)
+            stack = simulate_stack(400, rng=seed)
             st.pp.build_graph(stack, z_key="z")
             st.tl.stage_niches(stack, n_domains=6)
             for name in stack.obs["section"].unique():
@@ -102,7 +103,7 @@ class TestLabels:
                 st.pp.build_graph(one)
                 st.tl.stage_niches(one, n_domains=6)
                 by_section.append(st.metrics.ari(one, "domain", "stage_domain"))
-        assert np.mean(of_stack) > np.mean(by_section)
+        assert np.mean(of_stack) > np.mean(by_section) + 0.03
 
     def test_neighbours_along_z_have_one_domain_more_often_than_without_the_graph(self, stack, labelled):
         apart = stack.copy()

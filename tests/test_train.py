@@ -28,16 +28,26 @@ class TestTrain:
     @pytest.mark.parametrize(("warmup", "moves"), [(2, False), (0, True)])
     def test_prototypes_move_in_joint_training_alone(self, parts, new_model, warmup, moves):
         model = new_model(epochs=2, warmup_epochs=warmup)
-        before, weight = self.prototypes(model), model.encoder.project.weight.detach().clone()
+        before, vectors = self.prototypes(model), model.embedder.vectors.detach().clone()
         history = self.trained(model, parts)
         assert history["stage"].tolist() == ["joint" if moves else "warm-up"] * 2
         distance = np.abs(self.prototypes(model) - before).max()
         assert distance > 1e-3 if moves else distance < 1e-6
-        assert (model.encoder.project.weight - weight).abs().max() > 1e-4
-        assert model.embedder.vectors.equal(model.initial_vectors)  # fixed: cells enter by the axes of their slide
+        assert (model.embedder.vectors - vectors).abs().max() > 1e-4
         np.testing.assert_allclose(model.tree.prototypes.detach().norm(dim=1).numpy(), 1, atol=1e-6)
         assert model.tree.prototypes.requires_grad
         assert not model.training
+
+    def test_gene_vectors_stay_where_cells_enter_by_the_axes_of_their_slide(self, parts, new_model):
+        model = new_model(epochs=2, warmup_epochs=0)
+        vectors = model.initial_vectors.clone()
+        vectors[:, model.config.dim // 2 :] = 0
+        model.set_vectors(vectors)
+        assert model.by_axes
+        weight = model.encoder.project.weight.detach().clone()
+        self.trained(model, parts)
+        assert model.embedder.vectors.equal(vectors)
+        assert (model.encoder.project.weight - weight).abs().max() > 1e-4
 
     def test_tree_is_grown_twice_or_kept(self, parts, new_model, monkeypatch):
         """Whitening is computed once, and the queue emptied when the tree is new."""

@@ -22,11 +22,13 @@ from stage_sc.slides import Slide
 from stage_sc.train import _start, _train, train
 
 
-def new_model(parts: list[Slide], config: StageConfig, *, vectors: bool = True) -> Stage:
+def new_model(parts: list[Slide], config: StageConfig, *, vectors: bool = True, rank: int | None = None) -> Stage:
     genes = sorted({gene for slide in parts for gene in slide.genes})
     model = Stage(config, genes, [slide.name for slide in parts])
     if vectors:
-        model.set_vectors(torch.from_numpy(coexpression_vectors(parts, genes, config.dim)))
+        found = torch.from_numpy(coexpression_vectors(parts, genes, config.dim))
+        found[:, rank or config.dim :] = 0
+        model.set_vectors(found)
     return model
 
 
@@ -46,7 +48,9 @@ class TestAnyStep:
 
     @pytest.fixture
     def run(self, parts, tmp_path, monkeypatch):
-        def run(config: StageConfig, n_steps: int, every: int, patience: int | None = None) -> int:
+        def run(
+            config: StageConfig, n_steps: int, every: int, patience: int | None = None, rank: int | None = None
+        ) -> int:
             """Train in pieces of `n_steps`, and compare with a training in one; return the number of pieces."""
             true_step, pieces, left = _train.embed_pairs, 0, [sys.maxsize]
 
@@ -57,7 +61,7 @@ class TestAnyStep:
                 return true_step(*arguments)
 
             monkeypatch.setattr(_train, "embed_pairs", step)
-            named, plain, model = {"progress": False, "patience": patience}, *(new_model(parts, config) for _ in "ab")
+            named, plain, model = {"progress": False, "patience": patience}, *(new_model(parts, config, rank=rank) for _ in "ab")
             plain.history = train(plain, parts, np.random.default_rng(0), **named)
             while True:
                 left[0], rng = n_steps, np.random.default_rng(pieces)  # the first counts
@@ -69,9 +73,9 @@ class TestAnyStep:
                 else:
                     break
             assert_same(plain, model)
+            assert model.by_axes == (rank is not None)
             assert not model.training
-            fixed = [name for name, parameter in model.named_parameters() if not parameter.requires_grad]
-            assert fixed == ["embedder.vectors"]
+            assert all(parameter.requires_grad for parameter in model.parameters())
             return pieces
 
         return run
@@ -92,6 +96,9 @@ class TestAnyStep:
     )
     def test_variants(self, run, small_config, changes):
         assert run(small_config.replace(batch_size=70, **changes), 5, 2, 2 if "epochs" in changes else None) > 3
+
+    def test_cells_by_axes_of_their_slide(self, run, small_config):
+        assert run(small_config.replace(batch_size=70), 5, 2, rank=small_config.dim // 2) > 3
 
     def test_the_start_is_not_made_again(self, run, small_config, monkeypatch):
         made = []

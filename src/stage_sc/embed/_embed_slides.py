@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from stage_sc.embed._axes import slide_axes
 from stage_sc.embed._context import context_settings
 from stage_sc.embed._encode import encode_slide
 from stage_sc.embed._slide_context import slide_context
@@ -50,8 +51,9 @@ def embed_slides(model: Stage, slides: list[Slide], device: torch.device, *, dom
             )
         encoded = encode_slide(network, slide)
         context, directions = encoded.context, encoded.directions
-        if domains and encoded.axes is not None:
-            found, directions = slide_context(model, slide, encoded.axes)
+        if domains and directions is not None:
+            axes = slide_axes(slide, model.config) if encoded.axes is None else encoded.axes
+            found, directions = slide_context(model, slide, axes)
             context = found.context
         if directions is not None:
             hops = context_settings(slide, model.config).hops

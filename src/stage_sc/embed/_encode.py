@@ -58,8 +58,7 @@ def encode_slide(model: Stage, slide: Slide, panel: Panel | None = None, *, bloc
     graph, local = row_blocks(slide.graph, block, device), partial(cut_rows, slide.local, block, device)
     axes, directions = None, None
     if panel is None and config.whiten:
-        axes = slide_axes(slide, config)
-        panel, frame = _on_axes(model, slide, axes)
+        panel, frame, axes = _input(model, slide)
         means, directions = context_means(slide, initial_vectors(model, panel), config, graph, block, frame=frame)
         panel = panel._replace(whitening=directions.map)
     else:
@@ -85,13 +84,18 @@ def calibrate(model: Stage, slide: Slide, cells: Tensor | slice = slice(None)) -
     """Panel of a slide with its axes, and spatial directions computed from some of its cells; on the model's device."""
     if not model.config.whiten:
         return slide_panel(slide, model.vocabulary).to(model.tree.parent.device)
-    panel, frame = _on_axes(model, slide, slide_axes(slide, model.config, cells))
+    panel, frame, _ = _input(model, slide, cells)
     _, directions = context_means(slide, initial_vectors(model, panel), model.config, cells=cells, frame=frame)
     return panel._replace(whitening=directions.map)
 
 
-def _on_axes(model: Stage, slide: Slide, axes: Tensor) -> tuple[Panel, Tensor]:
-    """Panel of a slide with its first axes, and the model's vectors in terms of these; on the model's device."""
-    panel = slide_panel(slide, model.vocabulary)._replace(axes=axes[:, : model.config.dim])
-    panel = panel.to(model.tree.parent.device)
-    return panel, initial_vectors(model, panel).double().T @ model.initial_vectors[panel.genes].double()
+def _input(
+    model: Stage, slide: Slide, cells: Tensor | slice = slice(None)
+) -> tuple[Panel, Tensor | None, Tensor | None]:
+    """Panel of a slide on the model's device; by axes of the slide: with the first, the model's vectors on them, all."""
+    panel = slide_panel(slide, model.vocabulary).to(model.tree.parent.device)
+    if not model.by_axes:
+        return panel, None, None
+    axes = slide_axes(slide, model.config, cells)
+    panel = panel._replace(axes=axes[:, : model.config.dim].to(panel.genes.device))
+    return panel, panel.axes.double().T @ model.initial_vectors[panel.genes].double(), axes

@@ -96,7 +96,6 @@ class Stage(nn.Module):
         self.version = version or package_version("stage-sc")
         self.history = None
         self.embedder = GeneEmbedder(len(genes), config.dim, generator)
-        self.embedder.requires_grad_(not config.whiten)  # else cells are embedded by the axes of their slide
         self.encoder = Encoder(config.dim, config.n_layers, config.n_heads, generator)
         self.decoder = skip_init(nn.Linear, config.dim, config.dim)
         nn.init.kaiming_uniform_(self.decoder.weight, a=5**0.5, generator=generator)
@@ -139,6 +138,16 @@ class Stage(nn.Module):
         """Set the initial gene vectors, ``(G, dim)``."""
         self.embedder.vectors.copy_(vectors)
         self.initial_vectors.copy_(vectors)
+
+    @property
+    def by_axes(self) -> bool:
+        """True if cells enter by the principal axes of their slide, turned onto the gene vectors of the model.
+
+        So where these leave components free, as the common factors of several panels do; the principal axes of one
+        panel use all of them, and cells enter by these.
+        """
+        used = int((self.initial_vectors != 0).any(dim=0).sum()) + bool(self.config.constant_component)
+        return self.config.whiten and used < min(self.config.dim, len(self.genes))
 
     @property
     def digest(self) -> str:
