@@ -8,6 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+# Number of cells at a time.
+BLOCK = 8192
 # Minimum variance of a direction, as a fraction of the largest.
 EMPTY = 1e-6
 # Minimum singular value of a direction that is turned, as a fraction of the largest.
@@ -105,8 +107,12 @@ def orthonormal_basis(projector: Tensor) -> Tensor:
 
 def covariance(x: Tensor) -> Tensor:
     """Covariance of the columns of ``(n, dim)``, float64."""
-    centred = x.double() - x.mean(dim=0, dtype=torch.float64)
-    return centred.T @ centred / max(len(x), 1)
+    mean = torch.stack([part.sum(dim=0, dtype=torch.float64) for part in x.split(BLOCK)]).sum(dim=0) / max(len(x), 1)
+    total = x.new_zeros(x.shape[1], x.shape[1], dtype=torch.float64)
+    for part in x.split(BLOCK):
+        centred = part.double() - mean
+        total.addmm_(centred.T, centred)
+    return total / max(len(x), 1)
 
 
 def whitening(cells: Tensor, frame: Tensor | None = None) -> Tensor:
