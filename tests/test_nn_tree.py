@@ -249,7 +249,7 @@ class TestAssign:
         assert len(paths) == levels[-1]
         for cell in range(40):
             if how == "path":
-                best = max(paths, key=lambda path: cosine[cell, path] @ 0.5 ** np.arange(len(levels))[::-1])
+                best = max(paths, key=lambda path: cosine[cell, path].sum())
             else:  # the greatest cosine at the first level decides, then that at the second …
                 best = max(paths, key=lambda path: tuple(cosine[cell, path]))
             assert nodes[cell].tolist() == best

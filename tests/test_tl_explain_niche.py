@@ -50,15 +50,15 @@ def largest(adata, column="stage_l2"):
 
 
 def path_sums(prototypes, parent, levels):
-    """Sum of prototypes along each path, halved from level to level towards the root."""
+    """Sum of prototypes along each path."""
     unit = prototypes / np.linalg.norm(prototypes, axis=1, keepdims=True)
     leaves = np.arange(sum(levels) - levels[-1], sum(levels))
-    sums, node, weight = np.zeros((len(leaves), unit.shape[1])), leaves, 1.0
+    sums, node = np.zeros((len(leaves), unit.shape[1])), leaves
     above = np.zeros((len(leaves), 0), int)
     for _ in levels:
         above = np.column_stack([node, above])
-        sums += weight * unit[node]
-        node, weight = parent[node], weight / 2
+        sums += unit[node]
+        node = parent[node]
     return sums, above
 
 

@@ -135,8 +135,7 @@ class StageConfig:
     warmup_epochs: int = 33
     """Number of these epochs with the local loss only and a fixed tree."""
     assignment: Literal["path", "top-down"] = "path"
-    """Path of a cell: the greatest sum of cosines over the levels (each with half the weight of the one below), or the
-    nearest child from node to node."""
+    """Path of a cell: the greatest sum of cosines over the levels, or the nearest child from node to node."""
     prior_weight: float = 0.04
     """Prior weight of a prototype when the tree settles, as a fraction of the cells."""
     settle_cells: int = 20_000

@@ -103,7 +103,7 @@ class PrototypeTree(nn.Module):
     def paths(self, h: Tensor, *, how: Literal["path", "top-down"] = "path") -> Tensor:
         """Assign every cell, ``(n, dim)`` of length 1, to a path of nodes, ``(n, L)`` int64.
 
-        ``"path"``: the path with the greatest sum of cosines, each level with half the weight of the one below.
+        ``"path"``: the path with the greatest sum of cosines over the levels.
         ``"top-down"``: the nearest child from node to node.
         """
         if how == "top-down":
@@ -117,11 +117,11 @@ class PrototypeTree(nn.Module):
         return torch.stack(nodes, dim=1)
 
     def _path_sums(self) -> Tensor:
-        """``(K_L, dim)`` sum of prototypes from the root level to each leaf, each level halved against the next."""
+        """``(K_L, dim)`` sum of prototypes from the root level to each leaf."""
         prototypes = F.normalize(self.prototypes, dim=1)
         total = prototypes[self.nodes(0)]
         for level in range(1, len(self.levels)):
-            total = prototypes[self.nodes(level)] + total[self.local_parent(level)] / 2
+            total = prototypes[self.nodes(level)] + total[self.local_parent(level)]
         return total
 
     @torch.no_grad()
