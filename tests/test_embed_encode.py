@@ -39,9 +39,7 @@ def slide() -> Slide:
     return slide
 
 
-def network(
-    slide: Slide, seed: int = 0, genes: list[str] | None = None, rank: int = DIM, **changes: object
-) -> Stage:
+def network(slide: Slide, seed: int = 0, genes: list[str] | None = None, rank: int = DIM, **changes: object) -> Stage:
     """Far from its start: the vectors that the genes started from, of some rank, are others than those they have."""
     config = StageConfig(**{"dim": DIM, "n_layers": 1, "levels": (2, 4), **changes})
     model, generator = Stage(config, genes or slide.genes, ["one"], version="0"), torch.Generator().manual_seed(seed)

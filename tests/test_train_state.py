@@ -61,7 +61,8 @@ class TestAnyStep:
                 return true_step(*arguments)
 
             monkeypatch.setattr(_train, "embed_pairs", step)
-            named, plain, model = {"progress": False, "patience": patience}, *(new_model(parts, config, rank=rank) for _ in "ab")
+            named = {"progress": False, "patience": patience}
+            plain, model = (new_model(parts, config, rank=rank) for _ in "ab")
             plain.history = train(plain, parts, np.random.default_rng(0), **named)
             while True:
                 left[0], rng = n_steps, np.random.default_rng(pieces)  # the first counts

@@ -38,7 +38,7 @@ class Encoded(NamedTuple):
     directions: Directions | None = None
     """Spatial directions, where they were computed here."""
     axes: Tensor | None = None
-    """``(P, n_axes)`` float32 principal axes of the slide, where they were computed here."""
+    """``(P, n_axes)`` float32 principal axes of the slide, where cells entered by these."""
 
     @property
     def h(self) -> Tensor:
@@ -92,10 +92,14 @@ def calibrate(model: Stage, slide: Slide, cells: Tensor | slice = slice(None)) -
 def _input(
     model: Stage, slide: Slide, cells: Tensor | slice = slice(None)
 ) -> tuple[Panel, Tensor | None, Tensor | None]:
-    """Panel of a slide on the model's device; by axes of the slide: with the first, the model's vectors on them, all."""
+    """Vectors by which cells of a slide enter a model.
+
+    Returns the panel on the model's device, with axes of the slide if cells enter by these; then also the model's
+    vectors in terms of these axes, and all axes of the slide.
+    """
     panel = slide_panel(slide, model.vocabulary).to(model.tree.parent.device)
     if not model.by_axes:
         return panel, None, None
     axes = slide_axes(slide, model.config, cells)
-    panel = panel._replace(axes=axes[:, : model.config.dim].to(panel.genes.device))
-    return panel, panel.axes.double().T @ model.initial_vectors[panel.genes].double(), axes
+    first = axes[:, : model.config.dim].to(panel.genes.device)
+    return panel._replace(axes=first), first.double().T @ model.initial_vectors[panel.genes].double(), axes

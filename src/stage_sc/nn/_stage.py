@@ -141,10 +141,10 @@ class Stage(nn.Module):
 
     @property
     def by_axes(self) -> bool:
-        """True if cells enter by the principal axes of their slide, turned onto the gene vectors of the model.
+        """Whether cells enter by the principal axes of their slide, turned onto the gene vectors of the model.
 
-        So where these leave components free, as the common factors of several panels do; the principal axes of one
-        panel use all of them, and cells enter by these.
+        True where the gene vectors leave components free, as common factors of several panels do. The vectors of a
+        model of one panel are its principal axes and use all components: cells enter by these.
         """
         used = int((self.initial_vectors != 0).any(dim=0).sum()) + bool(self.config.constant_component)
         return self.config.whiten and used < min(self.config.dim, len(self.genes))
