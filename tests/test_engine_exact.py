@@ -113,9 +113,8 @@ def assert_close(got: Encoded, h: np.ndarray, context: np.ndarray, tolerance: fl
 
 
 class TestWholeSlides:
-    @BY_AXES
     @pytest.mark.parametrize("name", CASES)
-    @pytest.mark.parametrize("n_layers", [0, 1, 2, 3])
+    @pytest.mark.parametrize(("n_layers", "by_axes"), [(0, False), (1, False), (2, False), (2, True), (3, False)])
     @torch.no_grad()
     def test_like_the_layers(self, cases, name, n_layers, by_axes):
         """As is one batch of all cells; batches of some are in test_slides_batch."""

@@ -125,11 +125,11 @@ class TestWhatIsWritten:
         assert leaves != sorted(leaves, key=lambda node: int(node[1:]))  # or this test shows nothing
 
     def test_nearest_path(self, adata, tree, small_model, prototypes):
-        """Of all paths, the one with the greatest sum of cosines, each level counting half of the one below."""
+        """Of all paths, the one with the greatest sum of cosines."""
         cosine = adata.obsm["X_stage"] @ prototypes.T
         parent = small_model.tree.parent.numpy()
         paths = np.array([[parent[parent[leaf]], parent[leaf], leaf] for leaf in range(8, len(parent))])
-        nearest = paths[(cosine[:, paths] @ [0.25, 0.5, 1]).argmax(axis=1)]
+        nearest = paths[cosine[:, paths].sum(axis=2).argmax(axis=1)]
         assert adata.obs["stage_path"].tolist() == [">".join(f"N{node}" for node in path) for path in nearest]
         assert (cosine[:, 8:].argmax(axis=1) + 8 != nearest[:, 2]).any()
 
