@@ -60,7 +60,8 @@ def fit(
     .. math:: L = L_{swav} + w L_{reconstruction};
 
     then the tree is grown anew and trained with the network, on :math:`L + \lambda L_{path}` (equation 13 of the
-    paper).
+    paper). Gene vectors of slides whose panels differ are not trained: cells enter by the principal axes of their
+    slide, which these vectors only turn.
 
     From another model (`init`), network and tree are trained a little further, and then the tree settles on `data`, as
     in `stage_niches`: the number of niches in use falls to the number that the cells support.
