@@ -17,7 +17,7 @@ from sklearn.metrics import adjusted_rand_score, pairwise_distances_argmin_min
 from torch import Tensor
 
 from stage_sc._compute import one_thread
-from stage_sc.nn import StageConfig, leaf_order, orthonormal_basis, weighted_ward
+from stage_sc.nn import StageConfig, covariance, leaf_order, orthonormal_basis, weighted_ward
 from stage_sc.slides import mix
 
 logger = logging.getLogger("stage_sc.tl")
@@ -97,9 +97,8 @@ def find_domains(sample: Tensor, n_domains: int, config: StageConfig) -> Domains
         most = len(best.centres)
     metric = best.metric()
     size = np.bincount(best.domain)
-    order = np.argsort(
-        (best.centres @ axes.numpy().T)[:, 0], kind="stable"
-    )  # does not depend on the numbers of K-means
+    # By the first component, which does not depend on the numbers of K-means.
+    order = np.argsort((best.centres @ axes.numpy().T)[:, 0], kind="stable")
     centres, size = (best.centres @ metric)[order], size[order]
     if most > 2:
         centres = centres[leaf_order(weighted_ward(centres, size))]
@@ -112,8 +111,7 @@ def _axes_that_vary(sample: Tensor) -> Tensor:
     Contexts have fewer directions than components: the criterion counts the directions. Their variances may be equal,
     so the axes are those of the components (`orthonormal_basis`), not principal ones.
     """
-    centred = sample.double() - sample.double().mean(dim=0)
-    values, axes = torch.linalg.eigh(centred.T @ centred / max(len(sample), 1))
+    values, axes = torch.linalg.eigh(covariance(sample))
     axes = axes[:, values >= EMPTY * values[-1]]
     return orthonormal_basis(axes @ axes.T)
 

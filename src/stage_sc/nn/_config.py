@@ -71,8 +71,8 @@ class StageConfig:
     """Maximum number of cells from which the principal axes of a slide are computed."""
     whiten: bool = True
     """Embedded cells by the spatial directions of their slide, see `stage_sc.nn.spatial_directions`, which makes slides
-    of any panel and platform comparable. They are computed from the initial gene vectors, in training as in
-    inference."""
+    of any panel and platform comparable. They are computed from the initial gene vectors, or from the axes of the
+    slide (`Stage.by_axes`), in training as in inference."""
     null_margin: float = 1.3
     """Factor on the noise floor (the largest eigenvalue of shuffled cells) that the first direction must exceed."""
     null_cells: int = 20_000
